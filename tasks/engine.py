@@ -1,0 +1,88 @@
+"""The engine as a task sees it: work goes in, outcomes come back through a future.
+
+Owns the shapes that cross this border and no code; `workers.engine` implements the protocol and `tasks` calls it.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.lanes import Service
+
+__all__ = ["Engine", "ItemError", "Operation", "Outcomes", "Work"]
+
+Operation = Literal["embeddings", "rerank"]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """Why one item has no result: a permanent code and a sentence."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Items for one model, to be computed together or apart, as the engine likes.
+
+    Attributes:
+        model: name of the card (`ModelCard.name`).
+        operation: what to compute.
+        texts: the texts, or for rerank the documents; length n.
+        queries: for rerank, the query of each document, length n; else None.
+        service: interactive or bulk.
+        instruction: put before each text by the model's own format; None leaves the text alone.
+        dimensions: cut embeddings to this length and normalize again; None keeps the model's own.
+        truncate: cut a text that is too long at its `end` or its `start`; `none` makes it an item error with
+            code `context_length_exceeded`.
+        deadline_s: `time.monotonic()` after which nobody waits for it any more; None never.
+    """
+
+    model: str
+    operation: Operation
+    texts: Sequence[str]
+    queries: Sequence[str] | None = None
+    service: Service = Service.BULK
+    instruction: str | None = None
+    dimensions: int | None = None
+    truncate: Literal["end", "start", "none"] = "end"
+    deadline_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What became of n items, in their order, as columns.
+
+    Attributes:
+        values: float32, shape (n, d) embeddings or (n,) scores in [0, 1]; rows of failed items are zero.
+        tokens: int32, shape (n,): tokens that the model read, special tokens included, after truncation.
+        truncated: bool, shape (n,): whether text was cut off.
+        errors: the failed items by position.
+    """
+
+    values: NDArray[np.float32]
+    tokens: NDArray[np.int32]
+    truncated: NDArray[np.bool_]
+    errors: Mapping[int, ItemError] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """What a worker offers to a task."""
+
+    def submit(self, work: Work) -> Future[Outcomes]:
+        """Tokenize and queue the work; the future ends with its outcomes.
+
+        The future ends with `DeadlineExceeded` when the deadline passed before the device saw the work, and with
+        `EngineClosed` when the worker goes away. Cancelling the future gives its place in the queue free.
+
+        Raises:
+            tasks.errors.ModelNotFound: this worker has no such model.
+            tasks.errors.LaneFull: more tokens wait than `Settings.engine_max_tokens`.
+            tasks.errors.EngineClosed: the worker is going away.
+        """
+        ...

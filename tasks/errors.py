@@ -1,0 +1,209 @@
+"""The whole error tree. One retry rule for all of them: `exc.retryable`.
+
+    TwolaneError
+    |-- RequestError            the caller has to change the request
+    |   |-- InvalidRequest      a field is missing, wrong or too large
+    |   |-- ModelNotFound       no such model in the catalogue
+    |   |-- NotFound            no such job, file or batch (or another tenant's)
+    |   |-- TooLarge            the body is over a limit in bytes
+    |   |-- WrongCapability     the model cannot do what was asked
+    |   |-- IdempotencyMismatch the key was used before with another payload
+    |   |-- NotFinished         results were asked for before the job's end
+    |   |-- Conflict            the job's state does not allow the move
+    |   `-- Expired             it existed, and its time is over
+    |-- CapacityError           the same request may succeed later
+    |   |-- NoWorker            no worker is ready for this model
+    |   |-- LaneFull            the interactive lane is full
+    |   |-- StoreFull           the store takes no new jobs now
+    |   |-- StoreUnavailable    the store does not answer
+    |   `-- DeadlineExceeded    the answer came too late, or not at all
+    |-- WorkError               computing failed
+    |   |-- ItemFailed          one item cannot be computed; its neighbours can
+    |   |-- OutOfMemory         a batch does not fit on the device
+    |   `-- EngineClosed        the worker is going away
+    `-- ConfigError             the process must not start like this
+
+Each class has a permanent `code`: clients may rely on it. HTTP status numbers are not known here, see `app/errors.py`.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "CapacityError",
+    "ConfigError",
+    "Conflict",
+    "DeadlineExceeded",
+    "EngineClosed",
+    "Expired",
+    "IdempotencyMismatch",
+    "InvalidRequest",
+    "ItemFailed",
+    "LaneFull",
+    "ModelNotFound",
+    "NoWorker",
+    "NotFinished",
+    "NotFound",
+    "OutOfMemory",
+    "RequestError",
+    "StoreFull",
+    "StoreUnavailable",
+    "TooLarge",
+    "TwolaneError",
+    "WorkError",
+    "WrongCapability",
+]
+
+
+class TwolaneError(Exception):
+    """Base of all errors that we raise on purpose.
+
+    Attributes:
+        code: permanent name of the kind of error, part of the API.
+        retryable: whether the very same request may succeed later.
+        message: a sentence for the person who reads it.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class RequestError(TwolaneError):
+    """The caller has to change the request. `param` names the field, where there is one."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class InvalidRequest(RequestError):
+    """A field is missing, has the wrong type or is over a limit."""
+
+    code = "invalid_value"
+
+
+class ModelNotFound(RequestError):
+    """The catalogue has no model of that name."""
+
+    code = "model_not_found"
+
+
+class NotFound(RequestError):
+    """There is no such job, file or batch for this tenant."""
+
+    code = "not_found"
+
+
+class TooLarge(RequestError):
+    """The body is over a limit in bytes, or can never fit into the store."""
+
+    code = "request_too_large"
+
+
+class WrongCapability(RequestError):
+    """The model exists, but cannot do what was asked."""
+
+    code = "model_capability"
+
+
+class IdempotencyMismatch(RequestError):
+    """The idempotency key was used before with another payload."""
+
+    code = "idempotency_mismatch"
+
+
+class NotFinished(RequestError):
+    """Results were asked for before the job reached its end."""
+
+    code = "job_not_finished"
+    retryable = True
+
+
+class Conflict(RequestError):
+    """The job's state does not allow this move."""
+
+    code = "conflict"
+
+
+class Expired(RequestError):
+    """It existed once, and was deleted when its time was over."""
+
+    code = "expired"
+
+
+class CapacityError(TwolaneError):
+    """The same request may succeed later. `retry_after_s` says when to try again."""
+
+    code = "over_capacity"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class NoWorker(CapacityError):
+    """No worker is ready for this model."""
+
+    code = "model_not_ready"
+
+
+class LaneFull(CapacityError):
+    """More work waits in the interactive lane than its limit allows."""
+
+    code = "rate_limit_exceeded"
+
+
+class StoreFull(CapacityError):
+    """The store is over its share of memory for new jobs."""
+
+    code = "store_full"
+
+
+class StoreUnavailable(CapacityError):
+    """The store does not answer."""
+
+    code = "store_unavailable"
+
+
+class DeadlineExceeded(CapacityError):
+    """The answer did not come within the deadline."""
+
+    code = "deadline_exceeded"
+
+
+class WorkError(TwolaneError):
+    """Computing failed on the device side."""
+
+    code = "work_failed"
+
+
+class ItemFailed(WorkError):
+    """One item cannot be computed; its neighbours can."""
+
+    code = "item_failed"
+
+
+class OutOfMemory(WorkError):
+    """A batch does not fit on the device; a smaller one may."""
+
+    code = "out_of_memory"
+    retryable = True
+
+
+class EngineClosed(WorkError):
+    """The worker is going away; the work has to be given to another one."""
+
+    code = "engine_closed"
+    retryable = True
+
+
+class ConfigError(TwolaneError):
+    """The process must not start like this."""
+
+    code = "config_error"

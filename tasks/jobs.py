@@ -1,0 +1,112 @@
+"""What a job and a chunk are: frozen values, the states of a job and its allowed moves.
+
+Owns no storage (`tasks.store`) and no HTTP shape (`app.schemas`).
+"""
+
+import enum
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tasks.engine import Operation
+
+__all__ = ["TERMINAL", "ChunkInput", "ChunkRecord", "Counts", "Job", "JobParams", "JobState", "new_job_id"]
+
+
+class JobState(enum.StrEnum):
+    """The state of a job. `cancelling` lasts until no claim holds a chunk any more."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
+
+
+@dataclass(frozen=True, slots=True)
+class JobParams:
+    """How the items of a job are to be computed; the same fields as in `tasks.engine.Work`."""
+
+    instruction: str | None = None
+    dimensions: int | None = None
+    truncate: Literal["end", "start", "none"] = "end"
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkInput:
+    """The items of one chunk, as the worker reads them.
+
+    Attributes:
+        texts: texts or documents, length n.
+        queries: for rerank the query of each document, length n; else None.
+        ids: the caller's own ids, length n; None when the caller gave none.
+    """
+
+    texts: list[str]
+    queries: list[str] | None = None
+    ids: list[str | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRecord:
+    """One line of the chunk table: where its items stand in the job and what they weigh."""
+
+    index: int
+    start: int
+    items: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Items of a job by outcome. `completed + failed == total` exactly when the job ended by itself."""
+
+    total: int
+    completed: int = 0
+    failed: int = 0
+    truncated: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it is read from the store. Times are seconds since the epoch, by the server's clock."""
+
+    id: str
+    tenant: str
+    operation: Operation
+    model: str
+    state: JobState
+    counts: Counts
+    chunks: int
+    chunks_done: int
+    tokens: int
+    estimated_tokens: int
+    created_at: float
+    expires_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    params: JobParams = field(default_factory=JobParams)
+    priority: Literal["low", "normal", "high"] = "normal"
+    fingerprint: str = ""
+    error: str = ""
+    # The request's own description of itself: document counts per query, metadata, custom fields.
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has reached a state that it never leaves."""
+        return self.state in TERMINAL
+
+
+def new_job_id() -> str:
+    """Return a new job id that sorts by creation time and cannot be guessed: 11 hex digits of ms, 20 random."""
+    return f"job_{int(time.time() * 1000):011x}{secrets.token_hex(10)}"

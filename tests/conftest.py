@@ -1,0 +1,38 @@
+"""Fixtures that all kinds of tests share: a real Redis-compatible server and settings that point to it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from config.settings import Settings
+from stack.server import EmbeddedServer
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """One server for the whole test session."""
+    with EmbeddedServer(tmp_path_factory.mktemp("server")) as running:
+        yield running
+
+
+@pytest.fixture
+def redis_url(server: EmbeddedServer) -> str:
+    """The URL of the session's server, emptied for this test."""
+    with Redis.from_url(server.url) as client:
+        client.flushall()
+    return server.url
+
+
+@pytest.fixture
+def redis(redis_url: str) -> Iterator[Redis]:
+    """A client of the emptied server."""
+    with Redis.from_url(redis_url) as client:
+        yield client
+
+
+@pytest.fixture
+def settings(redis_url: str, tmp_path: Path) -> Settings:
+    """Settings of a stack that uses the session's server, with the fake model."""
+    return Settings(_env_file=None, redis_url=redis_url, data_dir=tmp_path / "data", port=0, models=("fake",))

@@ -1,0 +1,1 @@
+"""The device side: the only room where torch may be imported."""

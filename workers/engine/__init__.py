@@ -1,0 +1,1 @@
+"""What queues and batches work for the loaded models. Knows nothing of Celery or Redis."""
