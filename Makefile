@@ -1,0 +1,67 @@
+# Every command of the project. `make` alone lists them.
+SHELL := bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+export VENV
+
+# Models come from the installed wheel, a local folder or ModelScope: no test and no demo asks another hub.
+export HF_HUB_OFFLINE ?= 1
+
+$(STAMP): pyproject.toml requirements.lock scripts/setup.sh
+	@scripts/setup.sh
+	@touch $@
+
+.PHONY: help setup demo serve test check faults bench soak format docs lock clean
+
+help: ## show this list
+	@echo "Twolane: embeddings and reranking, small requests at once, large corpora as jobs."
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+##@ Try it
+demo: $(STAMP) ## the whole product on real text, start to end, about a minute
+	@$(BIN)/python -m stack.demo
+
+serve: $(STAMP) ## the stack on 127.0.0.1:8000 until Ctrl-C (PORT= changes it)
+	@$(BIN)/python -m stack.serve
+
+##@ Prove it
+test: $(STAMP) ## all tests but the slow ones
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+check: $(STAMP) ## format, lint, types, import rules, unit and property tests: under a minute
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/unit tests/properties -m "not slow and not gpu"
+
+faults: $(STAMP) ## the slow tests: processes killed, frozen, fed duplicates
+	@$(BIN)/python -m pytest -m slow
+
+bench: $(STAMP) ## measure, print the tables, write benchmarks/results
+	@$(BIN)/python -m benchmarks
+
+soak: $(STAMP) ## hold a load for a long time and watch memory (SOAK_MINUTES=)
+	@$(BIN)/python -m benchmarks.soak
+
+##@ Work on it
+setup: $(STAMP) ## the virtual environment with everything locked (PYTHON=, TORCH=cpu|default, TORCH_INDEX_URL=)
+
+format: $(STAMP) ## rewrite the code in the house format
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+docs: $(STAMP) ## write .env.example and docs/settings.md again from the settings
+	@$(BIN)/python -m config.reference
+
+lock: $(STAMP) ## resolve the dependencies again (UPGRADE=1 takes newer versions)
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url --no-emit-find-links \
+	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml
+
+clean: ## remove caches and build results; .venv and data stay
+	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
