@@ -47,6 +47,10 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(Path("data"), description="Folder for the embedded server's data and for models.")
     host: str = Field("127.0.0.1", description="Address that the web server binds.")
+    keys_file: Path | None = Field(
+        None,
+        description="TOML file with the API keys and their limits; without it the server is open, on loopback only.",
+    )
     port: Port = Field(8000, validation_alias=_also("PORT"), description="Port of the web server; 0 takes a free one.")
     flower_port: Port = Field(0, description="Port of the Flower dashboard on 127.0.0.1; 0 takes a free one.")
     flower_user: str = Field("twolane", description="User name for the Flower dashboard.")

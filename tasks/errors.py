@@ -3,6 +3,8 @@
     TwolaneError
     |-- RequestError            the caller has to change the request
     |   |-- InvalidRequest      a field is missing, wrong or too large
+    |   |-- AuthenticationError no API key, or one that is not known
+    |   |-- PermissionDenied    the key is good, and may not do this
     |   |-- ModelNotFound       no such model in the catalogue
     |   |-- NotFound            no such job, file or batch (or another tenant's)
     |   |-- TooLarge            the body is over a limit in bytes
@@ -14,6 +16,7 @@
     |-- CapacityError           the same request may succeed later
     |   |-- NoWorker            no worker is ready for this model
     |   |-- LaneFull            the interactive lane is full
+    |   |-- RateLimited         the key has used up a limit of its own
     |   |-- StoreFull           the store takes no new jobs now
     |   |-- StoreUnavailable    the store does not answer
     |   `-- DeadlineExceeded    the answer came too late, or not at all
@@ -29,6 +32,7 @@ Each class has a permanent `code`: clients may rely on it. HTTP status numbers a
 from typing import ClassVar
 
 __all__ = [
+    "AuthenticationError",
     "CapacityError",
     "ConfigError",
     "Conflict",
@@ -44,6 +48,8 @@ __all__ = [
     "NotFinished",
     "NotFound",
     "OutOfMemory",
+    "PermissionDenied",
+    "RateLimited",
     "RequestError",
     "StoreFull",
     "StoreUnavailable",
@@ -85,6 +91,18 @@ class InvalidRequest(RequestError):
     """A field is missing, has the wrong type or is over a limit."""
 
     code = "invalid_value"
+
+
+class AuthenticationError(RequestError):
+    """There is no API key, or one that is not known. The message never holds the key."""
+
+    code = "invalid_api_key"
+
+
+class PermissionDenied(RequestError):
+    """The key is good, and may not do this."""
+
+    code = "permission_denied"
 
 
 class ModelNotFound(RequestError):
@@ -155,6 +173,12 @@ class NoWorker(CapacityError):
 
 class LaneFull(CapacityError):
     """More work waits in the interactive lane than its limit allows."""
+
+    code = "rate_limit_exceeded"
+
+
+class RateLimited(CapacityError):
+    """The key has used up a limit of its own: requests, tokens or queued items."""
 
     code = "rate_limit_exceeded"
 
