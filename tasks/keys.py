@@ -47,12 +47,12 @@ def lane_inflight(lane: Lane) -> str:
 
 
 def lane_requests(lane: Lane) -> str:
-    """List: frames of an interactive lane."""
+    """List: requests of the synchronous hop; those above the limits of a small one wait in the bulk lane's list."""
     return f"{_PREFIX}:lane:{lane.queue}:requests"
 
 
 def lane_load(lane: Lane) -> str:
-    """Hash: tokens that wait in an interactive lane, and the rate at which they are served."""
+    """Hash: tokens that wait in the list of `lane_requests`."""
     return f"{_PREFIX}:lane:{lane.queue}:load"
 
 
@@ -61,9 +61,19 @@ def lane_workers(model: str) -> str:
     return f"{_PREFIX}:workers:{model}"
 
 
+def worker_facts(model: str) -> str:
+    """Hash: what each ready worker of a model says of itself (JSON), by worker id."""
+    return f"{_PREFIX}:workers:{model}:facts"
+
+
 def replies(web_id: str) -> str:
     """List: replies of the interactive lane to one web process."""
     return f"{_PREFIX}:replies:{web_id}"
+
+
+def limits_prefix() -> str:
+    """Prefix of the rate limit counters; the `limits` library puts its own key behind it."""
+    return f"{_PREFIX}:limits"
 
 
 def idempotency(tenant: str, key: str) -> str:
