@@ -1,0 +1,57 @@
+"""Which rows share a forward pass: pure functions over lengths.
+
+Owns the arithmetic of padded tokens. A pass costs its rows times its longest row, so rows of similar length belong
+together. Knows neither lanes nor time.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+__all__ = ["Budget", "pick_around", "pick_run"]
+
+# From the longest row's tokens to the padded tokens that a pass may have.
+Budget = Callable[[int], int]
+
+
+def pick_run(lengths: Iterable[int], budget: Budget) -> int:
+    """Return how many rows from the front of a run sorted by length, up or down, fit into one pass; at least one.
+
+    Args:
+        lengths: tokens per row, ascending or descending, at least one row.
+        budget: padded tokens allowed, by the longest row. The first row is taken even where it is over the budget.
+    """
+    count, longest = 0, 0
+    for length in lengths:
+        longest = max(longest, length)
+        if count and (count + 1) * longest > budget(longest):
+            break
+        count += 1
+    return count
+
+
+def pick_around(lengths: Sequence[int], head: int, budget: Budget, max_waste: float = 0.25) -> tuple[int, int]:
+    """Return the half-open range of rows that share a pass with the row at `head`, which is always in it.
+
+    The range grows from the head towards the neighbour that is nearer in length, as long as padded tokens stay
+    within the budget and the padding's share of them within `max_waste`.
+
+    Args:
+        lengths: tokens per row, ascending.
+        head: position of the row that has to be served now.
+        budget: padded tokens allowed, by the longest row.
+        max_waste: largest share of padding in the pass, in [0, 1).
+    """
+    start, end, real = head, head + 1, lengths[head]
+    while start > 0 or end < len(lengths):
+        down = start > 0 and (end == len(lengths) or _nearer_below(lengths, start, end, head))
+        grown = (start - 1, end) if down else (start, end + 1)
+        real += lengths[start - 1] if down else lengths[end]
+        longest = lengths[grown[1] - 1]
+        padded = (grown[1] - grown[0]) * longest
+        if padded > budget(longest) or padded - real > max_waste * padded:
+            break
+        start, end = grown
+    return start, end
+
+
+def _nearer_below(lengths: Sequence[int], start: int, end: int, head: int) -> bool:
+    return lengths[head] - lengths[start - 1] <= lengths[end] - lengths[head]

@@ -1,0 +1,114 @@
+"""The engine that a worker offers to its tasks: one device, the models on it, one queue in two classes.
+
+Owns putting the parts together and the limits that follow from settings and device. The protocol, with its errors
+and meanings, is `tasks.engine`.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import Self
+
+from config.settings import Settings
+from tasks.engine import Outcomes, Work
+from tasks.errors import EngineClosed, ModelNotFound
+from tasks.lanes import Service
+from workers.engine.intake import admit
+from workers.engine.loop import DeviceLoop, Limits
+from workers.engine.queue import WorkQueue
+from workers.engine.warmup import warm_up
+from workers.models.base import LoadedModel
+
+__all__ = ["DeviceEngine"]
+
+# Defaults by device, measured: on a CPU throughput is flat from about 1,000 tokens per pass.
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 65_536
+_CPU_LATENCY_MS, _GPU_LATENCY_MS = 25.0, 10.0
+# Bulk rows are sorted by length among so many passes' worth of tokens.
+_WINDOW_PASSES = 16
+_CLOSE_S = 10.0
+_LEAST_RETRY_S, _MOST_RETRY_S = 1.0, 60.0
+
+
+class DeviceEngine:
+    """See `tasks.engine.Engine`. Thread-safe; also a context manager that closes itself."""
+
+    def __init__(self, settings: Settings, models: Mapping[str, LoadedModel]) -> None:
+        """Start the device's thread for the loaded models, by card name."""
+        self._models = models
+        self._limits = _limits(settings, models)
+        self._queue = WorkQueue(settings.engine_max_tokens, _WINDOW_PASSES * self._limits.batch_tokens)
+        self._loop = DeviceLoop(self._queue, models, self._limits)
+        self._closed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, work: Work) -> Future[Outcomes]:
+        """See `tasks.engine.Engine.submit`. Tokenizes in the calling thread.
+
+        Raises:
+            tasks.errors.ModelNotFound: this worker has no such model.
+            tasks.errors.WrongCapability: the model cannot do the operation.
+            tasks.errors.InvalidRequest: the work contradicts itself or the model.
+            tasks.errors.LaneFull: more tokens of this class wait than `Settings.engine_max_tokens`.
+            tasks.errors.EngineClosed: the worker is going away.
+        """
+        model = self._models.get(work.model)
+        if model is None:
+            raise ModelNotFound(f"this worker has no model {work.model}", param="model")
+        if self._closed:
+            raise EngineClosed("this worker is going away")
+        request = admit(work, model)
+        if request.rows:
+            self._queue.put(request, self._retry_after_s)
+        else:
+            request.finish_if_complete()
+        return request.future
+
+    def warm_up(self) -> None:
+        """Run every model at the shapes that will come; returns when all of them have made vectors.
+
+        Raises:
+            tasks.errors.WorkError: a model cannot make a vector.
+        """
+        for model in self._models.values():
+            self._loop.call(partial(warm_up, model, self._loop.passes, self._limits.batch_tokens)).result()
+
+    def healthy(self) -> bool:
+        """Return whether the engine can make vectors now, as its last pass or probe showed. Costs nothing."""
+        stuck = self._loop.watchdog.running_s() > self._limits.pass_timeout_s / 2
+        return self._loop.alive and self._loop.health.well and not stuck
+
+    def stats(self) -> dict[str, float]:
+        """Return what an operator wants to see: waiting tokens by class, passes, rate, last pass."""
+        passes = self._loop.passes
+        return {
+            "interactive_tokens": self._queue.waiting_tokens(Service.INTERACTIVE),
+            "bulk_tokens": self._queue.waiting_tokens(Service.BULK),
+            "passes": passes.count,
+            "last_pass_ms": passes.last_ms,
+            "tokens_per_s": passes.tokens_per_s,
+        }
+
+    def close(self) -> None:
+        """End waiting work with EngineClosed, let the current pass end, stop the thread. Idempotent."""
+        self._closed = True
+        self._loop.close(_CLOSE_S)
+
+    def _retry_after_s(self, tokens: int) -> float:
+        rate = self._loop.passes.tokens_per_s
+        return min(max(tokens / rate, _LEAST_RETRY_S), _MOST_RETRY_S) if rate else _LEAST_RETRY_S
+
+
+def _limits(settings: Settings, models: Mapping[str, LoadedModel]) -> Limits:
+    on_cpu = all(model.backend.device == "cpu" for model in models.values())
+    return Limits(
+        batch_tokens=settings.max_batch_tokens or (_CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS),
+        latency_ms=settings.latency_target_ms or (_CPU_LATENCY_MS if on_cpu else _GPU_LATENCY_MS),
+        bulk_min_share=settings.bulk_min_share,
+        pass_timeout_s=settings.pass_timeout_s,
+    )

@@ -1,0 +1,45 @@
+"""No silent bad vector: what is not finite, or has no length, is computed again in float32 and else refused.
+
+Owns that check. Knows nothing of requests.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.engine import ItemError
+from workers.models.backends.base import Backend, Tokens
+
+__all__ = ["INVALID", "find_bad", "run_guarded"]
+
+INVALID = ItemError("invalid_embedding", "The model gives no finite value for this text, not even in float32.")
+
+# Below this a vector has lost its direction; real ones have length 1, unnormalized ones far more than this.
+_LEAST_NORM = 1e-6
+
+
+def find_bad(values: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return, per row of (n, d) vectors or (n,) scores, whether it cannot be used."""
+    if values.ndim == 1:
+        return ~np.isfinite(values)
+    norms = np.linalg.norm(values, axis=1)
+    return np.asarray(~np.isfinite(norms) | (norms < _LEAST_NORM))
+
+
+def run_guarded(backend: Backend, rows: Sequence[Tokens]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Run a batch, its bad rows twice, and return the values with a mask of the rows that stayed bad (zeroed).
+
+    Raises:
+        tasks.errors.OutOfMemory: the rows do not fit together.
+    """
+    values = backend.run(rows)
+    bad = find_bad(values)
+    if bad.any():
+        again = np.flatnonzero(bad).tolist()
+        values = np.array(values)
+        for at in again:
+            values[at] = backend.run_exact([rows[at]])[0]
+        bad = find_bad(values)
+        values[bad] = 0
+    return values, bad

@@ -1,0 +1,168 @@
+"""The thread that owns the device: it takes batches from the queue and runs them, one after the other.
+
+Owns the device. Every call into a backend comes from here, probes and warm-up too, so no backend needs a lock.
+"""
+
+import functools
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from tasks.errors import EngineClosed, WorkError
+from tasks.lanes import Service
+from workers.engine.batching import Budget
+from workers.engine.cost import CostModel
+from workers.engine.guard import run_guarded
+from workers.engine.health import Health
+from workers.engine.oom import SafeSizes
+from workers.engine.passes import Passes
+from workers.engine.queue import Batch, WorkQueue
+from workers.engine.shares import Shares
+from workers.engine.watchdog import Watchdog
+from workers.models.base import LoadedModel
+
+__all__ = ["DeviceLoop", "Limits"]
+
+log = logging.getLogger(__name__)
+
+# How long after the last interactive request traffic still counts as present, and bulk passes stay short.
+_RECENT_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What bounds a pass.
+
+    Attributes:
+        batch_tokens: padded tokens of any pass.
+        latency_ms: what a bulk pass may take while interactive traffic is seen.
+        bulk_min_share: bulk's part of device time under constant interactive load.
+        pass_timeout_s: a pass longer than this ends the process.
+    """
+
+    batch_tokens: int
+    latency_ms: float
+    bulk_min_share: float
+    pass_timeout_s: float
+
+
+class DeviceLoop:
+    """Runs until it is closed. A failure inside it ends the work that waits, and the loop goes on."""
+
+    def __init__(self, work: WorkQueue, models: Mapping[str, LoadedModel], limits: Limits) -> None:
+        self.watchdog = Watchdog(limits.pass_timeout_s)
+        self.health = Health()
+        self._cost = CostModel()
+        self._sizes = SafeSizes(limits.batch_tokens)
+        self.passes = Passes(self._cost, self._sizes, self.watchdog)
+        self._shares = Shares(limits.bulk_min_share, limits.latency_ms / 1000)
+        self._work, self._models, self._limits = work, models, limits
+        self._probes = {name: model.tokenizer.encode(["probe"], "end")[0].tokens for name, model in models.items()}
+        self._errands: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+        self._contended = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine-device", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def call(self, errand: Callable[[], None]) -> Future[None]:
+        """Run a function on the device's thread, between two passes."""
+        future: Future[None] = Future()
+        self._errands.put((errand, future))
+        self._work.wake()
+        return future
+
+    def close(self, timeout_s: float) -> None:
+        """End what waits with EngineClosed, let the current pass end, and stop."""
+        self._stop.set()
+        self._work.close()
+        self._thread.join(timeout_s)
+        self.watchdog.close()
+
+    def _run(self) -> None:
+        try:
+            while not self._stop.is_set():
+                try:
+                    self._turn()
+                except Exception as error:
+                    log.exception("the engine's loop failed; what waits is ended, the loop goes on")
+                    self._work.end_all(WorkError(f"the engine failed: {error}"))
+                    self.health.note(well=False)
+        finally:
+            self._work.close()
+            self._run_errands(closed=True)
+
+    def _turn(self) -> None:
+        batch = self._work.take(self._choose, self._budget, self.health.probe_due_s())
+        self._run_errands()
+        if batch is not None:
+            self._run_batch(batch)
+        elif self.health.probe_due_s() == 0:
+            self._probe()
+
+    def _choose(self, interactive: bool, bulk: bool) -> Service:  # noqa: FBT001 - the queue calls it by position
+        self._contended = interactive and bulk
+        return self._shares.choose(interactive=interactive, bulk=bulk)
+
+    def _budget(self, model: str, service: Service) -> Budget:
+        """Bound a pass by memory, and a bulk pass also by time while somebody may be waiting for an answer."""
+        short = service is Service.BULK and self._work.interactive_age_s() < _RECENT_S
+
+        @functools.cache
+        def budget(longest: int) -> int:
+            tokens = self._sizes.limit(model, longest)
+            if short:
+                tokens = min(tokens, self._cost.tokens_within(model, longest, self._limits.latency_ms))
+            return tokens
+
+        return budget
+
+    def _run_batch(self, batch: Batch) -> None:
+        started_s = time.perf_counter()
+        try:
+            well = self.passes.run(self._models[batch.model], batch.rows)
+        except BaseException as error:
+            for request in {row.request for row in batch.rows}:
+                self._work.forget(request)
+                request.fail(WorkError(f"the engine failed: {error}"))
+            raise
+        self._shares.charge(batch.service, time.perf_counter() - started_s, contended=self._contended)
+        if well:
+            self.health.note(well=True)
+        else:
+            # Bad rows or a bad device? A row that is known to be good tells.
+            self._probe()
+
+    def _probe(self) -> None:
+        """Make one real vector with every model."""
+        well = True
+        for name, tokens in self._probes.items():
+            try:
+                with self.watchdog.watch():
+                    _, bad = run_guarded(self._models[name].backend, [tokens])
+                well = well and not bad.any()
+            except Exception:
+                log.exception("%s: the engine cannot make a vector", name)
+                well = False
+        self.health.note(well=well)
+
+    def _run_errands(self, *, closed: bool = False) -> None:
+        while not self._errands.empty():
+            errand, future = self._errands.get()
+            if closed:
+                future.set_exception(EngineClosed("this worker is going away"))
+                continue
+            try:
+                errand()
+            except Exception as error:  # noqa: BLE001 - an edge: somebody waits for this future
+                future.set_exception(error)
+            else:
+                future.set_result(None)

@@ -1,0 +1,96 @@
+"""Takes one batch through the device: watched, guarded, halved where it fails, scattered to its requests, measured.
+
+Owns what happens between a batch's start and the moment when each of its rows has a value or an error. Knows
+nothing of waiting rows.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+
+from tasks.engine import ItemError
+from tasks.errors import OutOfMemory
+from workers.engine.cost import CostModel
+from workers.engine.guard import INVALID, run_guarded
+from workers.engine.oom import SafeSizes, run_halving
+from workers.engine.requests import Row
+from workers.engine.watchdog import Watchdog
+from workers.models.base import LoadedModel
+
+__all__ = ["Passes"]
+
+log = logging.getLogger(__name__)
+
+# What a measurement keeps of its weight in the rate of tokens when the next one comes.
+_KEEP = 0.98
+
+
+class Passes:
+    """Runs batches; called by the device's thread only.
+
+    Attributes:
+        count: passes that ended well.
+        last_ms: what the last of them took.
+    """
+
+    def __init__(self, cost: CostModel, sizes: SafeSizes, watchdog: Watchdog) -> None:
+        self.count = 0
+        self.last_ms = 0.0
+        self._rate_tokens = self._rate_s = 0.0
+        self._cost, self._sizes, self._watchdog = cost, sizes, watchdog
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Real tokens per second of device time, over the last passes; 0 before the first."""
+        return self._rate_tokens / self._rate_s if self._rate_s else 0.0
+
+    def run(self, model: LoadedModel, rows: Sequence[Row]) -> bool:
+        """Give every row a value or an error, end the requests that are complete; return whether any pass went well."""
+        before = self.count
+        run_halving(
+            rows,
+            lambda part: self._run_part(model, part),
+            lambda part, error: self._shrink(model, part, error),
+            _give_up,
+        )
+        for request in {row.request for row in rows}:
+            request.finish_if_complete()
+        return self.count > before
+
+    def _run_part(self, model: LoadedModel, rows: Sequence[Row]) -> None:
+        started_s = time.perf_counter()
+        with self._watchdog.watch():
+            values, bad = run_guarded(model.backend, [row.tokens for row in rows])
+        self._measure(model, rows, time.perf_counter() - started_s)
+        for row, value, is_bad in zip(rows, values, bad, strict=True):
+            if is_bad:
+                row.request.refuse(row.index, INVALID)
+            else:
+                row.request.accept(row.index, value)
+
+    def _measure(self, model: LoadedModel, rows: Sequence[Row], pass_s: float) -> None:
+        name, longest = model.card.name, _longest(rows)
+        self._cost.observe(name, longest, len(rows) * longest, pass_s * 1000)
+        self._sizes.grow(name, longest)
+        self.count += 1
+        self.last_ms = pass_s * 1000
+        self._rate_tokens = self._rate_tokens * _KEEP + sum(map(len, rows))
+        self._rate_s = self._rate_s * _KEEP + pass_s
+
+    def _shrink(self, model: LoadedModel, rows: Sequence[Row], error: Exception) -> None:
+        name, longest = model.card.name, _longest(rows)
+        log.warning("%s: a pass of %d rows, longest %d tokens, failed: %s", name, len(rows), longest, error)
+        if isinstance(error, OutOfMemory):
+            self._sizes.shrink(name, longest, len(rows) * longest)
+            model.backend.free_memory()
+
+
+def _give_up(row: Row, error: Exception) -> None:
+    full = isinstance(error, OutOfMemory)
+    code = OutOfMemory.code if full else "item_failed"
+    reason = "The text does not fit on the device" if full else "The model fails on this text"
+    row.request.refuse(row.index, ItemError(code, f"{reason}: {error}"))
+
+
+def _longest(rows: Sequence[Row]) -> int:
+    return max(map(len, rows))

@@ -1,0 +1,202 @@
+"""The engine's queue: two classes of service per model, bounded in tokens, cleaned of what nobody waits for.
+
+Owns the lock, the bounds and the deadlines. The order of rows inside a lane is `lanes`', which class goes next and
+how many rows fit into a pass are functions that the loop passes in.
+"""
+
+import heapq
+import itertools
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from tasks.engine import Outcomes
+from tasks.errors import DeadlineExceeded, EngineClosed, LaneFull
+from tasks.lanes import Service
+from workers.engine.batching import Budget
+from workers.engine.lanes import BulkLane, InteractiveLane, RowLane
+from workers.engine.requests import Request, Row
+
+__all__ = ["Batch", "Budgets", "Choose", "WorkQueue"]
+
+# Answered requests whose deadlines may stay noted.
+_SLACK = 256
+
+# From the model's name and the class of service to the budget of the next pass.
+Budgets = Callable[[str, Service], Budget]
+# From whether interactive rows wait, and whether bulk rows do, to the class that goes next.
+Choose = Callable[[bool, bool], Service]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one model and one class that go through the device together."""
+
+    model: str
+    service: Service
+    rows: list[Row]
+
+
+class WorkQueue:
+    """Rows that wait for the device. Thread-safe: any thread puts, one takes."""
+
+    def __init__(self, max_tokens: int, window_tokens: int) -> None:
+        """Bound each class of service to `max_tokens`; sort bulk rows by length among `window_tokens`."""
+        self._max_tokens = max_tokens
+        self._window_tokens = window_tokens
+        self._changed = threading.Condition()
+        self._lanes: dict[Service, dict[str, RowLane]] = {service: {} for service in Service}
+        # Requests with rows in a lane, and their tokens there.
+        self._waiting: dict[Request, int] = {}
+        self._tokens = dict.fromkeys(Service, 0)
+        # A heap; the counter keeps requests themselves from being compared.
+        self._deadlines: list[tuple[float, int, Request]] = []
+        self._order = itertools.count()
+        self._interactive_at_s = float("-inf")
+        self._woken = False
+        self._closed = False
+
+    def put(self, request: Request, retry_after_s: Callable[[int], float]) -> None:
+        """Let a request's rows wait.
+
+        Args:
+            request: has at least one row.
+            retry_after_s: from the tokens that wait to the seconds in which they are worked off.
+
+        Raises:
+            LaneFull: the rows do not fit beside those that wait. Alone they always do, or they could never run.
+            EngineClosed: the queue takes nothing any more.
+        """
+        tokens = request.tokens
+        with self._changed:
+            expired = self._pop_expired()
+            waiting = self._tokens[request.service]
+            full = bool(waiting) and waiting + tokens > self._max_tokens
+            if not full and not self._closed:
+                self._add(request, tokens)
+        _expire(expired)
+        if self._closed:
+            raise EngineClosed("this worker is going away")
+        if full:
+            raise LaneFull(f"{waiting} tokens wait in this worker already", retry_after_s=retry_after_s(waiting))
+        request.future.add_done_callback(lambda future: self._forget_cancelled(request, future))
+
+    def take(self, choose: Choose, budgets: Budgets, timeout_s: float) -> Batch | None:
+        """Remove and return the rows of the next pass; None when none came in time, or after `wake`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._woken or bool(self._waiting), timeout_s)
+            self._woken = False
+            expired = self._pop_expired()
+            batch = self._next_batch(choose, budgets) if self._waiting else None
+        _expire(expired)
+        return batch
+
+    def wake(self) -> None:
+        """Let a waiting `take` return."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def end_all(self, error: Exception) -> None:
+        """End everything that waits with this error."""
+        with self._changed:
+            requests = list(self._waiting)
+            self._remove(set(requests))
+        for request in requests:
+            request.fail(error)
+
+    def forget(self, request: Request) -> None:
+        """Free the places of a request that has ended."""
+        with self._changed:
+            self._remove({request})
+
+    def close(self) -> None:
+        """Take nothing any more, and end what waits with EngineClosed."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self.end_all(EngineClosed("this worker is going away"))
+
+    def waiting_tokens(self, service: Service) -> int:
+        """Return the tokens that wait in a class of service."""
+        return self._tokens[service]
+
+    def has_waiting(self, service: Service) -> bool:
+        """Return whether rows wait in a class of service."""
+        return self._tokens[service] > 0
+
+    def interactive_age_s(self) -> float:
+        """Return how long ago the last interactive request came; infinity if none ever did."""
+        return time.monotonic() - self._interactive_at_s
+
+    def _add(self, request: Request, tokens: int) -> None:
+        service, model = request.service, request.model.card.name
+        lanes = self._lanes[service]
+        if model not in lanes:
+            lanes[model] = InteractiveLane() if service is Service.INTERACTIVE else BulkLane(self._window_tokens)
+        lanes[model].put(request)
+        self._waiting[request] = tokens
+        self._tokens[service] += tokens
+        if request.deadline_s is not None:
+            self._note_deadline(request, request.deadline_s)
+        if service is Service.INTERACTIVE:
+            self._interactive_at_s = time.monotonic()
+        self._changed.notify_all()
+
+    def _note_deadline(self, request: Request, deadline_s: float) -> None:
+        """Keep the heap near the size of what waits: an answered request must not stay until its deadline."""
+        if len(self._deadlines) > 2 * len(self._waiting) + _SLACK:
+            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._waiting]
+            heapq.heapify(self._deadlines)
+        heapq.heappush(self._deadlines, (deadline_s, next(self._order), request))
+
+    def _next_batch(self, choose: Choose, budgets: Budgets) -> Batch:
+        service = choose(self.has_waiting(Service.INTERACTIVE), self.has_waiting(Service.BULK))
+        lanes = self._lanes[service]
+        model = next(name for name, lane in lanes.items() if len(lane))
+        # To the end of the line: models with waiting rows take turns.
+        lanes[model] = lanes.pop(model)
+        rows = lanes[model].take(budgets(model, service))
+        taken: defaultdict[Request, int] = defaultdict(int)
+        for row in rows:
+            taken[row.request] += len(row)
+        for request, tokens in taken.items():
+            self._subtract(request, tokens)
+        return Batch(model, service, rows)
+
+    def _subtract(self, request: Request, tokens: int) -> None:
+        self._tokens[request.service] -= tokens
+        self._waiting[request] -= tokens
+        if not self._waiting[request]:
+            del self._waiting[request]
+
+    def _pop_expired(self) -> list[Request]:
+        """Remove what is past its deadline, so that the device never sees it; the caller ends it without the lock."""
+        now_s = time.monotonic()
+        expired = []
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            request = heapq.heappop(self._deadlines)[2]
+            if request in self._waiting:
+                expired.append(request)
+        self._remove(set(expired))
+        return expired
+
+    def _remove(self, requests: set[Request]) -> None:
+        present = {request for request in requests if request in self._waiting}
+        for request in present:
+            self._subtract(request, self._waiting[request])
+        for service in {request.service for request in present}:
+            for lane in self._lanes[service].values():
+                lane.drop(present)
+
+    def _forget_cancelled(self, request: Request, future: Future[Outcomes]) -> None:
+        if future.cancelled():
+            self.forget(request)
+
+
+def _expire(requests: list[Request]) -> None:
+    for request in requests:
+        request.fail(DeadlineExceeded("the deadline passed before the device could take this"))

@@ -1,0 +1,114 @@
+"""A request is one piece of work inside the engine: rows for the device, and the future that waits for them.
+
+Owns scattering: every row knows its request and its place there, so a batch may mix rows of many requests. Knows
+neither the order of rows (`queue`) nor how outcomes follow from rows (`intake` gives it that as a function).
+"""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.engine import ItemError, Outcomes
+from tasks.lanes import Service
+from workers.models.backends.base import Tokens
+from workers.models.base import LoadedModel
+
+__all__ = ["Finish", "Request", "Row"]
+
+# From the values of all rows and the rows that failed to the outcomes of the work.
+Finish = Callable[[NDArray[np.float32], Mapping[int, ItemError]], Outcomes]
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """One row for the device: its ids, whose it is, and which of its request's rows it is."""
+
+    request: "Request"
+    index: int
+    tokens: Tokens
+    # Place in the order of the interactive lane, see `lanes.InteractiveLane`.
+    tag: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+class Request:
+    """Collects the values of its rows and ends its future exactly once.
+
+    Attributes:
+        model: the loaded model that the rows are for.
+        service: interactive or bulk.
+        deadline_s: `time.monotonic()` after which nobody waits any more; None never.
+        future: what the caller holds. It stays pending until it is settled, so that it can be cancelled any time.
+        rows: all rows, in order of their index.
+    """
+
+    __slots__ = ("_errors", "_finish", "_left", "_lock", "_values", "deadline_s", "future", "model", "rows", "service")
+
+    def __init__(self, model: LoadedModel, service: Service, deadline_s: float | None, finish: Finish) -> None:
+        self.model = model
+        self.service = service
+        self.deadline_s = deadline_s
+        self.future: Future[Outcomes] = Future()
+        self.rows: list[Row] = []
+        self._finish = finish
+        self._errors: dict[int, ItemError] = {}
+        self._left = 0
+        self._lock = threading.Lock()
+        self._values = np.empty(0, np.float32)
+
+    def add_rows(self, rows: Sequence[Tokens]) -> None:
+        """Set the rows that the device has to compute."""
+        dimension = self.model.backend.dimension
+        self.rows = [Row(self, index, tokens) for index, tokens in enumerate(rows)]
+        self._left = len(rows)
+        self._values = np.zeros((len(rows),) if dimension is None else (len(rows), dimension), np.float32)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, without padding."""
+        return sum(map(len, self.rows))
+
+    @property
+    def ended(self) -> bool:
+        """Whether the future has ended, by us or by a caller that cancelled it."""
+        return self.future.done()
+
+    def accept(self, index: int, value: NDArray[np.float32]) -> None:
+        """Take the value of one row."""
+        self._values[index] = value
+        self._count()
+
+    def refuse(self, index: int, error: ItemError) -> None:
+        """Take note that one row cannot be computed."""
+        self._errors[index] = error
+        self._count()
+
+    def finish_if_complete(self) -> None:
+        """End the future when no row is missing. Called once more for a request without rows."""
+        if self._left == 0:
+            try:
+                outcomes = self._finish(self._values, self._errors)
+            except Exception as error:  # noqa: BLE001 - an edge: somebody waits for this future
+                self.fail(error)
+            else:
+                self._settle(lambda: self.future.set_result(outcomes))
+
+    def fail(self, error: BaseException) -> None:
+        """End the future with an error, unless it has ended."""
+        self._settle(lambda: self.future.set_exception(error))
+
+    def _count(self) -> None:
+        self._left -= 1
+
+    def _settle(self, end: Callable[[], None]) -> None:
+        """Leave the pending state once: several threads of ours may want to, and a caller may cancel meanwhile."""
+        with self._lock:
+            mine = not self.future.done() and not self.future.running() and self.future.set_running_or_notify_cancel()
+        if mine:
+            end()

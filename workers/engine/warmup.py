@@ -1,0 +1,62 @@
+"""Real passes before the first request, at the shapes that will come.
+
+Owns the choice of shapes. The first pass of a shape costs more than later ones (kernels are chosen, memory is
+taken), and the cost model should know each length before it has to keep a bulk pass short.
+"""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from tasks.engine import Outcomes
+from tasks.errors import WorkError
+from tasks.lanes import Service
+from workers.engine.passes import Passes
+from workers.engine.requests import Request
+from workers.models.backends.base import Tokens
+from workers.models.base import LoadedModel
+
+__all__ = ["warm_up"]
+
+# Longer shapes are left out once warming up took this long: a large model on a CPU would take minutes.
+_ENOUGH_S = 5.0
+_LENGTHS = (8, 16, 32, 64, 128, 256, 512, 2048, 8192)
+# A second pass of a shape costs what later ones will; the first pays for the choice of kernels.
+_ROUNDS = 2
+
+
+def warm_up(model: LoadedModel, passes: Passes, batch_tokens: int) -> None:
+    """Run one row and a full batch of each length, short ones first.
+
+    Raises:
+        WorkError: the model cannot make a vector.
+    """
+    started_s = time.monotonic()
+    for length, rows in _shapes(model.tokenizer.max_tokens, batch_tokens):
+        if time.monotonic() - started_s > _ENOUGH_S:
+            return
+        request = Request(model, Service.BULK, None, _discard)
+        request.add_rows([_dummy(model, length)] * rows)
+        if not passes.run(model, request.rows):
+            raise WorkError(f"{model.card.name}: the warm-up pass of {rows} rows of {length} tokens failed")
+
+
+def _shapes(max_tokens: int, batch_tokens: int) -> Iterator[tuple[int, int]]:
+    lengths = [length for length in _LENGTHS if length < max_tokens] + [max_tokens]
+    for length in lengths:
+        for rows in dict.fromkeys((1, max(1, batch_tokens // length))):
+            yield from [(length, rows)] * _ROUNDS
+
+
+def _dummy(model: LoadedModel, length: int) -> Tokens:
+    """Return a row of the wanted length that begins and ends as a text of this model does."""
+    ids = model.tokenizer.encode(["warm up"], "end")[0].tokens.ids
+    if length <= len(ids):
+        return Tokens(ids)
+    middle = np.resize(ids[1:-1] if len(ids) > 2 else ids, length - 2)
+    return Tokens(np.concatenate([ids[:1], middle, ids[-1:]]).astype(np.int32))
+
+
+def _discard(*_: object) -> Outcomes:
+    return Outcomes(np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.bool_))

@@ -1,0 +1,133 @@
+"""A backend without weights: vectors from a hash of the text, and faults on demand.
+
+Ships with the product, for tests and for trying an installation. The knobs of its card (`ModelCard.knobs`):
+
+    latency_ms, ms_per_token    how long a pass takes: a constant, and a part per padded token
+    oom_above_tokens            a batch of more padded tokens raises OutOfMemory
+    fail_on                     a batch with a text that contains this raises an error
+    exit_on                     likewise, the process ends with status 3
+    segfault_on                 likewise, the process ends by SIGSEGV
+    hang_on                     likewise, the pass never ends
+    nan_on                      the vector of such a text is NaN, in every precision
+    nan_half_on                 the vector of such a text is NaN, but not in float32
+"""
+
+import hashlib
+import os
+import re
+import signal
+import time
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.catalog import ModelCard
+from tasks.errors import OutOfMemory
+from workers.models.backends.base import Tokens
+from workers.models.tokenizer import Encoded, Truncate
+
+__all__ = ["FakeBackend", "FakeTokenizer"]
+
+_MARKERS = ("fail_on", "exit_on", "segfault_on", "hang_on", "nan_on", "nan_half_on")
+# A row begins with 1, or with the id of its marker, and ends with 2; so a marker survives truncation.
+_BEGIN, _END, _FIRST_MARKER = 1, 2, 10
+_WORD = re.compile(r"\S+")
+
+
+class FakeTokenizer:
+    """One token per word and two special ones. See `workers.models.tokenizer.TextTokenizer`."""
+
+    def __init__(self, card: ModelCard) -> None:
+        self.max_tokens = card.max_tokens
+        self._markers = [(str(card.knobs[name]), _marker_id(name)) for name in _MARKERS if name in card.knobs]
+
+    def encode(self, texts: Sequence[str], truncate: Truncate) -> list[Encoded]:
+        """See `TextTokenizer.encode`."""
+        return [self._encode("", text, truncate) for text in texts]
+
+    def encode_pairs(self, queries: Sequence[str], texts: Sequence[str], truncate: Truncate) -> list[Encoded]:
+        """See `TextTokenizer.encode_pairs`."""
+        return [self._encode(query, text, truncate) for query, text in zip(queries, texts, strict=True)]
+
+    def _encode(self, query: str, text: str, truncate: Truncate) -> Encoded:
+        head = _word_ids(query)[: self.max_tokens // 2]
+        words = _word_ids(text)
+        room = self.max_tokens - 2 - len(head)
+        kept = words[-room:] if truncate == "start" else words[:room]
+        begin = next((code for marker, code in self._markers if marker in text or marker in query), _BEGIN)
+        ids = np.array([begin, *head, *kept, _END], np.int32)
+        return Encoded(Tokens(ids, second_at=1 + len(head) if query else 0), len(kept) < len(words))
+
+
+class FakeBackend:
+    """See `workers.models.backends.base.Backend`."""
+
+    kind = "fake"
+    device = "cpu"
+    dtype = "float32"
+
+    def __init__(self, card: ModelCard) -> None:
+        self.dimension = None if card.rerank_by == "cross-encoder" else card.dimension
+        knobs = card.knobs
+        self._latency_s = float(knobs.get("latency_ms", 0)) / 1000
+        self._token_s = float(knobs.get("ms_per_token", 0)) / 1000
+        self._most_tokens = float(knobs.get("oom_above_tokens", "inf"))
+
+    def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
+        """See `Backend.run`."""
+        values = self._compute(rows)
+        values[_marked(rows, "nan_half_on")] = np.nan
+        return values
+
+    def run_exact(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
+        """See `Backend.run_exact`."""
+        return self._compute(rows)
+
+    def free_memory(self) -> None:
+        """See `Backend.free_memory`."""
+
+    def _compute(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
+        padded = len(rows) * max(map(len, rows))
+        if padded > self._most_tokens:
+            raise OutOfMemory(f"{padded} tokens are more than this fake device holds")
+        time.sleep(self._latency_s + self._token_s * padded)
+        self._break(rows)
+        values = np.stack([_vector(row, self.dimension or 1) for row in rows])
+        if self.dimension is None:
+            values = np.asarray((values[:, 0] + 1) / 2, np.float32)
+        values[_marked(rows, "nan_on")] = np.nan
+        return values
+
+    @staticmethod
+    def _break(rows: Sequence[Tokens]) -> None:
+        if _marked(rows, "exit_on").any():
+            os._exit(3)
+        if _marked(rows, "segfault_on").any():
+            os.kill(os.getpid(), signal.SIGSEGV)
+        while _marked(rows, "hang_on").any():
+            time.sleep(1)
+        if _marked(rows, "fail_on").any():
+            raise RuntimeError("the fake device refuses this text")
+
+
+def _marker_id(name: str) -> int:
+    return _FIRST_MARKER + _MARKERS.index(name)
+
+
+def _marked(rows: Sequence[Tokens], name: str) -> NDArray[np.bool_]:
+    code = _marker_id(name)
+    return np.array([row.ids[0] == code for row in rows])
+
+
+def _word_ids(text: str) -> list[int]:
+    """Return an id per word, above all special ones, the same in every process."""
+    return [zlib.crc32(word.encode("utf-8", "surrogatepass")) % (2**31 - 1000) + 100 for word in _WORD.findall(text)]
+
+
+def _vector(row: Tokens, dimension: int) -> NDArray[np.float32]:
+    """Return a unit vector, or for one dimension a number in [-1, 1], drawn from a hash of the ids."""
+    raw = hashlib.shake_256(row.ids.tobytes()).digest(2 * dimension)
+    values = np.asarray(np.frombuffer(raw, "<i2") / 2**15, np.float32)
+    return values if dimension == 1 else np.asarray(values / np.linalg.norm(values), np.float32)

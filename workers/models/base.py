@@ -1,0 +1,27 @@
+"""What a loaded model is: a card, its tokenizer and a backend that runs it. Owns no loading (`registry`)."""
+
+from dataclasses import dataclass
+
+from config.catalog import ModelCard
+from workers.models.backends.base import Backend
+from workers.models.tokenizer import TextTokenizer
+
+__all__ = ["LoadedModel"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model that is ready to run.
+
+    Attributes:
+        card: its entry in the catalogue.
+        tokenizer: gives the ids that the backend reads.
+        backend: runs them.
+        fingerprint: says which weights, tokenizer, pooling, precision and prompt made a vector: two vectors with
+            the same fingerprint may be compared.
+    """
+
+    card: ModelCard
+    tokenizer: TextTokenizer
+    backend: Backend
+    fingerprint: str
