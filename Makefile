@@ -56,8 +56,9 @@ format: $(STAMP) ## rewrite the code in the house format
 	@$(BIN)/ruff check --fix-only --quiet .
 	@$(BIN)/ruff format .
 
-docs: $(STAMP) ## write .env.example and docs/settings.md again from the settings
+docs: $(STAMP) ## write .env.example, docs/settings.md and docs/errors.md again from the code
 	@$(BIN)/python -m config.reference
+	@$(BIN)/python -m app.reference
 
 lock: $(STAMP) ## resolve the dependencies again (UPGRADE=1 takes newer versions)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url --no-emit-find-links \

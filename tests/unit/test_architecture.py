@@ -1,7 +1,6 @@
 """Rules of the design that no linter knows: see docs/architecture.md."""
 
 import ast
-import inspect
 import re
 import subprocess
 import sys
@@ -9,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tasks import errors
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("app", "workers", "tasks", "config", "stack", "benchmarks", "tests")
@@ -101,32 +98,3 @@ def _asks_environment(node: ast.AST) -> bool:
     if isinstance(node, ast.Attribute):
         return ast.unparse(node) in {"os.environ", "os.getenv"}
     return isinstance(node, ast.Call) and ast.unparse(node.func) in {"Settings", "Redis", "Redis.from_url"}
-
-
-def error_classes() -> list[type[errors.TwolaneError]]:
-    return [
-        value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, errors.TwolaneError)
-    ]
-
-
-def test_two_errors_share_a_code_only_if_a_client_reacts_to_them_alike() -> None:
-    by_code: dict[str, set[tuple[object, ...]]] = {}
-    for error in error_classes():
-        by_code.setdefault(error.code, set()).add((error.__bases__, error.retryable))
-    assert {code: kinds for code, kinds in by_code.items() if len(kinds) > 1} == {}
-
-
-def test_every_error_says_its_code_itself() -> None:
-    """An inherited code would change under a client when the tree is rearranged."""
-    assert [error.__name__ for error in error_classes() if "code" not in vars(error)] == []
-
-
-def test_every_error_is_in_the_drawing_of_the_tree_and_in_the_public_names() -> None:
-    names = {error.__name__ for error in error_classes()}
-    assert names - set(errors.__all__) == set()
-    assert {name for name in names if not re.search(rf"\b{name}\b", errors.__doc__ or "")} == set()
-
-
-def test_every_error_code_is_documented() -> None:
-    page = (ROOT / "docs" / "api.md").read_text("utf-8")
-    assert [error.code for error in error_classes() if f"`{error.code}`" not in page] == []

@@ -1,0 +1,51 @@
+"""Documents point to things that exist."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from config.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+SETTINGS = {f"TWOLANE_{name.upper()}" for name in Settings.model_fields}
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+SOURCE = re.compile(r"`((?:app|workers|tasks|config|stack|tests|docs|deploy|scripts|benchmarks)/[\w./-]+)`")
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    links = LINK.findall(page.read_text("utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_source_file_that_is_named_exists(page: Path) -> None:
+    paths = SOURCE.findall(page.read_text("utf-8"))
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_setting_that_is_named_exists(page: Path) -> None:
+    assert set(re.findall(r"\bTWOLANE_[A-Z_]*[A-Z]\b", page.read_text("utf-8"))) - SETTINGS == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_make_target_that_is_named_exists(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", page.read_text("utf-8"), re.MULTILINE))
+    assert named - targets == set()
+
+
+def test_make_alone_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    declared = re.search(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)
+    assert declared is not None
+    listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [target for target in declared[1].split() if f"make {target} " not in listed] == []
