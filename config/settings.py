@@ -100,7 +100,31 @@ class Settings(BaseSettings):
         description="A ticket that no worker claimed for this long is published again; the delay doubles.",
     )
     max_attempts: Count = Field(3, description="Attempts per chunk before items are isolated and given up.")
+    chunks_in_flight: Count = Field(
+        2, description="Chunks that one worker holds at a time; with two, reading and storing overlap with computing."
+    )
+    store_max_bytes: Annotated[int, Field(ge=0)] = Field(
+        0, description="Memory that jobs may fill where the server has no maxmemory (else 70% of that); 0: no limit."
+    )
     job_ttl_s: Seconds = Field(7 * 86_400.0, description="How long a job and its results are kept.")
+
+    # -- files and batches -------------------------------------------------------------------------------
+    files_url: str = Field(
+        "",
+        description="Folder or fsspec URL (as s3://bucket/path) of uploaded files; empty: `files` in the data folder.",
+    )
+    max_file_bytes: Count = Field(200 * 2**20, description="Largest uploaded file in bytes; above it: 413.")
+    file_ttl_s: Seconds = Field(
+        30 * 86_400.0, description="How long files are kept that name no expiry, and batches with their output files."
+    )
+    batch_window_s: Seconds = Field(86_400.0, description="How long a batch may take; then it ends as expired.")
+    batch_max_requests: Count = Field(50_000, description="Most lines of one batch.")
+    batch_max_groups: Count = Field(
+        32, description="Most different combinations of model and parameters in one batch: each becomes a job."
+    )
+    batch_max_metadata: Count = Field(16, description="Most metadata entries of one batch.")
+    batch_max_metadata_key_chars: Count = Field(64, description="Longest key of a batch's metadata in characters.")
+    batch_max_metadata_value_chars: Count = Field(512, description="Longest value of a batch's metadata in characters.")
 
     # -- worker and engine -------------------------------------------------------------------------------
     device: str = Field("auto", description="auto (every GPU, else the CPU), cpu, cuda, or a list as cuda:0,cuda:1.")

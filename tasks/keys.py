@@ -6,9 +6,32 @@ expiry in the same step.
 
 from tasks.lanes import Lane
 
-__all__ = ["job", "job_chunks", "job_input", "job_pending", "job_result", "lane_inflight", "lane_ready"]
+__all__ = [
+    "BROKER_PREFIX",
+    "idempotency",
+    "job",
+    "job_chunks",
+    "job_events",
+    "job_input",
+    "job_pending",
+    "job_result",
+    "lane_clock",
+    "lane_deadlines",
+    "lane_inflight",
+    "lane_load",
+    "lane_ready",
+    "lane_requests",
+    "lane_workers",
+    "replies",
+    "store_reserved",
+    "store_reserved_until",
+    "store_uploads",
+    "tenant_jobs",
+]
 
 _PREFIX = "twolane"
+# Celery's own keys stand under this prefix, so that a shared server shows whose they are.
+BROKER_PREFIX = f"{_PREFIX}:broker:"
 
 
 def job(job_id: str) -> str:
@@ -24,6 +47,11 @@ def job_chunks(job_id: str) -> str:
 def job_pending(job_id: str) -> str:
     """List: chunk numbers that have no ticket yet."""
     return f"{_PREFIX}:{{{job_id}}}:pending"
+
+
+def job_events(job_id: str) -> str:
+    """Stream: the last change of the job; entry ids are its versions."""
+    return f"{_PREFIX}:{{{job_id}}}:events"
 
 
 def job_input(job_id: str, chunk: int) -> str:
@@ -44,6 +72,16 @@ def lane_ready(lane: Lane) -> str:
 def lane_inflight(lane: Lane) -> str:
     """Sorted set: tickets and claims of a bulk lane, by the time (ms) at which they are overdue."""
     return f"{_PREFIX}:lane:{lane.queue}:inflight"
+
+
+def lane_clock(lane: Lane) -> str:
+    """String: the virtual time of a bulk lane, at which newcomers start."""
+    return f"{_PREFIX}:lane:{lane.queue}:clock"
+
+
+def lane_deadlines(lane: Lane) -> str:
+    """Sorted set: jobs of a bulk lane that have a deadline, by that time (ms)."""
+    return f"{_PREFIX}:lane:{lane.queue}:deadlines"
 
 
 def lane_requests(lane: Lane) -> str:
@@ -84,3 +122,53 @@ def idempotency(tenant: str, key: str) -> str:
 def tenant_jobs(tenant: str) -> str:
     """Sorted set: job ids of a tenant, by creation time."""
     return f"{_PREFIX}:tenant:{tenant}:jobs"
+
+
+def store_reserved() -> str:
+    """Hash: bytes that accepted jobs will still need for results, by job id and as `total`."""
+    return f"{_PREFIX}:store:reserved"
+
+
+def store_reserved_until() -> str:
+    """Sorted set: the jobs of that hash, by the time (ms) at which they expire."""
+    return f"{_PREFIX}:store:reserved-until"
+
+
+def store_uploads() -> str:
+    """Sorted set: ids whose inputs are being stored and that are no jobs yet, by the time (ms) of the last one."""
+    return f"{_PREFIX}:store:uploads"
+
+
+def tenant_queued(tenant: str) -> str:
+    """Hash: unfinished jobs of a tenant whose queue is limited, with their items, by job id."""
+    return f"{_PREFIX}:tenant:{tenant}:queued"
+
+
+def file(file_id: str) -> str:
+    """Hash: the record of a file."""
+    return f"{_PREFIX}:{{{file_id}}}:file"
+
+
+def tenant_files(tenant: str) -> str:
+    """Sorted set: visible files of a tenant; all scores are 0, ids sort by creation time."""
+    return f"{_PREFIX}:tenant:{tenant}:files"
+
+
+def files_expiry() -> str:
+    """Sorted set: all files as tenant/id, by the time (ms) at which their bytes are swept."""
+    return f"{_PREFIX}:files:expiry"
+
+
+def batch(batch_id: str) -> str:
+    """Hash: the record of a batch."""
+    return f"{_PREFIX}:{{{batch_id}}}:batch"
+
+
+def tenant_batches(tenant: str) -> str:
+    """Sorted set: batches of a tenant; all scores are 0, ids sort by creation time."""
+    return f"{_PREFIX}:tenant:{tenant}:batches"
+
+
+def batches_active() -> str:
+    """Sorted set: batches that have not ended, by the time (ms) at which somebody should look after them."""
+    return f"{_PREFIX}:batches:active"
