@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Catalog", "ModelCard", "load_catalog"]
+__all__ = ["Catalog", "ModelCard", "load_catalog", "slug_of"]
 
 Capability = Literal["dense", "sparse", "colbert", "rerank"]
 
@@ -49,8 +49,13 @@ class ModelCard(BaseModel):
 
     @property
     def slug(self) -> str:
-        """The name as it may stand in a queue name or a Redis key: lower case, no slash, no space."""
-        return "".join(c if c.isalnum() or c in "._-" else "-" for c in self.name.lower())
+        """The name as it may stand in a queue name or a Redis key."""
+        return slug_of(self.name)
+
+
+def slug_of(name: str) -> str:
+    """Return a card's name as it may stand in a queue name or a Redis key: lower case, no slash, no space."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name.lower())
 
 
 class Catalog:

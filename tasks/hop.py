@@ -1,0 +1,164 @@
+"""Requests and replies of the synchronous hop as bytes: what `tasks.interactive` sends from one end to the other.
+
+Owns the layout and how an error crosses the wire. Owns no connection.
+
+Request: float64 deadline (ms by the server's clock, put in front by push_request.lua), uint32 tokens, a frame.
+Reply:   uint64 number of the request, a frame. All little-endian.
+"""
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tasks import errors, frames
+from tasks.engine import ItemError, Outcomes, Work
+from tasks.lanes import Service
+
+__all__ = [
+    "Request",
+    "decode_reply",
+    "decode_request",
+    "encode_failure",
+    "encode_outcomes",
+    "encode_request",
+    "reply_id",
+]
+
+_DEADLINE = struct.Struct("<d")
+_TOKENS = struct.Struct("<I")
+_NUMBER = struct.Struct("<Q")
+_FRAME_AT = _DEADLINE.size + _TOKENS.size
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One waiting call, as a worker reads it.
+
+    Attributes:
+        number: the web process's own number for it; the reply carries it.
+        reply_key: the Redis list that the reply goes to.
+        deadline_ms: until when it is wanted, by the server's clock.
+        tokens: what it counts for in the lane.
+        work: what to compute, still without a deadline.
+    """
+
+    number: int
+    reply_key: str
+    deadline_ms: float
+    tokens: int
+    work: Work
+
+
+def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> bytes:
+    """Return the body of a request; the deadline is put in front of it by the server.
+
+    Raises:
+        tasks.errors.InvalidRequest: a text is not Unicode (a lone surrogate).
+    """
+    header = {
+        "number": number,
+        "reply": reply_key,
+        "model": work.model,
+        "operation": work.operation,
+        "texts": list(work.texts),
+        "queries": None if work.queries is None else list(work.queries),
+        "service": work.service.value,
+        "instruction": work.instruction,
+        "dimensions": work.dimensions,
+        "truncate": work.truncate,
+    }
+    try:
+        return _TOKENS.pack(tokens) + frames.pack(header)
+    except TypeError as error:
+        raise errors.InvalidRequest("a text holds a lone surrogate, which is not Unicode", param="input") from error
+
+
+def decode_request(element: bytes) -> Request:
+    """Return the request.
+
+    Raises:
+        tasks.frames.FrameError: the bytes are not a request.
+    """
+    try:
+        (deadline_ms,) = _DEADLINE.unpack_from(element)
+        (tokens,) = _TOKENS.unpack_from(element, _DEADLINE.size)
+        header = frames.peek(memoryview(element)[_FRAME_AT:])
+        return Request(header["number"], header["reply"], deadline_ms, tokens, _work(header))
+    except (struct.error, KeyError, ValueError) as error:
+        raise frames.FrameError("the bytes are not a request") from error
+
+
+def _work(header: Mapping[str, Any]) -> Work:
+    return Work(
+        model=header["model"],
+        operation=header["operation"],
+        texts=header["texts"],
+        queries=header["queries"],
+        service=Service(header["service"]),
+        instruction=header["instruction"],
+        dimensions=header["dimensions"],
+        truncate=header["truncate"],
+    )
+
+
+def encode_outcomes(number: int, outcomes: Outcomes) -> bytes:
+    """Return the reply that carries outcomes."""
+    failed = {str(position): [error.code, error.message] for position, error in outcomes.errors.items()}
+    columns = {"values": outcomes.values, "tokens": outcomes.tokens, "truncated": outcomes.truncated}
+    return _NUMBER.pack(number) + frames.pack({"errors": failed}, columns)
+
+
+def encode_failure(number: int, error: BaseException) -> bytes:
+    """Return the reply that carries an error. What we did not raise on purpose travels as a plain `WorkError`."""
+    if not isinstance(error, errors.TwolaneError):
+        error = errors.WorkError(f"the worker failed on this request ({type(error).__name__})")
+    details = {
+        "class": type(error).__name__,
+        "code": error.code,
+        "message": error.message,
+        "param": getattr(error, "param", None),
+        "retry_after_s": getattr(error, "retry_after_s", None),
+    }
+    return _NUMBER.pack(number) + frames.pack({"failure": details})
+
+
+def reply_id(reply: bytes) -> int:
+    """Return the number of the request that a reply answers.
+
+    Raises:
+        tasks.frames.FrameError: the bytes are too short for a reply.
+    """
+    try:
+        number: int = _NUMBER.unpack_from(reply)[0]
+    except struct.error as error:
+        raise frames.FrameError("the bytes are not a reply") from error
+    return number
+
+
+def decode_reply(reply: bytes) -> Outcomes:
+    """Return the outcomes; their arrays are read-only views of the reply.
+
+    Raises:
+        tasks.errors.TwolaneError: the error that the worker reported, of its own class.
+        tasks.frames.FrameError: the bytes are not a reply.
+    """
+    header, columns = frames.unpack(memoryview(reply)[_NUMBER.size :])
+    if "failure" in header:
+        raise _failure(header["failure"])
+    failed = {int(position): ItemError(*pair) for position, pair in header["errors"].items()}
+    return Outcomes(columns["values"].astype(np.float32, copy=False), columns["tokens"], columns["truncated"], failed)
+
+
+def _failure(details: Mapping[str, Any]) -> errors.TwolaneError:
+    kind = getattr(errors, details["class"], None)
+    message = details["message"]
+    if not (isinstance(kind, type) and issubclass(kind, errors.TwolaneError)):
+        return errors.WorkError(message)
+    if issubclass(kind, errors.CapacityError):
+        return kind(message, retry_after_s=details["retry_after_s"])
+    if issubclass(kind, errors.RequestError):
+        return kind(message, param=details["param"])
+    return kind(message)

@@ -1,0 +1,67 @@
+#!lua flags=allow-oom
+-- Admit requests of the synchronous hop to a lane's list, all or some, in their order.
+-- A store that is full of jobs still serves small requests: their bytes are bounded by the lane's limit.
+-- KEYS[1] list   requests that wait (tasks.keys.lane_requests)
+-- KEYS[2] hash   tokens that wait in it (lane_load)
+-- KEYS[3] zset   ready workers by the ms at which they count as gone (lane_workers)
+-- KEYS[4] hash   what the workers say of themselves, JSON (worker_facts)
+-- ARGV[1] most tokens that may wait; then, for each request: tokens, ms until its deadline, body
+-- Returns two integers for each request: 0 0 admitted, 1 0 no worker is ready, 2 n the lane is full for about n ms.
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local limit = tonumber(ARGV[1])
+local answer = {}
+
+local live = redis.call('ZRANGE', KEYS[3], string.format('(%.0f', now_ms), '+inf', 'BYSCORE')
+if #live == 0 then
+  for i = 2, #ARGV, 3 do
+    answer[#answer + 1] = 1
+    answer[#answer + 1] = 0
+  end
+  return answer
+end
+
+-- An empty list heals the count: a worker may have died between taking requests and counting them.
+local waiting = 0
+if redis.call('LLEN', KEYS[1]) > 0 then
+  waiting = tonumber(redis.call('HGET', KEYS[2], 'waiting') or 0)
+end
+
+local function milliseconds_to_drain(tokens)
+  local rate = 0
+  for _, worker in ipairs(live) do
+    local facts = redis.call('HGET', KEYS[4], worker)
+    if facts then
+      rate = rate + (tonumber(cjson.decode(facts).tokens_per_s) or 0)
+    end
+  end
+  if rate <= 0 then
+    return 1000
+  end
+  return math.ceil(tokens * 1000 / rate)
+end
+
+local keep_ms = 0
+for i = 2, #ARGV, 3 do
+  local tokens, left_ms = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
+  -- An empty lane takes a request of any size, else one above the limit would be refused for ever.
+  if waiting > 0 and waiting + tokens > limit then
+    answer[#answer + 1] = 2
+    answer[#answer + 1] = milliseconds_to_drain(waiting)
+  else
+    redis.call('RPUSH', KEYS[1], struct.pack('<d', now_ms + left_ms) .. ARGV[i + 2])
+    waiting = waiting + tokens
+    keep_ms = math.max(keep_ms, left_ms)
+    answer[#answer + 1] = 0
+    answer[#answer + 1] = 0
+  end
+end
+
+if keep_ms > 0 then
+  -- Nobody wants what is in the list after the last deadline.
+  keep_ms = math.ceil(math.max(keep_ms, redis.call('PTTL', KEYS[1])))
+  redis.call('HSET', KEYS[2], 'waiting', string.format('%.0f', waiting))
+  redis.call('PEXPIRE', KEYS[1], keep_ms)
+  redis.call('PEXPIRE', KEYS[2], keep_ms)
+end
+return answer

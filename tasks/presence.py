@@ -1,0 +1,150 @@
+"""Which workers are ready for which model: workers announce themselves, the web reads.
+
+Owns the announcing thread, the shape of the facts and a short cache of the reader. Time is the server's: a worker
+whose clock is wrong counts as gone neither too early nor too late.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import cast
+
+import orjson
+from redis import Redis, RedisError
+
+from tasks import keys
+from tasks.connections import script_text
+from tasks.errors import StoreUnavailable
+
+__all__ = ["Announcer", "Presence", "WorkerFacts"]
+
+_log = logging.getLogger(__name__)
+
+_PERIOD_S = 1.0
+_CACHE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What a worker says of itself for one model.
+
+    Attributes:
+        worker_id: unique among all workers.
+        host: name of its machine.
+        pid: its process there.
+        device: `cpu`, or a GPU's name.
+        dtype: precision in which the model runs.
+        fingerprint: what decides the numbers: weights, tokenizer, pooling, precision.
+        tokens_per_s: measured speed of late; 0 when nothing was measured yet.
+        healthy: whether its engine made a vector when it was last probed.
+    """
+
+    worker_id: str
+    host: str
+    pid: int
+    device: str
+    dtype: str
+    fingerprint: str
+    tokens_per_s: float
+    healthy: bool = True
+
+
+class Announcer:
+    """Announces one worker every second, in a thread of its own, while it is healthy.
+
+    Args:
+        redis: a client that gives up quickly, see `tasks.interactive.connect`.
+        worker_id: unique among all workers.
+        facts: called each time; facts by model slug, empty while the worker is not ready.
+        ttl_s: how long one announcement holds.
+    """
+
+    def __init__(
+        self, redis: Redis, worker_id: str, facts: Callable[[], Mapping[str, WorkerFacts]], ttl_s: float
+    ) -> None:
+        self._redis = redis
+        self._worker_id = worker_id
+        self._facts = facts
+        self._ttl_ms = int(ttl_s * 1000)
+        self._announced: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="announce", daemon=True)
+
+    def start(self) -> None:
+        """Announce from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Withdraw and end the thread. Safe to call twice."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(2 * _PERIOD_S + 1)
+
+    def _run(self) -> None:
+        reachable = True
+        while not self._stop.is_set():
+            try:
+                self._announce(self._facts())
+                reachable = True
+            except Exception as error:  # noqa: BLE001 - the edge of this thread: it must outlive its server
+                if reachable:
+                    _log.warning("the worker cannot announce itself just now: %s", error)
+                reachable = False
+            self._stop.wait(_PERIOD_S)
+        try:
+            self._announce({})
+        except RedisError:
+            _log.debug("the announcement stays until its expiry")
+
+    def _announce(self, facts: Mapping[str, WorkerFacts]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for model, fact in facts.items():
+            args = (self._worker_id, self._ttl_ms, orjson.dumps(asdict(fact)))
+            pipeline.eval(script_text("announce"), 2, keys.lane_workers(model), keys.worker_facts(model), *args)
+        for model in self._announced - facts.keys():
+            pipeline.zrem(keys.lane_workers(model), self._worker_id)
+            pipeline.hdel(keys.worker_facts(model), self._worker_id)
+        pipeline.execute()
+        self._announced = set(facts)
+
+
+class Presence:
+    """Tells which workers are ready. Thread-safe; answers are at most half a second old.
+
+    Args:
+        redis: a client that gives up quickly.
+        models: slugs of the models to look for.
+    """
+
+    def __init__(self, redis: Redis, models: Iterable[str]) -> None:
+        self._redis = redis
+        self._models = tuple(dict.fromkeys(models))
+        self._lock = threading.Lock()
+        self._read_at_s = float("-inf")
+        self._ready: dict[str, list[WorkerFacts]] = {}
+
+    def ready_models(self) -> dict[str, list[WorkerFacts]]:
+        """Return the ready workers by model slug; a model without one is left out.
+
+        Raises:
+            tasks.errors.StoreUnavailable: the server does not answer.
+        """
+        with self._lock:
+            if time.monotonic() - self._read_at_s > _CACHE_S:
+                self._ready = self._read()
+                self._read_at_s = time.monotonic()
+            return dict(self._ready)
+
+    def _read(self) -> dict[str, list[WorkerFacts]]:
+        names = [name for model in self._models for name in (keys.lane_workers(model), keys.worker_facts(model))]
+        try:
+            answer = cast("list[list[bytes]]", self._redis.eval(script_text("ready_workers"), len(names), *names))
+        except RedisError as error:
+            raise StoreUnavailable("the server of the queues does not answer") from error
+        found = {
+            model: [WorkerFacts(**orjson.loads(line)) for line in lines]
+            for model, lines in zip(self._models, answer, strict=True)
+        }
+        return {model: workers for model, workers in found.items() if workers}

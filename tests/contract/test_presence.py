@@ -1,0 +1,81 @@
+"""Workers announce themselves by the server's clock, and the web sees who is ready."""
+
+import time
+from dataclasses import replace
+
+import pytest
+from redis import Redis
+
+from tasks import keys
+from tasks.connections import connect
+from tasks.errors import StoreUnavailable
+from tasks.presence import Announcer, Presence, WorkerFacts
+
+FACTS = WorkerFacts("w1", "here", 42, "cpu", "float32", "abc", 1234.5)
+
+
+def seen_within(presence: Presence, expected: dict[str, list[WorkerFacts]], within_s: float = 10.0) -> bool:
+    deadline_s = time.monotonic() + within_s
+    while time.monotonic() < deadline_s:
+        if presence.ready_models() == expected:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_worker_is_ready_while_it_announces_and_gone_when_it_withdraws(redis: Redis) -> None:
+    presence = Presence(redis, ["fake", "other"])
+    announcer = Announcer(redis, "w1", lambda: {"fake": FACTS}, 5.0)
+    assert presence.ready_models() == {}
+    announcer.start()
+    assert seen_within(presence, {"fake": [FACTS]})
+    announcer.stop()
+    assert seen_within(presence, {})
+    assert redis.keys() == []
+
+
+def test_a_worker_that_turns_unhealthy_withdraws_and_comes_back_by_itself(redis: Redis) -> None:
+    facts = {"fake": FACTS}
+    presence = Presence(redis, ["fake"])
+    announcer = Announcer(redis, "w1", lambda: dict(facts), 5.0)
+    announcer.start()
+    assert seen_within(presence, {"fake": [FACTS]})
+    facts.clear()
+    assert seen_within(presence, {})
+    facts["fake"] = FACTS
+    assert seen_within(presence, {"fake": [FACTS]})
+    announcer.stop()
+
+
+def test_two_workers_of_one_model_are_both_seen_and_leave_apart(redis: Redis) -> None:
+    other = replace(FACTS, worker_id="w2")
+    first = Announcer(redis, "w1", lambda: {"fake": FACTS}, 5.0)
+    second = Announcer(redis, "w2", lambda: {"fake": other}, 5.0)
+    presence = Presence(redis, ["fake"])
+    first.start()
+    assert seen_within(presence, {"fake": [FACTS]})
+    second.start()
+    assert seen_within(presence, {"fake": [FACTS, other]})
+    first.stop()
+    assert seen_within(presence, {"fake": [other]})
+    second.stop()
+
+
+def test_a_worker_that_died_is_forgotten_when_its_time_is_over(redis: Redis) -> None:
+    presence = Presence(redis, ["fake"])
+    dead = Announcer(redis, "w1", lambda: {"fake": FACTS}, 0.3)
+    dead._announce({"fake": FACTS})  # once, and never again
+    assert presence.ready_models() == {"fake": [FACTS]}
+    assert seen_within(presence, {})
+
+
+def test_an_announcement_has_an_expiry(redis: Redis) -> None:
+    announcer = Announcer(redis, "w1", lambda: {"fake": FACTS}, 5.0)
+    announcer._announce({"fake": FACTS})
+    assert 0 < redis.pttl(keys.lane_workers("fake")) <= 5000
+    assert 0 < redis.pttl(keys.worker_facts("fake")) <= 5000
+
+
+def test_a_server_that_is_away_is_an_error_with_a_name() -> None:
+    with connect("redis://127.0.0.1:1/0", name="test") as nobody, pytest.raises(StoreUnavailable):
+        Presence(nobody, ["fake"]).ready_models()
