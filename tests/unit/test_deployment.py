@@ -1,6 +1,7 @@
 """Compose file, Dockerfiles and Procfile agree with the code. Building the images needs an engine and is not tried."""
 
 import importlib.util
+import itertools
 import re
 import shlex
 import tomllib
@@ -10,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from config.settings import Settings
 
@@ -128,3 +131,23 @@ def test_every_data_file_of_a_package_is_installed_with_it() -> None:
         installed = {path for pattern in declared.get(package, []) for path in (ROOT / package).glob(pattern)}
         files = {path for path in (ROOT / package).rglob("*") if path.is_file() and path.suffix not in {".py", ".pyc"}}
         assert files - installed == set(), f"add them to package-data of {package} in pyproject.toml"
+
+
+def pins() -> list[str]:
+    lines = (ROOT / "requirements.lock").read_text("utf-8").splitlines()
+    return [line for line in lines if line and not line.lstrip().startswith("#")]
+
+
+def test_the_lock_pins_everything_that_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    wanted = [Requirement(line) for line in itertools.chain(project["dependencies"], *extras)]
+    pinned = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in map(Requirement, pins())}
+    assert [one.name for one in wanted if canonicalize_name(one.name) not in pinned] == [], "run `make lock`"
+    versions = {one: pinned[canonicalize_name(one.name)] for one in wanted}
+    assert [one.name for one in wanted if not one.specifier.contains(versions[one])] == [], "run `make lock`"
+
+
+def test_the_lock_names_no_address_and_no_build() -> None:
+    # A local suffix as +cpu, an address or an option would bind the lock to one machine's index.
+    assert [pin for pin in pins() if re.search(r"://|\+|^-| @ ", pin)] == []
