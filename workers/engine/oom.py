@@ -32,7 +32,7 @@ class SafeSizes:
     def shrink(self, model: str, longest: int, failed_tokens: int) -> None:
         """A pass of that many padded tokens did not fit: allow half of it from now on."""
         key = model, length_class(longest)
-        self._limits[key] = max(1.0, min(self.limit(model, longest), failed_tokens) / 2)
+        self._limits[key] = max(1.0, min(self.limit(model, longest), failed_tokens / 2))
         self._good[key] = 0
 
     def grow(self, model: str, longest: int) -> None:
@@ -53,6 +53,7 @@ def run_halving(
     run: Callable[[Sequence[T]], None],
     on_failure: Callable[[Sequence[T], Exception], None],
     give_up: Callable[[T, Exception], None],
+    fits: Callable[[Sequence[T]], bool] = lambda _: True,
 ) -> None:
     """Run the rows together, or in halves of halves where that fails; each row is in exactly one pass that succeeds.
 
@@ -63,19 +64,21 @@ def run_halving(
         run: runs some of them, or raises before any of them has got its value.
         on_failure: told of each part that failed, after its tensors are free and before anything is tried again.
         give_up: told of a row that fails alone.
+        fits: whether a part is worth trying, by what was learned meanwhile; a single row always is.
     """
     parts = [rows]
     while parts:
         part = parts.pop()
-        error = _try(part, run)
-        if error is None:
-            continue
-        on_failure(part, error)
-        if len(part) == 1:
-            give_up(part[0], error)
-        else:
-            middle = len(part) // 2
-            parts += [part[middle:], part[:middle]]
+        if len(part) == 1 or fits(part):
+            error = _try(part, run)
+            if error is None:
+                continue
+            on_failure(part, error)
+            if len(part) == 1:
+                give_up(part[0], error)
+                continue
+        middle = len(part) // 2
+        parts += [part[middle:], part[:middle]]
 
 
 def _try(part: Sequence[T], run: Callable[[Sequence[T]], None]) -> Exception | None:

@@ -52,6 +52,7 @@ class Passes:
             lambda part: self._run_part(model, part),
             lambda part, error: self._shrink(model, part, error),
             _give_up,
+            lambda part: len(part) * _longest(part) <= self._sizes.limit(model.card.name, _longest(part)),
         )
         for request in {row.request for row in rows}:
             request.finish_if_complete()

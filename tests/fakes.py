@@ -1,0 +1,60 @@
+"""Fake models for tests of the engine: the shipped fake backend, with a gate and a record of its passes."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from config.catalog import ModelCard
+from workers.models.backends.base import Tokens
+from workers.models.backends.fake import FakeBackend, FakeTokenizer
+from workers.models.base import LoadedModel
+
+__all__ = ["GatedBackend", "fake_card", "fake_model"]
+
+
+def fake_card(name: str = "fake", **fields: Any) -> ModelCard:
+    """Return a card of the fake family; the knobs come as one dictionary."""
+    return ModelCard(
+        **{
+            "name": name,
+            "source": "none:",
+            "family": "fake",
+            "backend": "fake",
+            "capabilities": ("dense", "rerank"),
+            "rerank_by": "similarity",
+            "dimension": 16,
+            "max_tokens": 64,
+            "pooling": "mean",
+            **fields,
+        }
+    )
+
+
+class GatedBackend(FakeBackend):
+    """Holds every pass until the gate is open, and keeps the first token ids and the number of rows of each."""
+
+    def __init__(self, card: ModelCard) -> None:
+        super().__init__(card)
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self.passes: list[list[Tokens]] = []
+        self.broken: Exception | None = None
+
+    def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
+        """Record, wait for the gate, then compute or fail."""
+        self.passes.append(list(rows))
+        self.entered.set()
+        assert self.gate.wait(30)
+        if self.broken is not None:
+            raise self.broken
+        return super().run(rows)
+
+
+def fake_model(card: ModelCard | None = None, *, gated: bool = False) -> LoadedModel:
+    """Return a loaded fake model; a gated one has a `GatedBackend`."""
+    card = card or fake_card()
+    backend = GatedBackend(card) if gated else FakeBackend(card)
+    return LoadedModel(card, FakeTokenizer(card), backend, f"{card.slug}:test")
