@@ -1,1 +1,47 @@
 """The web side: HTTP in, HTTP out. The only room where Flask may be imported."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from flask import Flask
+
+from app.auth import Authenticator, protect
+from app.errors import install_errors
+from app.job_schemas import JobRequest
+from app.limits import Limiter, limit
+from app.openapi import Api, register_schema
+from app.routes import console, embeddings, job_results, jobs, models, ops, rerank
+from app.services import build_services, install_services
+from app.tracing import install_tracing
+from config.settings import Settings
+
+__all__ = ["create_app"]
+
+
+def create_app(settings: Settings) -> Flask:
+    """Put the web process together; this is the only place where that happens. No connection is opened.
+
+    Raises:
+        tasks.errors.ConfigError: the keys file is bad.
+        OSError, tomllib.TOMLDecodeError, pydantic.ValidationError: the catalogue file is bad.
+    """
+    app = Api(_read_version())
+    app.config["MAX_BODY_BYTES"] = settings.max_body_bytes
+    live = build_services(settings)
+    install_services(app, live)
+    install_errors(app)
+    install_tracing(app)
+    protect(app, Authenticator(settings))
+    if settings.keys_file is not None:
+        limit(app, Limiter(live.redis))
+    for front_door in (embeddings, rerank, jobs, job_results, models, ops):
+        app.register_api(front_door.blueprint)
+    app.register_blueprint(console.blueprint)
+    register_schema(app, JobRequest)
+    return app
+
+
+def _read_version() -> str:
+    try:
+        return version("twolane")
+    except PackageNotFoundError:  # run from a checkout without an installation
+        return "0"

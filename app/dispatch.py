@@ -1,0 +1,321 @@
+"""The one desk: work is answered now or becomes a job.
+
+Owns the limits of a request that are settings, the choice between the lanes, and the order in which a job's inputs,
+record and tickets are written. Knows neither HTTP nor the shape of a body.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from app.auth import Tenant
+from app.limits import charge_tokens
+from app.services import Services
+from config.catalog import ModelCard
+from config.settings import Settings
+from tasks import frames
+from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
+from tasks.engine import Operation, Outcomes, Work
+from tasks.errors import InvalidRequest, WrongCapability
+from tasks.jobs import ChunkRecord, Counts, Idempotency, Job, JobParams, NewJob, new_job_id
+from tasks.lanes import Lane, Service
+
+__all__ = ["Desk", "Estimate", "Order", "Submission", "resolve_params"]
+
+Truncate = Literal["end", "start", "none"]
+Priority = Literal["low", "normal", "high"]
+Settle = Callable[[], Idempotency | None]
+_RANK: Mapping[Priority, int] = {"low": 0, "normal": 1, "high": 2}
+_CHUNKS_PER_ROOM_CHECK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be done with items, whoever brings them.
+
+    Attributes:
+        card: the model.
+        operation: what to compute.
+        params: how.
+        extra: what the job record keeps of the request.
+        items_field: name of the request's field that holds the items, for error messages.
+    """
+
+    card: ModelCard
+    operation: Operation
+    params: JobParams = field(default_factory=JobParams)
+    priority: Priority = "normal"
+    extra: Mapping[str, object] = field(default_factory=dict)
+    items_field: str = "input"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What became of a submitted job.
+
+    Attributes:
+        job: its record.
+        frame: its result frame, when it was answered at once.
+    """
+
+    job: Job
+    frame: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a job would cost."""
+
+    items: int
+    tokens: int
+    chunks: int
+    service: Service
+
+
+def resolve_params(
+    card: ModelCard,
+    *,
+    dimensions: int | None = None,
+    input_type: str | None = None,
+    instruction: str | None = None,
+    truncate: Truncate | None = None,
+    dtype: Literal["float32", "float16"] | None = None,
+) -> JobParams:
+    """Return how items are computed, with the card's own values filled in.
+
+    Raises:
+        InvalidRequest: more dimensions than the model has.
+    """
+    if dimensions is not None and card.dimension is not None and dimensions > card.dimension:
+        message = f"dimensions must be at most {card.dimension}, the size of {card.name}'s embeddings"
+        raise InvalidRequest(message, param="dimensions")
+    if instruction is None and input_type == "query":
+        instruction = card.query_instruction or None
+    return JobParams(
+        instruction=instruction or None,
+        dimensions=None if dimensions == card.dimension else dimensions,
+        truncate=truncate or "end",
+        dtype=dtype or "float32",
+    )
+
+
+class Desk:
+    """Takes orders of one tenant."""
+
+    def __init__(self, services: Services, tenant: Tenant) -> None:
+        self._services = services
+        self._settings: Settings = services.settings
+        self._tenant = tenant
+
+    def answer(self, order: Order, items: Sequence[Item]) -> Outcomes:
+        """Have the items computed now and wait for it.
+
+        Items above the interactive limits are answered in the same call too, but scheduled as bulk, so that they
+        delay no small call.
+
+        Raises:
+            InvalidRequest, WrongCapability: the order does not fit the model or the limits.
+            tasks.errors.CapacityError, tasks.errors.WorkError: as `InteractiveClient.ask`.
+        """
+        checked = self.inspect(order, items)
+        tokens = self._estimate_tokens(order, checked)
+        small = self._is_small(len(checked), tokens)
+        return self._ask(order, checked, tokens, Service.INTERACTIVE if small else Service.BULK)
+
+    def submit(self, order: Order, items: Iterable[Item], idempotency: Settle, *, queue: bool = False) -> Submission:
+        """Make a job of the items: answered at once when small, else queued.
+
+        Args:
+            order: what to do.
+            items: may be a stream; it is read once, and never whole in memory.
+            idempotency: gives the caller's key and the hash of what it stands for; asked when all items are read.
+            queue: queue it however small it is.
+
+        Raises:
+            InvalidRequest: an item is bad; nothing stays stored.
+            tasks.errors.TwolaneError: as `answer`, and as `JobStore.create`.
+        """
+        _check_capability(order)
+        stream = self._check(order, items)
+        if queue:
+            return self._queue(order, stream, idempotency)
+        head = list(itertools.islice(stream, self._settings.interactive_max_items + 1))
+        tokens = self._estimate_tokens(order, head)
+        if not self._is_small(len(head), tokens):
+            return self._queue(order, itertools.chain(head, stream), idempotency)
+        return self._serve(order, head, tokens, idempotency)
+
+    def estimate(self, order: Order, items: Iterable[Item]) -> Estimate:
+        """Tell what a job would cost; nothing is stored.
+
+        Raises:
+            InvalidRequest, WrongCapability: the job would be refused.
+        """
+        _check_capability(order)
+        counted = chunks = tokens = 0
+        for record, _ in cut_chunks(self._check(order, items), self._chunk_limits(order)):
+            chunks, counted, tokens = chunks + 1, counted + record.items, tokens + record.tokens
+        self._require_items(order, counted)
+        small = self._is_small(counted, tokens)
+        return Estimate(counted, tokens, chunks, Service.INTERACTIVE if small else Service.BULK)
+
+    def inspect(self, order: Order, items: Sequence[Item]) -> list[Item]:
+        """Return the items of one call, checked.
+
+        Raises:
+            InvalidRequest, WrongCapability: the order does not fit the model or the limits.
+        """
+        _check_capability(order)
+        self._require_few(order, len(items))
+        return list(self._check(order, items))
+
+    # -- answered at once
+
+    def _ask(self, order: Order, items: Sequence[Item], tokens: int, service: Service) -> Outcomes:
+        charge_tokens(tokens)
+        work = Work(
+            model=order.card.name,
+            operation=order.operation,
+            texts=[item.text for item in items],
+            queries=[item.query or "" for item in items] if order.operation == "rerank" else None,
+            service=service,
+            instruction=order.params.instruction,
+            dimensions=order.params.dimensions,
+            truncate=order.params.truncate,
+        )
+        return self._services.interactive.ask(work, tokens)
+
+    def _serve(self, order: Order, items: Sequence[Item], tokens: int, settle: Settle) -> Submission:
+        """Answer a small job and keep it like any other."""
+        self._require_items(order, len(items))
+        store, idempotency = self._services.store, settle()
+        if idempotency is not None and (known := store.find(self._tenant.name, idempotency)) is not None:
+            return Submission(known)
+        outcomes = self._ask(order, items, tokens, Service.INTERACTIVE)
+        frame = _pack_result(order, items, outcomes)
+        failed = len(outcomes.errors)
+        counts = Counts(len(items), len(items) - failed, failed, int(outcomes.truncated.sum()))
+        new = self.describe(order, new_job_id(), len(items), tokens)
+        job, created = store.record_finished(new, frame, counts, int(outcomes.tokens.sum()), idempotency)
+        return Submission(job, frame if created else None)
+
+    # -- queued
+
+    def _queue(self, order: Order, items: Iterable[Item], settle: Settle) -> Submission:
+        """Store the inputs chunk by chunk, then the job in one step; after any failure nothing stays stored."""
+        store, blobs = self._services.store, self._services.blobs
+        job_id, records = new_job_id(), list[ChunkRecord]()
+        created = False
+        try:
+            input_bytes = self._store_inputs(order, job_id, items, records)
+            total = sum(record.items for record in records)
+            self._require_items(order, total)
+            new = self.describe(order, job_id, total, sum(record.tokens for record in records))
+            job, created = store.create(replace(new, input_bytes=input_bytes), records, settle())
+        finally:
+            if not created:
+                blobs.delete(job_id, len(records))
+        if created:
+            self.publish(new.lane)
+        return Submission(job)
+
+    def _store_inputs(self, order: Order, job_id: str, items: Iterable[Item], records: list[ChunkRecord]) -> int:
+        """Store the inputs, note each chunk in `records`, and return the stored bytes."""
+        store, blobs = self._services.store, self._services.blobs
+        stored_bytes = 0
+        for record, chunk in cut_chunks(items, self._chunk_limits(order)):
+            if record.index % _CHUNKS_PER_ROOM_CHECK == 0:
+                store.check_room(stored_bytes)
+            # Known to the caller before it is stored: a put that fails half-way is deleted too.
+            records.append(record)
+            stored_bytes += blobs.put_input(job_id, record.index, chunk)
+        return stored_bytes
+
+    def publish(self, lane: Lane) -> None:
+        """Let workers know that a lane has work. A broker that is down is no failure: workers look themselves."""
+        # Celery takes 0.2 s and 20 MB to import; a web process that answers only small calls never pays that.
+        from tasks.bulk import publish_tickets  # noqa: PLC0415
+
+        publish_tickets(self._services.store, lane)
+
+    def describe(self, order: Order, job_id: str, total: int, tokens: int) -> NewJob:
+        """Return the job that the order would be, with so many items and estimated tokens."""
+        width = order.params.dimensions or order.card.dimension or 1
+        item_bytes = np.dtype(order.params.dtype).itemsize * (width if order.operation == "embeddings" else 1)
+        return NewJob(
+            id=job_id,
+            tenant=self._tenant.name,
+            operation=order.operation,
+            model=order.card.name,
+            lane=Lane(order.card.slug, Service.BULK),
+            total=total,
+            estimated_tokens=tokens,
+            params=order.params,
+            # A key may lower what it has, never raise it.
+            priority=min(order.priority, self._tenant.priority, key=_RANK.__getitem__),
+            fingerprint=self._fingerprint(order.card),
+            extra=order.extra,
+            result_bytes=total * item_bytes,
+        )
+
+    def _fingerprint(self, card: ModelCard) -> str:
+        workers = self._services.presence.ready_models().get(card.slug, [])
+        return workers[0].fingerprint if workers else ""
+
+    # -- limits
+
+    def _check(self, order: Order, items: Iterable[Item]) -> Iterator[Item]:
+        for position, item in enumerate(items):
+            if position >= self._settings.max_job_items:
+                raise InvalidRequest(f"a job has at most {self._settings.max_job_items} items", param=order.items_field)
+            for text in (item.text, item.query or ""):
+                if len(text) > self._settings.max_text_chars:
+                    message = f"item {position} has {len(text)} characters; at most {self._settings.max_text_chars}"
+                    raise InvalidRequest(message, param=order.items_field)
+            yield item
+
+    def _require_few(self, order: Order, items: int) -> None:
+        most = self._settings.max_inputs
+        if items > most:
+            message = (
+                f"{order.items_field} has {items} items; one call takes at most {most}. Queue them instead: "
+                "POST /v1/jobs, or the same call with the header Prefer: respond-async"
+            )
+            raise InvalidRequest(message, param=order.items_field)
+
+    @staticmethod
+    def _require_items(order: Order, items: int) -> None:
+        if items == 0:
+            raise InvalidRequest("must not be empty", param=order.items_field)
+
+    def _estimate_tokens(self, order: Order, items: Iterable[Item]) -> int:
+        most = order.card.max_tokens
+        return sum(
+            min(most, estimate_tokens(item.text, most) + (estimate_tokens(item.query, most) if item.query else 0))
+            for item in items
+        )
+
+    def _is_small(self, items: int, tokens: int) -> bool:
+        return items <= self._settings.interactive_max_items and tokens <= self._settings.interactive_max_tokens
+
+    def _chunk_limits(self, order: Order) -> ChunkLimits:
+        return ChunkLimits.of(self._settings, order.card.max_tokens)
+
+
+def _check_capability(order: Order) -> None:
+    needed = "dense" if order.operation == "embeddings" else "rerank"
+    if needed not in order.card.capabilities:
+        message = f"{order.card.name} does not offer {order.operation}; it offers {', '.join(order.card.capabilities)}"
+        raise WrongCapability(message, param="model")
+
+
+def _pack_result(order: Order, items: Sequence[Item], outcomes: Outcomes) -> bytes:
+    """Return the result frame of a whole small job as one chunk, as `tasks.bulk` writes it."""
+    ids = [item.id for item in items] if any(item.id is not None for item in items) else None
+    failed = {str(position): [error.code, error.message] for position, error in outcomes.errors.items()}
+    header = {"start": 0, "items": len(items), "ids": ids, "errors": failed}
+    values = outcomes.values.astype(order.params.dtype, copy=False)
+    return frames.pack(header, {"values": values, "tokens": outcomes.tokens, "truncated": outcomes.truncated})

@@ -1,0 +1,54 @@
+"""The OpenAPI text: what flask-openapi3 cannot read off a route's signature.
+
+Owns the app's class and the description of bodies that come in several content types.
+"""
+
+from typing import Any
+
+from flask_openapi3.models.info import Info
+from flask_openapi3.models.schema import Schema
+from flask_openapi3.openapi import OpenAPI
+from pydantic import BaseModel
+
+from app.bodies import ApiRequest
+from app.errors import ErrorBody, refuse_invalid_body
+
+__all__ = ["Api", "describe_json_or_ndjson", "register_schema"]
+
+_REF = "#/components/schemas/{model}"
+_ABOUT = "Embeddings and reranking on your own machines: small requests at once, large corpora as jobs."
+_SECURITY: dict[str, Any] = {"key": {"type": "http", "scheme": "bearer", "description": "Only where keys are set up."}}
+
+
+class Api(OpenAPI):
+    """The Flask app: requests are read by us, refused bodies have our envelope, the text is at /openapi.json."""
+
+    request_class = ApiRequest
+
+    def __init__(self, version: str) -> None:
+        super().__init__(
+            "app",
+            info=Info(title="Twolane", version=version, description=_ABOUT),
+            security_schemes=_SECURITY,
+            validation_error_status=400,
+            validation_error_model=ErrorBody,
+            validation_error_callback=refuse_invalid_body,
+            # Its pages are not used: they live below a prefix, and start by a script inside the page.
+            doc_ui=False,
+            static_folder="static",
+            template_folder="templates",
+        )
+
+
+def describe_json_or_ndjson(model: type[BaseModel], line: str) -> dict[str, Any]:
+    """Return the OpenAPI text of a body that is JSON or NDJSON; the model has to be registered too."""
+    ndjson = {"schema": {"type": "string", "description": line}}
+    by_json = {"schema": {"$ref": _REF.format(model=model.__name__)}}
+    return {"requestBody": {"required": True, "content": {"application/json": by_json, "application/x-ndjson": ndjson}}}
+
+
+def register_schema(api: OpenAPI, model: type[BaseModel]) -> None:
+    """Put a model and those that it names among the app's schemas."""
+    schema = model.model_json_schema(ref_template=_REF)
+    named = {**schema.pop("$defs", {}), model.__name__: schema}
+    api.components_schemas.update({name: Schema(**text) for name, text in named.items()})

@@ -1,0 +1,201 @@
+"""Jobs: the one door that decides, and what can be done with a job afterwards."""
+
+import time
+from collections.abc import Callable, Iterable
+
+from flask import Response, request
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+
+from app.auth import current_tenant, find_card
+from app.bodies import read_json, stream_body
+from app.dispatch import Desk, Order, Submission, resolve_params
+from app.encodings import json_response
+from app.errors import documented
+from app.job_schemas import (
+    HowToCompute,
+    JobFilter,
+    JobId,
+    JobList,
+    JobObject,
+    JobRequest,
+    ReadHeaders,
+    SubmitHeaders,
+    SubmitOptions,
+)
+from app.job_views import job_etag, render_estimate, render_job, render_submission, view_job
+from app.openapi import describe_json_or_ndjson
+from app.services import services
+from app.uploads import PayloadHash, read_items, split_lines
+from app.waiting import Preferences, parse_prefer
+from config.catalog import ModelCard
+from tasks.chunking import Item
+from tasks.engine import Operation
+from tasks.errors import Conflict, InvalidRequest, NotFound, StoreFull
+from tasks.jobs import Job, JobProgress, JobState
+from tasks.lanes import Lane, Service
+
+__all__ = ["blueprint"]
+
+blueprint = APIBlueprint("jobs", __name__, abp_tags=[Tag(name="jobs", description="Large corpora")])
+
+_NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+_LINE = 'One item a line: a string, or {"id": "..", "text": ".."}; for rerank also "query".'
+
+
+@blueprint.post(
+    "/v1/jobs",
+    responses=documented(JobObject, StoreFull, accepted=JobObject, computing=True),
+    openapi_extensions=describe_json_or_ndjson(JobRequest, _LINE),
+)
+def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
+    """Hand in texts: few are answered at once, many are queued.
+
+    200 with `results`, or 202 with `Location`; kept under its id either way.
+    """
+    if request.mimetype in _NDJSON:
+        order, items, payload = _read_upload(header, query)
+    else:
+        order, items, payload = _read_body(header)
+    desk = Desk(services(), current_tenant())
+    if query.dry_run:
+        return render_estimate(services(), order.card, desk.estimate(order, items))
+    preferences = parse_prefer(header.prefer or "")
+    submission = desk.submit(order, items, payload.settle, queue=preferences.respond_async)
+    return render_submission(services(), _wait_for(submission, preferences), preferences)
+
+
+@blueprint.get("/v1/jobs", responses=documented(JobList))
+def list_jobs(query: JobFilter) -> Response:
+    """List jobs, newest first."""
+    live, tenant = services(), current_tenant().name
+    found = live.store.list(tenant, query.limit + 1, query.after, _states(query.status))
+    page = found[: query.limit]
+    body = {
+        "object": "list",
+        "data": [view_job(job, JobProgress()) for job in page],
+        "first_id": page[0].id if page else None,
+        "last_id": page[-1].id if page else None,
+        "has_more": len(found) > query.limit,
+    }
+    return json_response(body)
+
+
+@blueprint.get(
+    "/v1/jobs/<job_id>", responses=documented(JobObject, NotFound, extra={304: {"description": "It has not changed."}})
+)
+def get_job(path: JobId, header: ReadHeaders) -> Response:
+    """Tell how a job stands.
+
+    With `Prefer: wait=N` the answer comes when the job has ended or, with `If-None-Match`, when it has changed; at the
+    latest after N seconds.
+    """
+    live, preferences = services(), parse_prefer(header.prefer or "")
+    job = live.store.get(path.job_id, current_tenant().name)
+    tag = header.if_none_match or ""
+    if preferences.wait_s is not None:
+        job = _wait(job, preferences.wait_s, lambda now: now.ended or bool(tag and job_etag(now) not in tag))
+    if tag and job_etag(job) in tag:
+        response = Response(status=304, headers={"ETag": job_etag(job)})
+    else:
+        response = render_job(live, job)
+    response.headers.update(Preferences(wait_s=preferences.wait_s).applied)
+    return response
+
+
+@blueprint.delete("/v1/jobs/<job_id>", responses=documented(JobObject, NotFound))
+def delete_job(path: JobId) -> Response:
+    """Cancel a job; finished chunks stay readable. May be repeated."""
+    return _change(path, services().store.cancel)
+
+
+@blueprint.post("/v1/jobs/<job_id>/cancel", responses=documented(JobObject, NotFound))
+def cancel_job(path: JobId) -> Response:
+    """Cancel a job; finished chunks stay readable. May be repeated."""
+    return _change(path, services().store.cancel)
+
+
+@blueprint.post("/v1/jobs/<job_id>/pause", responses=documented(JobObject, NotFound, Conflict))
+def pause_job(path: JobId) -> Response:
+    """Let a job wait; chunks that are being computed are finished."""
+    return _change(path, services().store.pause)
+
+
+@blueprint.post("/v1/jobs/<job_id>/resume", responses=documented(JobObject, NotFound, Conflict))
+def resume_job(path: JobId) -> Response:
+    """Let a paused job go on."""
+    job = services().store.resume(path.job_id, current_tenant().name)
+    Desk(services(), current_tenant()).publish(Lane(job.lane, Service.BULK))
+    return render_job(services(), job)
+
+
+# -- reading a submission
+
+
+def _read_upload(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, Iterable[Item], PayloadHash]:
+    settings = services().settings
+    if query.model is None:
+        raise InvalidRequest("an NDJSON body needs `model` among the query parameters", param="model")
+    card = find_card(services().catalog, query.model)
+    operation: Operation = query.type or "embeddings"
+    payload = PayloadHash(header.idempotency_key, query.model_dump_json().encode())
+    lines = split_lines(payload.tap(stream_body(request, settings.max_upload_bytes)), settings.max_line_bytes)
+    items = read_items(lines, query.query, rerank=operation == "rerank")
+    return _order(query, card, operation, {}), items, payload
+
+
+def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHash]:
+    body = JobRequest.model_validate(read_json(request, services().settings.max_body_bytes))
+    card = find_card(services().catalog, body.model)
+    extra: dict[str, object] = {}
+    if body.metadata:
+        extra["metadata"] = body.metadata
+    if body.type == "rerank":
+        extra["documents_per_query"] = [len(group.documents) for group in body.groups()]
+    return _order(body, card, body.type, extra), body.items(), PayloadHash.of_json(header.idempotency_key, body)
+
+
+def _order(how: HowToCompute, card: ModelCard, operation: Operation, extra: dict[str, object]) -> Order:
+    params = resolve_params(
+        card,
+        dimensions=how.dimensions,
+        input_type=how.input_type,
+        instruction=how.instruction,
+        truncate=how.truncate,
+        dtype=how.dtype,
+    )
+    field = "input" if operation == "embeddings" else "documents"
+    return Order(card, operation, params, how.priority or "normal", extra, field)
+
+
+def _states(names: str | None) -> frozenset[JobState] | None:
+    if not names:
+        return None
+    try:
+        return frozenset(JobState(name.strip()) for name in names.split(","))
+    except ValueError:
+        known = ", ".join(state.value for state in JobState)
+        raise InvalidRequest(f"status must be one or more of {known}", param="status") from None
+
+
+# -- waiting and changing
+
+
+def _wait_for(submission: Submission, preferences: Preferences) -> Submission:
+    if submission.job.ended or not preferences.wait_s:
+        return submission
+    return Submission(_wait(submission.job, preferences.wait_s, lambda job: job.ended))
+
+
+def _wait(job: Job, wait_s: float, done: Callable[[Job], bool]) -> Job:
+    """Wait for a job if there is a seat; without one the caller asks again, which costs less than a held thread."""
+    live = services()
+    deadline_s = time.monotonic() + wait_s
+    with live.waiting.seat() as seated:
+        while seated and not done(job) and (left_s := deadline_s - time.monotonic()) > 0:
+            job = live.store.wait(job.id, job.tenant, job.version, left_s)
+    return job
+
+
+def _change(path: JobId, change: Callable[[str, str], Job]) -> Response:
+    return render_job(services(), change(path.job_id, current_tenant().name))

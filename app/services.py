@@ -1,0 +1,89 @@
+"""The few live objects that routes need, made once per web process.
+
+Owns how they are built and closed. Holds no logic of requests.
+"""
+
+from dataclasses import dataclass
+from typing import cast
+
+from flask import Flask, current_app
+from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.retry import Retry
+
+from app.waiting import WaitingRoom
+from config.catalog import Catalog, load_catalog
+from config.settings import Settings
+from tasks.blobs import Blobs, open_blobs
+from tasks.interactive import InteractiveClient
+from tasks.presence import Presence
+from tasks.store import JobStore
+
+__all__ = ["Services", "build_services", "connect_store", "services"]
+
+_KEY = "twolane"
+_ANSWER_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a route may use."""
+
+    settings: Settings
+    catalog: Catalog
+    redis: Redis
+    store: JobStore
+    blobs: Blobs
+    interactive: InteractiveClient
+    presence: Presence
+    waiting: WaitingRoom
+
+    def close(self) -> None:
+        """End the threads and connections of this process."""
+        self.interactive.close()
+        self.redis.close()
+
+
+def connect_store(settings: Settings) -> Redis:
+    """Return the web tier's client: a store that is down costs a caller two seconds, not the library's ten retries."""
+    return Redis.from_url(
+        settings.redis_url,
+        client_name="twolane-web",
+        socket_timeout=_ANSWER_TIMEOUT_S,
+        socket_connect_timeout=_ANSWER_TIMEOUT_S,
+        socket_keepalive=True,
+        retry=Retry(ConstantBackoff(0.05), 1),
+        retry_on_error=[RedisConnectionError, RedisTimeoutError],
+    )
+
+
+def build_services(settings: Settings) -> Services:
+    """Make the objects. No connection is opened before the first request.
+
+    Raises:
+        OSError, tomllib.TOMLDecodeError, pydantic.ValidationError: the catalogue file is bad.
+    """
+    catalog = load_catalog(settings.catalog_file)
+    redis = connect_store(settings)
+    return Services(
+        settings=settings,
+        catalog=catalog,
+        redis=redis,
+        store=JobStore(redis, settings),
+        blobs=open_blobs(redis, settings),
+        interactive=InteractiveClient(settings),
+        presence=Presence(redis, (card.slug for card in catalog)),
+        waiting=WaitingRoom(settings.web_threads // 2),
+    )
+
+
+def services() -> Services:
+    """Return the services of the app that handles the request in progress."""
+    return cast("Services", current_app.extensions[_KEY])
+
+
+def install_services(app: Flask, built: Services) -> None:
+    """Let `services()` find them."""
+    app.extensions[_KEY] = built

@@ -1,0 +1,105 @@
+"""Bodies are counted while they are read, and refused rather than repaired."""
+
+import gzip
+import io
+import zlib
+
+import pytest
+from werkzeug.test import EnvironBuilder
+
+from app.bodies import ApiRequest, parse_json, read_json, stream_body
+from tasks.errors import InvalidRequest, TooLarge
+
+
+class Trickle(io.RawIOBase):
+    """An endless body that remembers how much of it was read."""
+
+    def __init__(self) -> None:
+        self.read_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        self.read_bytes += size
+        return b"x" * size
+
+
+def request(body: bytes, **headers: str) -> ApiRequest:
+    builder = EnvironBuilder(method="POST", data=body, headers={k.replace("_", "-"): v for k, v in headers.items()})
+    return ApiRequest(builder.get_environ())
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b'"text"',
+        b"null",
+        b"\xff\xfe{}",
+        b'{"a": NaN}',
+        b'{"a": Infinity}',
+        b'{"a": "\\ud800"}',
+        b'{"a": "\xed\xa0\x80"}',
+        b'{"a":' * 20_000 + b"1" + b"}" * 20_000,
+        b"[" * 20_000 + b"]" * 20_000,
+    ],
+)
+def test_what_is_no_json_object_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="JSON"):
+        parse_json(body)
+
+
+def test_the_refusal_does_not_repeat_the_body() -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse_json(b'{"input": "a secret sentence}')
+    assert "secret" not in refused.value.message
+
+
+def test_a_body_over_the_limit_is_refused_by_its_announcement_without_reading_it() -> None:
+    stream = Trickle()
+    environ = {**request(b"").environ, "wsgi.input": stream, "CONTENT_LENGTH": "1000000"}
+    with pytest.raises(TooLarge):
+        read_json(ApiRequest(environ), 1000)
+    assert stream.read_bytes == 0
+
+
+def test_a_body_without_a_length_is_counted_and_hardly_more_than_the_limit_is_read() -> None:
+    stream = Trickle()
+    environ = {**request(b"").environ, "wsgi.input": stream}
+    environ.pop("CONTENT_LENGTH", None)
+    with pytest.raises(TooLarge):
+        list(stream_body(ApiRequest(environ), 200_000))
+    assert stream.read_bytes < 400_000
+
+
+def test_a_body_that_ends_before_its_announced_end_is_refused() -> None:
+    environ = request(b'{"a": 1}').environ
+    environ["CONTENT_LENGTH"] = "100"
+    with pytest.raises(InvalidRequest, match="ended after 8 of 100 bytes"):
+        read_json(ApiRequest(environ), 1000)
+
+
+def test_a_gzip_body_is_unpacked() -> None:
+    packed = gzip.compress(b'{"a": 1}') + gzip.compress(b"")
+    assert read_json(request(gzip.compress(b'{"a": 1}'), Content_Encoding="gzip"), 1000) == {"a": 1}
+    assert read_json(request(packed, Content_Encoding="gzip"), 1000) == {"a": 1}
+
+
+def test_a_gzip_bomb_is_refused_before_it_is_whole_in_memory() -> None:
+    bomb = gzip.compress(b"0" * 50_000_000)
+    seen: list[int] = []
+    blocks = stream_body(request(bomb, Content_Encoding="gzip"), 1_000_000)
+    with pytest.raises(TooLarge):
+        seen.extend(len(block) for block in blocks)
+    assert max(seen, default=0) <= 65_536
+
+
+@pytest.mark.parametrize("body", [b"not gzip", gzip.compress(b'{"a": 1}')[:-9], zlib.compress(b"{}")])
+def test_a_broken_gzip_body_is_refused(body: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="gzip"):
+        read_json(request(body, Content_Encoding="gzip"), 1000)
+
+
+def test_an_unknown_packing_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="br"):
+        read_json(request(b"{}", Content_Encoding="br"), 1000)

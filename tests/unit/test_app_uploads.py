@@ -1,0 +1,82 @@
+"""NDJSON: lines out of blocks of any cut, and refusals that name the line."""
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.uploads import PayloadHash, read_items, split_lines
+from tasks.chunking import Item
+from tasks.errors import InvalidRequest
+
+
+def items(body: bytes, query: str | None = None, *, rerank: bool = False) -> list[Item]:
+    return list(read_items(split_lines(iter([body]), 1000), query, rerank=rerank))
+
+
+@given(st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"")), max_size=20), st.integers(1, 7))
+def test_lines_do_not_depend_on_how_the_body_was_cut_into_blocks(lines: list[bytes], size: int) -> None:
+    body = b"".join(line + b"\n" for line in lines)
+    blocks = (body[i : i + size] for i in range(0, len(body), size))
+    assert list(split_lines(blocks, 1000)) == lines
+
+
+def test_the_last_line_needs_no_end() -> None:
+    assert items(b'"a"\n"b"') == [Item("a"), Item("b")]
+
+
+def test_strings_objects_and_blank_lines_and_dos_ends_are_understood() -> None:
+    assert items(b'"a"\r\n\n{"id": "x", "text": "b", "more": 1}\n{"text": "c"}\n  \n') == [
+        Item("a"),
+        Item("b", id="x"),
+        Item("c"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line", [b"{", b"1", b"null", b"[]", b'{"id": "a"}', b'{"text": 1}', b'{"id": 1, "text": "a"}', b'"\\ud800"',
+             b"\xff", b"NaN"],
+)  # fmt: skip
+def test_a_bad_line_is_refused_with_its_number(line: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="line 3") as refused:
+        items(b'"a"\n\n' + line + b"\n")
+    assert refused.value.param == "line 3"
+
+
+def test_a_line_over_the_limit_is_refused_while_it_comes() -> None:
+    read = 0
+
+    def blocks() -> Iterator[bytes]:
+        nonlocal read
+        yield b'"first"\n"'
+        while True:
+            read += 100
+            yield b"x" * 100
+
+    with pytest.raises(InvalidRequest, match="line 2"):
+        list(split_lines(blocks(), 1000))
+    assert read < 2000
+
+
+def test_pairs_take_their_query_from_the_line_or_from_the_address() -> None:
+    assert items(b'"a"\n{"text": "b", "query": "own"}', "shared", rerank=True) == [
+        Item("a", query="shared"),
+        Item("b", query="own"),
+    ]
+    with pytest.raises(InvalidRequest, match=r"line 1.*query"):
+        items(b'"a"', None, rerank=True)
+
+
+def test_two_payloads_are_the_same_when_their_parameters_and_bytes_are() -> None:
+    def settled(parameters: bytes, *blocks: bytes) -> str:
+        payload = PayloadHash("key", parameters)
+        list(payload.tap(iter(blocks)))
+        idempotency = payload.settle()
+        assert idempotency is not None
+        return idempotency.payload_hash
+
+    assert settled(b"p", b"ab", b"c") == settled(b"p", b"a", b"bc")
+    assert settled(b"p", b"abc") != settled(b"q", b"abc")
+    assert settled(b"p", b"abc") != settled(b"pa", b"bc")
+    assert PayloadHash(None, b"p").settle() is None

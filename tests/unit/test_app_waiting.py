@@ -1,0 +1,38 @@
+"""The Prefer header, and the seats of callers that wait."""
+
+import pytest
+
+from app.waiting import Preferences, WaitingRoom, parse_prefer
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("", Preferences()),
+        ("respond-async", Preferences(respond_async=True)),
+        ("wait=10", Preferences(wait_s=10)),
+        ("Respond-Async, wait=5", Preferences(respond_async=True, wait_s=5)),
+        ('respond-async; foo=bar, wait="7"', Preferences(respond_async=True, wait_s=7)),
+        ("wait=-1, wait=abc, handling=lenient", Preferences()),
+        ("wait=999999999", Preferences(wait_s=60)),
+    ],
+)
+def test_a_prefer_header_is_read_and_what_is_unknown_is_ignored(header: str, expected: Preferences) -> None:
+    assert parse_prefer(header) == expected
+
+
+def test_what_was_applied_is_told_and_nothing_else() -> None:
+    assert parse_prefer("respond-async, wait=5, return=minimal").applied == {
+        "Preference-Applied": "respond-async, wait=5"
+    }
+    assert Preferences().applied == {}
+
+
+def test_no_more_callers_wait_than_there_are_seats_and_a_seat_is_given_back() -> None:
+    room = WaitingRoom(1)
+    with room.seat() as first, room.seat() as second:
+        assert (first, second) == (True, False)
+    with pytest.raises(RuntimeError), room.seat():
+        raise RuntimeError("a waiter failed")
+    with room.seat() as third:
+        assert third
