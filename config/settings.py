@@ -143,6 +143,9 @@ class Settings(BaseSettings):
         0.0,
         description="Longest bulk pass while interactive traffic is seen; 0: 25 ms on the CPU, 10 ms on a GPU.",
     )
+    worker_stop_s: Seconds = Field(
+        8.0, description="How long a worker may finish what it holds when it is stopped; then it is killed."
+    )
     pass_timeout_s: Seconds = Field(120.0, description="A forward pass longer than this ends the worker.")
     engine_max_tokens: Count = Field(
         400_000, description="Tokens that may wait inside one worker before it stops taking requests."

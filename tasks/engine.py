@@ -86,3 +86,10 @@ class Engine(Protocol):
             tasks.errors.EngineClosed: the worker is going away.
         """
         ...
+
+    def progress(self) -> int:
+        """Return a number that grows whenever the device finishes a forward pass, of any model and any lane.
+
+        A lease is renewed only when it has moved, so that a hung device loses its claims.
+        """
+        ...

@@ -11,8 +11,25 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tasks.engine import Operation
+from tasks.lanes import Lane
 
-__all__ = ["TERMINAL", "ChunkInput", "ChunkRecord", "Counts", "Job", "JobParams", "JobState", "new_job_id"]
+__all__ = [
+    "TERMINAL",
+    "ChunkInput",
+    "ChunkRecord",
+    "ChunkState",
+    "Counts",
+    "Idempotency",
+    "Job",
+    "JobParams",
+    "JobProgress",
+    "JobState",
+    "NewJob",
+    "Priority",
+    "new_job_id",
+]
+
+Priority = Literal["low", "normal", "high"]
 
 
 class JobState(enum.StrEnum):
@@ -67,6 +84,31 @@ class ChunkRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class ChunkState:
+    """One line of the chunk table as it stands now.
+
+    Attributes:
+        state: `dropped` chunks belong to a job that was cancelled or expired before they were claimed.
+        attempts: claims that were counted so far.
+        tokens: tokens that the model read; 0 before the chunk is done.
+        pointer: where its result frame lies: `redis`, a URL, or empty while there is none.
+        size_bytes: size of the result frame.
+    """
+
+    index: int
+    start: int
+    items: int
+    state: Literal["pending", "ticket", "claimed", "done", "dropped"]
+    attempts: int = 0
+    completed: int = 0
+    failed: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    pointer: str = ""
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
     """Items of a job by outcome. `completed + failed == total` exactly when the job ended by itself."""
 
@@ -95,9 +137,15 @@ class Job:
     started_at: float | None = None
     ended_at: float | None = None
     params: JobParams = field(default_factory=JobParams)
-    priority: Literal["low", "normal", "high"] = "normal"
+    priority: Priority = "normal"
     fingerprint: str = ""
     error: str = ""
+    # Slug of the model's card: with the bulk service it names the lane.
+    lane: str = ""
+    # Grows with every change that a reader can see: ETag, event id and long poll rest on it.
+    version: int = 0
+    # When the job ends as `expired` if it has not ended by itself; None never.
+    deadline_at: float | None = None
     # The request's own description of itself: document counts per query, metadata, custom fields.
     extra: Mapping[str, object] = field(default_factory=dict)
 
@@ -105,6 +153,51 @@ class Job:
     def ended(self) -> bool:
         """Whether the job has reached a state that it never leaves."""
         return self.state in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What the web tier hands over when it creates a job.
+
+    Attributes:
+        id: from `new_job_id`; the inputs were stored under it before.
+        model: name of the card; `lane` is the bulk lane of its slug.
+        total: number of items.
+        input_bytes, result_bytes: stored size of the inputs, expected size of the results; the latter is reserved.
+        deadline_in_s: after so many seconds the job ends as `expired`; None never.
+    """
+
+    id: str
+    tenant: str
+    operation: Operation
+    model: str
+    lane: Lane
+    total: int
+    estimated_tokens: int
+    params: JobParams = field(default_factory=JobParams)
+    priority: Priority = "normal"
+    fingerprint: str = ""
+    extra: Mapping[str, object] = field(default_factory=dict)
+    input_bytes: int = 0
+    result_bytes: int = 0
+    deadline_in_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """The caller's key for one request, and a hash of that request's payload."""
+
+    key: str
+    payload_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """How a job moves: speed over the last minute, seconds left, jobs ahead in the lane; None where unknown."""
+
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    position: int | None = None
 
 
 def new_job_id() -> str:

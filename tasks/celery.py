@@ -1,0 +1,96 @@
+"""The Celery app: the doorbell of the bulk lanes. `celery -A tasks` finds it here.
+
+Owns its settings, which went through chaos runs exactly like this. The job record is the truth (`tasks.store`), so
+nothing here has to be reliable: no result backend, no chords, messages that hold ids only.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+from celery import Celery
+from kombu import Queue
+
+from config.catalog import load_catalog
+from config.settings import Settings
+from tasks import keys
+from tasks.lanes import Lane, Service
+
+__all__ = ["app", "celery_config", "make_app", "publisher"]
+
+_WORKER_SOCKET_TIMEOUT_S = 10
+_WEB_SOCKET_TIMEOUT_S = 2
+
+
+def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_TIMEOUT_S) -> dict[str, Any]:
+    """Return Celery's settings.
+
+    Args:
+        settings: server, models and chunks in flight.
+        socket_timeout_s: how long a command may take; a web request cannot wait as long as a worker.
+    """
+    queues = bulk_queues(settings)
+    return {
+        "broker_url": settings.redis_url,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_channel_error_retry": True,
+        "broker_transport_options": {
+            # Longer than the longest chunk: an unacknowledged ticket comes back after it, to be told BUSY or DONE.
+            "visibility_timeout": 900,
+            "unacked_restore_interval": 10,
+            # Otherwise a sweep of what a dead worker held takes 100 s.
+            "unacked_restore_throttle": 1,
+            "socket_timeout": socket_timeout_s,
+            "socket_connect_timeout": 3,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            "client_name": "twolane-celery",
+            "global_keyprefix": keys.BROKER_PREFIX,
+        },
+        "imports": ("tasks.bulk",),
+        "result_backend": None,
+        "task_ignore_result": True,
+        "task_acks_late": True,
+        "task_create_missing_queues": False,
+        "task_queues": queues,
+        "task_default_queue": queues[0].name,
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_publish_retry_policy": {"max_retries": 3, "interval_step": 0.2, "interval_max": 0.5},
+        # Threads, never processes: the device was touched before the first chunk, and a forked child cannot use it.
+        "worker_pool": "threads",
+        "worker_concurrency": settings.chunks_in_flight,
+        "worker_prefetch_multiplier": 1,
+        "worker_send_task_events": True,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+    }
+
+
+def bulk_queues(settings: Settings) -> list[Queue]:
+    """Return the queue of each served model's bulk lane."""
+    catalog = load_catalog(settings.catalog_file)
+    cards = [card for name in settings.models if (card := catalog.find(name)) is not None]
+    names = [Lane(card.slug, Service.BULK).queue for card in cards]
+    return [Queue(name, routing_key=name) for name in names]
+
+
+def make_app(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_TIMEOUT_S) -> Celery:
+    """Return an app for these settings, apart from the process's own one; it connects when it is used."""
+    made = Celery("twolane", set_as_current=False)
+    made.conf.update(celery_config(settings, socket_timeout_s))
+    return made
+
+
+@lru_cache(maxsize=4)
+def publisher(settings: Settings) -> Celery:
+    """Return the app through which this process publishes tickets."""
+    return make_app(settings, _WEB_SOCKET_TIMEOUT_S)
+
+
+def _configure_from_environment() -> dict[str, Any]:
+    return celery_config(Settings())
+
+
+app = Celery("twolane")
+# Read when Celery first asks for a setting: importing this module reads no environment.
+app.add_defaults(_configure_from_environment)

@@ -1,0 +1,192 @@
+-- Shared piece: one job's keys and the steps that several transitions have in common. Put before every script of a job.
+-- KEYS 1 job record, 2 chunk table, 3 pending chunk numbers, 4 events, 5 lane: ready jobs, 6 lane: tickets and claims,
+--      7 lane: virtual clock, 8 lane: deadlines, 9 reserved bytes, 10 reservations by expiry
+-- ARGV 1 job id, 2 how long the lane's keys live untouched (ms)
+local JOB, CHUNKS, PENDING, EVENTS, READY, INFLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local CLOCK, DEADLINES, RESERVED, RESERVED_UNTIL = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local JOB_ID, LANE_TTL_MS = ARGV[1], ARGV[2]
+
+local TIME = redis.call('TIME')
+local NOW_MS = TIME[1] * 1000 + math.floor(TIME[2] / 1000)
+
+local FIELDS = { 'state', 'ending', 'claimed', 'chunks', 'chunks_done', 'total', 'completed', 'failed', 'deadline_ms',
+  'expires_ms', 'started_ms', 'vtime', 'weight', 'fence', 'result_bytes', 'retried' }
+local ENDED = { succeeded = true, failed = true, cancelled = true, expired = true }
+
+-- The fields that transitions decide by; nil when the job is gone.
+local function read_job()
+  local values = redis.call('HMGET', JOB, unpack(FIELDS))
+  if not values[1] then return nil end
+  local job = {}
+  for i, name in ipairs(FIELDS) do
+    if values[i] then job[name] = tonumber(values[i]) or values[i] end
+  end
+  return job
+end
+
+local function add(job, field, amount)
+  job[field] = redis.call('HINCRBY', JOB, field, amount)
+end
+
+local function set(job, field, value)
+  job[field] = value
+  redis.call('HSET', JOB, field, value)
+end
+
+local function read_chunk(number)
+  local line = redis.call('HGET', CHUNKS, number)
+  if not line then return nil end
+  local chunk = cjson.decode(line)
+  chunk.state = chunk.state or 'pending'
+  return chunk
+end
+
+local function write_chunk(number, chunk)
+  redis.call('HSET', CHUNKS, number, cjson.encode(chunk))
+end
+
+-- Tell readers that something changed; the entry's id is the version, so a reader waits for "anything above mine".
+local function announce(job)
+  local version = redis.call('HINCRBY', JOB, 'version', 1)
+  redis.call('XADD', EVENTS, 'MAXLEN', 1, version .. '-0', 'state', job.state)
+  redis.call('PEXPIREAT', EVENTS, job.expires_ms)
+end
+
+local function entry(number)
+  return JOB_ID .. ':' .. number
+end
+
+local function hold(number, until_ms)
+  redis.call('ZADD', INFLIGHT, until_ms, entry(number))
+  redis.call('PEXPIRE', INFLIGHT, LANE_TTL_MS)
+end
+
+local function let_go(number)
+  redis.call('ZREM', INFLIGHT, entry(number))
+end
+
+-- Join the jobs that take turns. A newcomer, or one that was away, starts at the lane's clock: waiting earns no credit.
+local function enter_ready(job)
+  if job.state ~= 'queued' and job.state ~= 'running' then return end
+  if redis.call('LLEN', PENDING) == 0 or redis.call('ZSCORE', READY, JOB_ID) then return end
+  set(job, 'vtime', math.max(job.vtime, tonumber(redis.call('GET', CLOCK) or 0)))
+  redis.call('ZADD', READY, job.vtime, JOB_ID)
+  redis.call('PEXPIRE', READY, LANE_TTL_MS)
+end
+
+-- A chunk goes back to the head of the line, so that it runs again before new ones.
+local function put_back(job, number, chunk)
+  chunk.state, chunk.nonce, chunk.worker, chunk.marked, chunk.progress, chunk.delay = 'pending', nil, nil, nil, nil, nil
+  write_chunk(number, chunk)
+  let_go(number)
+  redis.call('LPUSH', PENDING, number)
+  redis.call('PEXPIREAT', PENDING, job.expires_ms)
+  enter_ready(job)
+end
+
+-- A chunk of a job that is being cancelled. One that was only to be repeated for its failed items is as it was before.
+local function drop(job, number, chunk)
+  if chunk.redo then
+    add(job, 'failed', chunk.redo)
+    add(job, 'chunks_done', 1)
+    chunk.state, chunk.failed, chunk.redo = 'done', chunk.redo, nil
+  else
+    chunk.state = 'dropped'
+  end
+  chunk.nonce, chunk.worker, chunk.marked, chunk.progress, chunk.delay = nil, nil, nil, nil, nil
+  write_chunk(number, chunk)
+  let_go(number)
+end
+
+local function unreserve(amount)
+  local held = tonumber(redis.call('HGET', RESERVED, JOB_ID) or 0)
+  if held == 0 then return end
+  amount = math.min(math.ceil(amount), held)
+  redis.call('HINCRBY', RESERVED, 'total', 0 - amount)
+  if amount < held then
+    redis.call('HINCRBY', RESERVED, JOB_ID, 0 - amount)
+  else
+    redis.call('HDEL', RESERVED, JOB_ID)
+    redis.call('ZREM', RESERVED_UNTIL, JOB_ID)
+  end
+end
+
+local function end_job(job, state)
+  set(job, 'state', state)
+  redis.call('HSET', JOB, 'ended_ms', NOW_MS)
+  redis.call('DEL', PENDING)
+  redis.call('ZREM', READY, JOB_ID)
+  redis.call('ZREM', DEADLINES, JOB_ID)
+  unreserve(math.huge)
+end
+
+-- End the job if nothing more can happen to it; call after every step that may have been its last.
+local function settle(job)
+  if job.state == 'cancelling' then
+    if job.claimed == 0 then end_job(job, job.ending) end
+  elseif job.chunks_done == job.chunks then
+    end_job(job, job.completed > 0 and 'succeeded' or 'failed')
+  end
+end
+
+-- Stop a job that has not ended: what waits is dropped at once, what is claimed is told by its next heartbeat.
+local function begin_ending(job, ending)
+  set(job, 'state', 'cancelling')
+  set(job, 'ending', ending)
+  redis.call('ZREM', READY, JOB_ID)
+  for _, member in ipairs(redis.call('ZRANGE', INFLIGHT, 0, -1)) do
+    local job_id, number = member:match('^(.*):(%d+)$')
+    local chunk = job_id == JOB_ID and read_chunk(number)
+    if chunk and chunk.state == 'ticket' then drop(job, number, chunk) end
+  end
+  -- Lines of pending chunks are left alone: that they are dropped follows from the job's state. Only repeats are undone.
+  if job.retried then
+    for _, number in ipairs(redis.call('LRANGE', PENDING, 0, -1)) do drop(job, number, read_chunk(number)) end
+  end
+  redis.call('DEL', PENDING)
+  unreserve(math.huge)
+  settle(job)
+  announce(job)
+end
+
+-- Whether the job's deadline has passed; if so, its end has begun.
+local function overdue(job)
+  if ENDED[job.state] or job.state == 'cancelling' then return false end
+  if not job.deadline_ms or job.deadline_ms > NOW_MS then return false end
+  begin_ending(job, 'expired')
+  return true
+end
+
+-- A claim died. An item that was alone on the device in two claims that died, and that never came back alive in between,
+-- is the cause; one that a worker finished was exonerated by `mark`. So random kills do not convict the innocent.
+local function count_death(chunk)
+  local marked = chunk.marked
+  if not marked then return end
+  local deaths = chunk.deaths or {}
+  for _, position in ipairs(marked) do
+    local key = tostring(position)
+    deaths[key] = (deaths[key] or 0) + 1
+    if #marked == 1 and deaths[key] >= 2 then
+      deaths[key] = nil
+      chunk.poison = chunk.poison or {}
+      table.insert(chunk.poison, position)
+    end
+  end
+  chunk.deaths = next(deaths) and deaths or nil
+end
+
+-- The claim is over without a result: the chunk goes back, or is dropped if the job is being cancelled.
+local function end_claim(job, number, chunk)
+  add(job, 'claimed', -1)
+  if job.state == 'cancelling' then
+    drop(job, number, chunk)
+    settle(job)
+    announce(job)
+  else
+    put_back(job, number, chunk)
+  end
+end
+
+local function head_of_ready()
+  return redis.call('ZRANGE', READY, 0, 0)[1] or ''
+end

@@ -1,0 +1,52 @@
+#!lua flags=allow-oom
+-- A worker takes a chunk. The attempt is counted here, before the device is touched.
+-- KEYS 1-10 see _job
+-- ARGV 1-2 see _job, 3 chunk number, 4 worker id, 5 nonce of this call, 6 lease (ms), 7 attempts before the chunk is given up
+-- Answers {code} or, for OK and POISON, {code, fence, chunk (JSON), operation, model, params}
+-- include: _job
+local number, nonce, lease_ms = ARGV[3], ARGV[5], tonumber(ARGV[6])
+local job = read_job()
+local chunk = job and read_chunk(number)
+if not chunk then
+  let_go(number)
+  return { 'GONE' }
+end
+
+local function claimed(code)
+  local record = redis.call('HMGET', JOB, 'operation', 'model', 'params')
+  return { code, chunk.fence, cjson.encode(chunk), record[1], record[2], record[3] }
+end
+
+local function ceiling()
+  return tonumber(ARGV[7]) + 2 * (chunk.poison and #chunk.poison or 0)
+end
+
+-- The reply to this very call was lost and the client asks again.
+if chunk.state == 'claimed' and chunk.nonce == nonce then
+  return claimed(chunk.attempts > ceiling() and 'POISON' or 'OK')
+end
+if chunk.state == 'done' then return { 'DONE' } end
+overdue(job)
+if ENDED[job.state] or job.state == 'cancelling' or job.state == 'paused' then return { 'STOP' } end
+-- A pending chunk has had a ticket before and will get another one: this message is an old copy.
+if chunk.state == 'pending' then return { 'BUSY' } end
+if chunk.state == 'claimed' then
+  if tonumber(redis.call('ZSCORE', INFLIGHT, entry(number)) or 0) > NOW_MS then return { 'BUSY' } end
+  count_death(chunk)
+  add(job, 'claimed', -1)
+end
+
+-- The fence is a time, so that a server which lost its last second of writes does not give the same one twice.
+set(job, 'fence', math.max(NOW_MS, job.fence + 1))
+chunk.state, chunk.fence, chunk.nonce, chunk.worker = 'claimed', job.fence, nonce, ARGV[4]
+chunk.attempts = (chunk.attempts or 0) + 1
+chunk.marked, chunk.progress, chunk.delay = nil, nil, nil
+write_chunk(number, chunk)
+hold(number, NOW_MS + lease_ms)
+add(job, 'claimed', 1)
+if job.state == 'queued' then
+  set(job, 'state', 'running')
+  if not job.started_ms then set(job, 'started_ms', NOW_MS) end
+  announce(job)
+end
+return claimed(chunk.attempts > ceiling() and 'POISON' or 'OK')

@@ -1,0 +1,19 @@
+#!lua flags=allow-oom
+-- Pause a job: its tickets go back at once, its claims at their next heartbeat. Repeatable.
+-- KEYS 1-10 see _job
+-- ARGV 1-2 see _job
+-- Answers OK, GONE, or CONFLICT (it has ended or is ending)
+-- include: _job
+local job = read_job()
+if not job then return 'GONE' end
+if job.state == 'paused' then return 'OK' end
+if job.state ~= 'queued' and job.state ~= 'running' then return 'CONFLICT' end
+set(job, 'state', 'paused')
+redis.call('ZREM', READY, JOB_ID)
+for _, member in ipairs(redis.call('ZREVRANGE', INFLIGHT, 0, -1)) do
+  local job_id, number = member:match('^(.*):(%d+)$')
+  local chunk = job_id == JOB_ID and read_chunk(number)
+  if chunk and chunk.state == 'ticket' then put_back(job, number, chunk) end
+end
+announce(job)
+return 'OK'

@@ -1,0 +1,23 @@
+#!lua flags=allow-oom
+-- A worker gives a chunk back without a result: because it is going away (the attempt does not count), or because
+-- computing failed as a whole (it does).
+-- KEYS 1-10 see _job
+-- ARGV 1-2 see _job, 3 chunk number, 4 fence, 5 how long to wait before the next ticket (ms), 6 '1' if the attempt counts
+-- Answers OK, or LOST if the claim did not hold any more
+-- include: _job
+local number, delay_ms = ARGV[3], tonumber(ARGV[5])
+local job = read_job()
+local chunk = job and read_chunk(number)
+if not chunk or chunk.state ~= 'claimed' or chunk.fence ~= tonumber(ARGV[4]) then return 'LOST' end
+
+if ARGV[6] ~= '1' then chunk.attempts = chunk.attempts - 1 end
+if delay_ms == 0 or job.state ~= 'running' then
+  end_claim(job, number, chunk)
+  return 'OK'
+end
+-- A ticket that was never published: the reaper does it when its time has come.
+add(job, 'claimed', -1)
+chunk.state, chunk.delay, chunk.nonce, chunk.worker, chunk.marked, chunk.progress = 'ticket', delay_ms, nil, nil, nil, nil
+write_chunk(number, chunk)
+hold(number, NOW_MS + delay_ms)
+return 'OK'

@@ -1,0 +1,14 @@
+#!lua flags=allow-oom
+-- Let a paused job take turns again. Repeatable.
+-- KEYS 1-10 see _job
+-- ARGV 1-2 see _job
+-- Answers OK, GONE, or CONFLICT (it has ended or is ending)
+-- include: _job
+local job = read_job()
+if not job then return 'GONE' end
+if job.state == 'queued' or job.state == 'running' then return 'OK' end
+if job.state ~= 'paused' then return 'CONFLICT' end
+set(job, 'state', job.started_ms and 'running' or 'queued')
+enter_ready(job)
+announce(job)
+return 'OK'

@@ -1,0 +1,49 @@
+"""The Lua scripts, one per state change, read from `tasks/lua` and called by name.
+
+Owns putting shared pieces into a script (a line `-- include: _name`); knows no keys. What each script takes and answers
+stands at its head.
+"""
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from redis import Redis
+
+__all__ = ["Scripts", "script_text"]
+
+_INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
+
+Argument = str | bytes | int | float
+
+
+@cache
+def script_text(name: str) -> str:
+    """Return the text of a script, shared pieces included.
+
+    Raises:
+        FileNotFoundError: there is no such script.
+    """
+    text = (resources.files("tasks") / "lua" / f"{name}.lua").read_text("utf-8")
+    return _INCLUDE.sub(lambda line: script_text(line[1]), text)
+
+
+class Scripts:
+    """Calls scripts by name. A server that forgot them (restart, SCRIPT FLUSH) is given them again unseen."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._known: dict[str, Any] = {}
+
+    def call(self, name: str, keys: Sequence[str], args: Sequence[Argument], client: Redis | None = None) -> Any:
+        """Run the script and return its answer.
+
+        Raises:
+            redis.RedisError: the server does not answer, or is full and the script brings new bytes.
+        """
+        script = self._known.get(name)
+        if script is None:
+            script = self._known[name] = self._redis.register_script(script_text(name))
+        return script(keys=keys, args=args, client=client)
