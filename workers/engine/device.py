@@ -94,6 +94,10 @@ class DeviceEngine:
             "tokens_per_s": passes.tokens_per_s,
         }
 
+    def progress(self) -> int:
+        """See `tasks.engine.Engine.progress`."""
+        return self._loop.passes.count
+
     def close(self) -> None:
         """End waiting work with EngineClosed, let the current pass end, stop the thread. Idempotent."""
         self._closed = True
