@@ -15,21 +15,25 @@ __all__ = ["connect", "script_text"]
 _ANSWER_TIMEOUT_S = 1.0  # a server that is this late does not answer at all
 
 
-def connect(url: str, *, name: str, block_s: float = 0.0) -> Redis:
+def connect(
+    url: str, *, name: str, block_s: float = 0.0, timeout_s: float = _ANSWER_TIMEOUT_S, retries: int = 0
+) -> Redis:
     """Return a client that gives up after a second instead of the library's ten retries (59 s on a stopped server).
 
     Args:
         url: URL of the server.
         name: shown in `CLIENT LIST`.
         block_s: longest blocking command that it is used for.
+        timeout_s: how late an answer may be besides.
+        retries: further tries of a command that found its connection lost; only for commands that may run twice.
     """
     return Redis.from_url(
         url,
         client_name=f"twolane-{name}",
-        socket_timeout=_ANSWER_TIMEOUT_S + block_s,
+        socket_timeout=timeout_s + block_s,
         socket_connect_timeout=_ANSWER_TIMEOUT_S,
         socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
+        retry=Retry(NoBackoff(), retries),
     )
 
 

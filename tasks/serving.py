@@ -161,8 +161,10 @@ class _Intake:
                 self._trip()
                 failing = False
             except Exception as error:  # noqa: BLE001 - the edge of this thread: it must outlive its server
-                if not failing or not isinstance(error, RedisError):
-                    _log.warning("requests cannot be taken just now: %s", error, exc_info=not failing)
+                if not isinstance(error, RedisError):
+                    _log.exception("taking requests failed")
+                elif not failing:
+                    _log.warning("requests cannot be taken just now: %s", error)
                 failing = True
                 stop.wait(_RECONNECT_S)
         with contextlib.suppress(RedisError):

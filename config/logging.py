@@ -1,0 +1,67 @@
+"""How our processes log: one line an event, to standard error, for people or for machines.
+
+Owns the formats and how loud the libraries are. Configured once by each process's entry point, never at import.
+"""
+
+import logging
+import sys
+import traceback
+from typing import Any
+
+import orjson
+
+from config.settings import Settings
+
+__all__ = ["configure_logging"]
+
+# Libraries that tell more than an operator wants to read at the level `info`.
+_QUIET = ("amqp", "kombu", "celery.worker.strategy", "celery.app.trace", "httpx", "httpcore", "urllib3", "tornado")
+_TEXT = "%(asctime)s %(levelname)-7s %(message)s"
+_TIME = "%H:%M:%S"
+# What every record has; anything else was given as `extra` and belongs into a machine's line.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def configure_logging(settings: Settings, process: str) -> None:
+    """Send all log records of this process to standard error.
+
+    Args:
+        settings: `log_level` and `log_format`.
+        process: name of the process in a machine's lines, such as `web` or `worker`.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonFormatter(process) if settings.log_format == "json" else _TextFormatter(_TEXT, _TIME))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(settings.log_level.upper())
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(logging.NOTSET if settings.log_level == "debug" else logging.WARNING)
+    logging.captureWarnings(capture=True)
+
+
+class _TextFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        line = super().formatMessage(record)
+        # Our own messages name their subject; those of libraries need it.
+        own = record.name.split(".")[0] in {"app", "config", "stack", "tasks", "workers"}
+        return line if own or record.name == "root" else f"{line} [{record.name}]"
+
+
+class _JsonFormatter(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": record.created,
+            "level": record.levelname.lower(),
+            "process": self._process,
+            "pid": record.process,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        if record.exc_info:
+            line["exception"] = "".join(traceback.format_exception(*record.exc_info))
+        return orjson.dumps(line, default=str).decode()

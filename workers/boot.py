@@ -1,0 +1,186 @@
+"""Celery boot steps: load -> warm up -> listen -> announce, all before the worker takes its first ticket.
+
+Owns the order of a worker's start and end, and the Celery app as the launcher starts it (`--app workers.boot`). Owns
+no part itself: the engine, the listener, the reaper and the announcer each know how to start and stop.
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from celery import bootsteps, signals
+from celery.platforms import SecurityWarning
+from pydantic import ValidationError
+
+from config.catalog import ModelCard, load_catalog
+from config.logging import configure_logging
+from config.settings import Settings
+from tasks.blobs import open_blobs
+from tasks.bulk import WorkerContext
+from tasks.celery import app
+from tasks.connections import connect
+from tasks.errors import ConfigError, TwolaneError
+from tasks.lanes import Lane, Service
+from tasks.presence import Announcer, WorkerFacts
+from tasks.store import JobStore
+from workers.listener import Listener
+from workers.pinning import plan_cores
+from workers.reaper import Reaper
+
+if TYPE_CHECKING:  # the engine's libraries are imported only after the cores were chosen
+    from workers.engine import DeviceEngine
+    from workers.models.base import LoadedModel
+
+__all__ = ["ModelsStep", "app"]
+
+_log = logging.getLogger(__name__)
+
+_EXIT_CONFIG = 78
+_STORE_TIMEOUT_S = 10.0
+
+
+class ModelsStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no types
+    """Stands between the pool and the consumer: no ticket is taken before the models have made vectors.
+
+    At the end Celery closes all steps first and then stops them backwards: consumer, this one, pool. So the engine
+    itself ends last, in `close_engine`, when no chunk runs any more.
+    """
+
+    requires = ("celery.worker.components:Pool",)
+    label = "Models"
+
+    def __init__(self, worker: Any, **kwargs: object) -> None:
+        super().__init__(worker, **kwargs)
+        self._parts: _Parts | None = None
+
+    def start(self, worker: Any) -> None:
+        """Load, warm up, listen, announce. A failure ends the process: a worker without its models is none."""
+        try:
+            self._parts = _Parts(Settings(), f"{worker.hostname}#{os.getpid()}")
+        except (ConfigError, ValidationError) as error:
+            _log.critical("this worker cannot start: %s", error)
+            raise SystemExit(_EXIT_CONFIG) from error
+        except TwolaneError as error:
+            _log.critical("this worker cannot start: %s", error.message)
+            raise SystemExit(1) from error
+        self._parts.start()
+
+    def close(self, worker: Any) -> None:  # noqa: ARG002
+        """Withdraw, so that no new request counts on this worker."""
+        if self._parts is not None:
+            self._parts.withdraw()
+
+    def stop(self, worker: Any) -> None:  # noqa: ARG002
+        """Answer the requests that were taken; chunks go on, the pool waits for them."""
+        if self._parts is not None:
+            self._parts.stop()
+
+    def terminate(self, worker: Any) -> None:
+        """Do what `stop` does; Celery calls it in a cold shutdown."""
+        self.stop(worker)
+
+
+class _Parts:
+    """The live objects of one worker."""
+
+    def __init__(self, settings: Settings, worker_id: str) -> None:
+        cards = _cards(settings)
+        _choose_cores(settings)
+        self._models, self.engine = _load(settings, cards)
+        self._worker_id = worker_id
+        redis = connect(settings.redis_url, name="worker", timeout_s=_STORE_TIMEOUT_S, retries=1)
+        store = JobStore(redis, settings)
+        app.twolane = WorkerContext(store, open_blobs(redis, settings), self.engine, settings, worker_id)
+        self._listener = Listener(settings, cards, self.engine)
+        self._reaper = Reaper(store, [Lane(card.slug, Service.BULK) for card in cards])
+        announcing = connect(settings.redis_url, name="announce")
+        self._announcer = Announcer(announcing, worker_id, self._facts, settings.worker_ttl_s)
+
+    def start(self) -> None:
+        self._listener.start()
+        self._reaper.start()
+        self._announcer.start()
+        _log.info("worker %s is ready: %s", self._worker_id, ", ".join(self._models))
+
+    def withdraw(self) -> None:
+        self._announcer.stop()
+
+    def stop(self) -> None:
+        self.withdraw()
+        self._reaper.stop()
+        self._listener.stop()
+
+    def _facts(self) -> Mapping[str, WorkerFacts]:
+        if not self.engine.healthy():
+            return {}
+        rate = self.engine.stats()["tokens_per_s"]
+        return {model.card.slug: self._fact(model, rate) for model in self._models.values()}
+
+    def _fact(self, model: "LoadedModel", rate: float) -> WorkerFacts:
+        return WorkerFacts(
+            worker_id=self._worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=model.backend.device,
+            dtype=model.backend.dtype,
+            fingerprint=model.fingerprint,
+            tokens_per_s=rate,
+        )
+
+
+def _cards(settings: Settings) -> list[ModelCard]:
+    catalog = load_catalog(settings.catalog_file)
+    cards = {name: catalog.find(name) for name in settings.models}
+    if unknown := [name for name, card in cards.items() if card is None]:
+        raise ConfigError(f"TWOLANE_MODELS names what the catalogue does not have: {', '.join(unknown)}")
+    return list({card.name: card for card in cards.values() if card is not None}.values())
+
+
+def _choose_cores(settings: Settings) -> None:
+    """Choose threads and cores for a worker that was not started by the launcher, which does it from outside."""
+    if "torch" in sys.modules:
+        _log.warning("torch was imported before its threads were chosen")
+    cores = plan_cores(settings)
+    for name, value in cores.environment.items():
+        os.environ.setdefault(name, value)
+    cores.pin()
+
+
+def _load(settings: Settings, cards: list[ModelCard]) -> "tuple[dict[str, LoadedModel], DeviceEngine]":
+    from workers.engine import DeviceEngine  # noqa: PLC0415 - after the cores were chosen, see above
+    from workers.models.registry import load_models  # noqa: PLC0415
+
+    started_s = time.monotonic()
+    names = ", ".join(card.name for card in cards)
+    _log.info("loading %s", names)
+    models = load_models(cards, settings)
+    loaded_s = time.monotonic()
+    engine = DeviceEngine(settings, models)
+    engine.warm_up()
+    took_s = time.monotonic() - started_s
+    _log.info("loaded and warmed %s in %.1f s (warm-up %.1f s)", names, took_s, took_s - (loaded_s - started_s))
+    return models, engine
+
+
+def close_engine(**_: object) -> None:
+    """End the engine when the pool has ended its chunks."""
+    context: WorkerContext | None = getattr(app, "twolane", None)
+    if context is not None:
+        context.engine.close()  # type: ignore[attr-defined] # the protocol for tasks has no end; the real engine does
+
+
+def set_up_logging(**_: object) -> None:
+    """Log as our other processes do; without a receiver Celery would configure its own way."""
+    configure_logging(Settings(), "worker")
+
+
+# Celery warns of root because of pickle, which we do not accept; in a container root is the rule.
+warnings.simplefilter("ignore", SecurityWarning)
+signals.worker_shutdown.connect(close_engine)
+signals.setup_logging.connect(set_up_logging)
+app.steps["worker"].add(ModelsStep)

@@ -1,0 +1,175 @@
+"""`python -m workers.launch`: one worker process per device, started again when it dies.
+
+Owns the processes: their environment, their restarts with growing delays and their end within a bound. What happens
+inside one is `workers.boot`.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from config.logging import configure_logging
+from config.processes import tied_to_parent
+from config.settings import Settings
+from tasks.errors import ConfigError
+from workers.pinning import Cores, Device, choose_devices, plan_cores
+
+__all__ = ["EXIT_CONFIG", "Launcher", "main"]
+
+_log = logging.getLogger("workers.launch")
+
+EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: starting it again would end the same way
+_FIRST_DELAY_S = 0.5
+_LONGEST_DELAY_S = 30.0
+_HEALTHY_AFTER_S = 60.0
+_LOOK_S = 0.1
+
+
+class _Slot:
+    """One device and the worker process on it."""
+
+    def __init__(self, device: Device, cores: Cores) -> None:
+        self.device = device
+        self.given_up = False
+        self._cores = cores
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started_s = 0.0
+        self._start_at_s = 0.0
+        self._delay_s = _FIRST_DELAY_S
+
+    def look(self, now_s: float) -> None:
+        """Start the process when it is due; notice its death."""
+        if self._process is None:
+            if now_s >= self._start_at_s and not self.given_up:
+                self._start(now_s)
+        elif (code := self._process.poll()) is not None:
+            self._process = None
+            self._mourn(code, now_s)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the process and whatever it has started."""
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, number)
+
+    def gone(self) -> bool:
+        """Whether no process is left."""
+        return self._process is None or self._process.poll() is not None
+
+    def _start(self, now_s: float) -> None:
+        tie = tied_to_parent()
+
+        def before_exec() -> None:
+            tie()
+            self._cores.pin()
+
+        self._process = subprocess.Popen(
+            _command(self.device),
+            env={**_environment(), **self._cores.environment, **self.device.environment},
+            # Its own group: Ctrl-C in a terminal reaches the launcher alone, which stops the workers in order.
+            start_new_session=True,
+            preexec_fn=before_exec,  # noqa: PLW1509 - two system calls, and this process has one thread
+        )
+        self._started_s = now_s
+        _log.info("worker %s started, process %d, %d threads", self.device.name, self._process.pid, self._cores.threads)
+
+    def _mourn(self, code: int, now_s: float) -> None:
+        if code == EXIT_CONFIG:
+            self.given_up = True
+            _log.error("worker %s cannot start with these settings, and is not tried again", self.device.name)
+            return
+        if now_s - self._started_s >= _HEALTHY_AFTER_S:
+            self._delay_s = _FIRST_DELAY_S
+        self._start_at_s = now_s + self._delay_s
+        how = f"by signal {-code}" if code < 0 else f"with code {code}"
+        _log.warning("worker %s ended %s, it starts again in %.1f s", self.device.name, how, self._delay_s)
+        self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
+
+
+class Launcher:
+    """Keeps one worker running on each device until it is told to stop."""
+
+    def __init__(self, settings: Settings, devices: Sequence[Device]) -> None:
+        cores = plan_cores(settings, len(devices))
+        self._slots = [_Slot(device, cores) for device in devices]
+        self._stop_s = settings.worker_stop_s
+        self._stopping = threading.Event()
+        self._hurry = threading.Event()
+
+    def stop(self, *_: object) -> None:
+        """Stop the workers; at the second call, at once. Safe in a signal handler."""
+        if self._stopping.is_set():
+            self._hurry.set()
+        self._stopping.set()
+
+    def run(self) -> int:
+        """Run until `stop()`, or until no worker can start; return the exit code."""
+        while not self._stopping.is_set():
+            now_s = time.monotonic()
+            for slot in self._slots:
+                slot.look(now_s)
+            if all(slot.given_up for slot in self._slots):
+                return EXIT_CONFIG
+            self._stopping.wait(_LOOK_S)
+        self._end()
+        return 0
+
+    def _end(self) -> None:
+        """Let the workers finish what they hold, for a bounded time; a lease brings back what is lost."""
+        for slot in self._slots:
+            slot.signal(signal.SIGTERM)
+        deadline_s = time.monotonic() + self._stop_s
+        while time.monotonic() < deadline_s and not self._hurry.is_set():
+            if all(slot.gone() for slot in self._slots):
+                return
+            time.sleep(_LOOK_S)
+        for slot in self._slots:
+            if not slot.gone():
+                _log.warning("worker %s did not stop in time and is killed", slot.device.name)
+                slot.signal(signal.SIGKILL)
+
+
+def _command(device: Device) -> list[str]:
+    # The launcher's process id makes the name unique where several launchers share a machine.
+    name = f"{device.name}-{os.getpid()}@%h"
+    return [
+        *(sys.executable, "-m", "celery", "--quiet", "--app", "workers.boot", "worker"),
+        *("--hostname", name, "--pool", "threads", "--without-mingle", "--without-gossip"),
+    ]
+
+
+def _environment() -> dict[str, str]:
+    """Return our own environment, with the rooms to be found from any working directory, installed or not."""
+    here = str(Path(__file__).resolve().parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
+
+
+def _make_launcher() -> Launcher:
+    settings = Settings()
+    configure_logging(settings, "launcher")
+    if not settings.redis_url:
+        raise ConfigError("REDIS_URL is not set: workers need a server; `make serve` starts one by itself")
+    return Launcher(settings, choose_devices(settings, os.environ))
+
+
+def main() -> int:
+    """Start the workers of this machine; return the exit code."""
+    try:
+        launcher = _make_launcher()
+    except (ConfigError, ValidationError) as error:
+        print(f"The workers cannot start: {error}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
+        return EXIT_CONFIG
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, launcher.stop)
+    return launcher.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
