@@ -1,0 +1,72 @@
+"""FlagEmbedding as it is called by its users: `encode` and `compute_score` on all items at once.
+
+Loaded by `benchmarks.host`.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Embedder", "M3Embedder", "Reranker"]
+
+
+class Embedder:
+    """`FlagModel.encode`, with the pooling that the model was trained with.
+
+    Args:
+        folder: the checkpoint.
+        pooling: cls or mean; FlagEmbedding does not read it from the checkpoint.
+        batch_size: texts per forward pass; its own default is 256.
+        max_tokens: where texts are cut.
+        bf16: real bfloat16, which on the CPU needs the device spelled `cpu:0`; `cpu` only rounds the weights.
+    """
+
+    def __init__(
+        self, folder: str, pooling: str = "cls", batch_size: int = 256, max_tokens: int = 256, *, bf16: bool = False
+    ) -> None:
+        from FlagEmbedding import FlagModel  # noqa: PLC0415 - the peers' imports are part of their load time
+
+        self._model = FlagModel(
+            folder,
+            pooling_method=pooling,
+            batch_size=batch_size,
+            passage_max_length=max_tokens,
+            query_max_length=max_tokens,
+            use_fp16=False,
+            use_bf16=bf16,
+            devices="cpu:0" if bf16 else "cpu",
+        )
+        self._max_tokens = max_tokens
+
+    def run(self, items: list[Any]) -> NDArray[np.float32]:
+        """Return (n, d) normalized embeddings."""
+        return np.asarray(self._model.encode(items, max_length=self._max_tokens), dtype=np.float32)
+
+
+class M3Embedder:
+    """`BGEM3FlagModel.encode`, dense vectors alone."""
+
+    def __init__(self, folder: str, batch_size: int = 256, max_tokens: int = 512) -> None:
+        from FlagEmbedding import BGEM3FlagModel  # noqa: PLC0415 - the peers' imports are part of their load time
+
+        self._model = BGEM3FlagModel(folder, use_fp16=False, devices="cpu", batch_size=batch_size)
+        self._max_tokens = max_tokens
+
+    def run(self, items: list[Any]) -> NDArray[np.float32]:
+        """Return (n, d) normalized embeddings."""
+        return np.asarray(self._model.encode(items, max_length=self._max_tokens)["dense_vecs"], dtype=np.float32)
+
+
+class Reranker:
+    """`FlagReranker.compute_score` with its sigmoid."""
+
+    def __init__(self, folder: str, batch_size: int = 128, max_tokens: int = 512) -> None:
+        from FlagEmbedding import FlagReranker  # noqa: PLC0415 - the peers' imports are part of their load time
+
+        self._model = FlagReranker(folder, use_fp16=False, devices="cpu", batch_size=batch_size, max_length=max_tokens)
+
+    def run(self, items: list[Any]) -> NDArray[np.float32]:
+        """Return (n,) scores in [0, 1] of [query, document] pairs."""
+        pairs = [(query, document) for query, document in items]
+        return np.asarray(self._model.compute_score(pairs, normalize=True), dtype=np.float32)
