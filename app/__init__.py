@@ -6,10 +6,10 @@ from flask import Flask
 
 from app.auth import Authenticator, protect
 from app.errors import install_errors
-from app.job_schemas import JobRequest
+from app.job_schemas import JobRequest, ResultPage
 from app.limits import Limiter, limit
 from app.openapi import Api, register_schema
-from app.routes import console, embeddings, job_results, jobs, models, ops, rerank
+from app.routes import batches, console, embeddings, files, job_results, jobs, models, ops, rerank
 from app.services import build_services, install_services
 from app.tracing import install_tracing
 from config.settings import Settings
@@ -33,10 +33,11 @@ def create_app(settings: Settings) -> Flask:
     protect(app, Authenticator(settings))
     if settings.keys_file is not None:
         limit(app, Limiter(live.redis))
-    for front_door in (embeddings, rerank, jobs, job_results, models, ops):
+    for front_door in (embeddings, rerank, jobs, job_results, files, batches, models, ops):
         app.register_api(front_door.blueprint)
     app.register_blueprint(console.blueprint)
-    register_schema(app, JobRequest)
+    for model in (JobRequest, ResultPage):
+        register_schema(app, model)
     return app
 
 

@@ -5,16 +5,18 @@ Owns every read of a body and its limits in bytes. Knows no schema: what the JSO
 
 import zlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from flask import Request, current_app
+from pydantic import BaseModel, ValidationError
 
 from app.connections import was_cut_off
 from tasks.errors import InvalidRequest, TooLarge
 
-__all__ = ["ApiRequest", "parse_json", "read_json", "stream_body"]
+__all__ = ["ApiRequest", "explain_invalid", "parse_json", "read_json", "read_model", "stream_body"]
 
+M = TypeVar("M", bound=BaseModel)
 _BLOCK_BYTES = 64 * 1024
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 
@@ -51,6 +53,26 @@ def parse_json(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest("the body must be a JSON object")
     return value
+
+
+def read_model(request: Request, limit_bytes: int, model: type[M]) -> M:
+    """Read the body as one of our schemas.
+
+    Raises:
+        InvalidRequest, TooLarge: as `read_json`, or a field does not fit.
+    """
+    try:
+        return model.model_validate(read_json(request, limit_bytes))
+    except ValidationError as error:
+        raise explain_invalid(error) from None
+
+
+def explain_invalid(error: ValidationError) -> InvalidRequest:
+    """Return the refusal that tells the first complaint, by the field's name."""
+    # The input itself must not come back: it would end in the client's logs, and in ours.
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    param = ".".join(str(step) for step in first["loc"]) or None
+    return InvalidRequest(f"{param}: {first['msg']}" if param else first["msg"], param=param)
 
 
 def stream_body(request: Request, limit_bytes: int) -> Iterator[bytes]:

@@ -19,7 +19,7 @@ from config.settings import Settings
 from tasks import frames
 from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.engine import Operation, Outcomes, Work
-from tasks.errors import InvalidRequest, WrongCapability
+from tasks.errors import InvalidRequest, NoWorker, WrongCapability
 from tasks.jobs import ChunkRecord, Counts, Idempotency, Job, JobParams, NewJob, new_job_id
 from tasks.lanes import Lane, Service
 
@@ -206,6 +206,7 @@ class Desk:
 
     def _queue(self, order: Order, items: Iterable[Item], settle: Settle) -> Submission:
         """Store the inputs chunk by chunk, then the job in one step; after any failure nothing stays stored."""
+        self._require_served(order)
         store, blobs = self._services.store, self._services.blobs
         job_id, records = new_job_id(), list[ChunkRecord]()
         created = False
@@ -276,6 +277,12 @@ class Desk:
                     message = f"item {position} has {len(text)} characters; at most {self._settings.max_text_chars}"
                     raise InvalidRequest(message, param=order.items_field)
             yield item
+
+    def _require_served(self, order: Order) -> None:
+        """A job for a model that no worker of this installation loads would wait for ever."""
+        catalog = self._services.catalog
+        if all(catalog.find(name) is not order.card for name in self._settings.models):
+            raise NoWorker(f"this server is not set up for {order.card.name}", retry_after_s=60)
 
     def _require_few(self, order: Order, items: int) -> None:
         most = self._settings.max_inputs

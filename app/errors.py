@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
 from werkzeug.exceptions import HTTPException
 
+from app.bodies import explain_invalid
 from app.tracing import current_request_id
 from tasks.engine import ItemError
 from tasks.errors import (
@@ -28,7 +29,6 @@ from tasks.errors import (
     EngineClosed,
     Expired,
     IdempotencyMismatch,
-    InvalidRequest,
     ItemFailed,
     LaneFull,
     ModelNotFound,
@@ -165,11 +165,7 @@ def render_error(error: TwolaneError) -> Response:
 
 def refuse_invalid_body(error: ValidationError) -> Response:
     """Return the answer for a body, query or path that does not fit its schema; the first complaint is told."""
-    # The input itself must not come back: it would end in the client's logs, and in ours.
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    param = ".".join(str(step) for step in first["loc"]) or None
-    message = f"{param}: {first['msg']}" if param else first["msg"]
-    return render_error(InvalidRequest(message, param=param))
+    return render_error(explain_invalid(error))
 
 
 def install_errors(app: Flask) -> None:

@@ -18,6 +18,7 @@ from granian.log import LogLevels
 from granian.server import Server
 
 from app import create_app
+from app.batching.steward import Steward
 from config.keyring import check_exposure
 from config.settings import Settings
 
@@ -59,7 +60,10 @@ def run_server(settings: Settings) -> None:
 
 def _load(settings: Settings) -> Any:
     """Build the app in the web process itself: threads and connections do not survive a fork."""
-    return create_app(settings)
+    app = create_app(settings)
+    # Here and not in `create_app`: a test that only asks the app one thing needs no thread.
+    Steward(app.extensions["twolane"]).start()
+    return app
 
 
 def _free_port(host: str) -> int:

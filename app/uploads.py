@@ -29,7 +29,9 @@ class PayloadHash:
     @classmethod
     def of_json(cls, key: str | None, body: BaseModel) -> Self:
         """Return the hash of a JSON body as it was understood: spaces and the order of fields do not count."""
-        return cls(key, body.model_dump_json().encode() if key is not None else b"")
+        if key is None:
+            return cls(None)
+        return cls(key, orjson.dumps(body.model_dump(warnings=False), option=orjson.OPT_SORT_KEYS))
 
     def tap(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         """Yield the blocks, counted in."""

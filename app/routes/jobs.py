@@ -8,7 +8,7 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
 from app.auth import current_tenant, find_card
-from app.bodies import read_json, stream_body
+from app.bodies import read_model, stream_body
 from app.dispatch import Desk, Order, Submission, resolve_params
 from app.encodings import json_response
 from app.errors import documented
@@ -145,7 +145,7 @@ def _read_upload(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, It
 
 
 def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHash]:
-    body = JobRequest.model_validate(read_json(request, services().settings.max_body_bytes))
+    body = read_model(request, services().settings.max_body_bytes, JobRequest)
     card = find_card(services().catalog, body.model)
     extra: dict[str, object] = {}
     if body.metadata:

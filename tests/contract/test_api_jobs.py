@@ -1,0 +1,365 @@
+"""Jobs over HTTP: the one door, what a job tells of itself, and its results in every form."""
+
+import base64
+import gzip
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from redis import Redis
+
+from config.settings import Settings
+from stack.server import EmbeddedServer
+from tests.web import opened_app, running_worker, settings_of, wait_for_end
+
+NDJSON = "application/x-ndjson"
+CORPUS = [f"passage number {i}" for i in range(700)]
+
+
+@pytest.fixture(scope="module")
+def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return settings_of(server, tmp_path_factory.mktemp("data"), chunk_items=100)
+
+
+@pytest.fixture(scope="module")
+def app_here(settings_here: Settings) -> Iterator[Flask]:
+    with opened_app(settings_here) as app:
+        yield app
+
+
+@pytest.fixture(scope="module")
+def client(app_here: Flask, settings_here: Settings) -> Iterator[FlaskClient]:
+    with running_worker(settings_here):
+        yield app_here.test_client()
+
+
+@pytest.fixture(scope="module")
+def ended(client: FlaskClient) -> dict[str, Any]:
+    """A job of 700 items that has succeeded."""
+    lines = b"".join(json.dumps({"id": f"p{i}", "text": text}).encode() + b"\n" for i, text in enumerate(CORPUS))
+    answer = client.post("/v1/jobs?type=embeddings&model=fake", data=lines, content_type=NDJSON)
+    assert answer.status_code == 202, answer.json
+    job = wait_for_end(client, (answer.json or {})["id"])
+    assert job["status"] == "succeeded"
+    return job
+
+
+@pytest.fixture(scope="module")
+def vectors(client: FlaskClient) -> Any:
+    """What the synchronous route gives for the corpus."""
+    body = client.post("/v1/embeddings", json={"model": "fake", "input": CORPUS}).json or {}
+    return np.array([entry["embedding"] for entry in body["data"]], np.float32)
+
+
+def submit(client: FlaskClient, texts: Any, **headers: str) -> Any:
+    return client.post("/v1/jobs", json={"type": "embeddings", "model": "fake", "input": texts}, headers=headers)
+
+
+def stored_keys(server: EmbeddedServer) -> set[bytes]:
+    with Redis.from_url(server.url) as redis:
+        return {key for key in redis.scan_iter(count=1000) if b"{job_" in key}
+
+
+# -- the one door
+
+
+def test_a_small_job_is_answered_at_once_and_kept_like_any_other(client: FlaskClient, vectors: Any) -> None:
+    answer = submit(client, [CORPUS[0], {"id": "x", "text": CORPUS[1]}])
+    assert answer.status_code == 200
+    job = answer.json
+    assert job["status"] == "succeeded"
+    assert answer.headers["Location"] == f"/v1/jobs/{job['id']}"
+    assert [item["id"] for item in job["results"]] == [None, "x"]
+    got = np.array([item["embedding"] for item in job["results"]], np.float32)
+    np.testing.assert_allclose(got, vectors[:2], atol=1e-6)
+    kept = client.get(f"/v1/jobs/{job['id']}").json or {}
+    assert kept["counts"] == {"total": 2, "completed": 2, "failed": 0, "truncated": 0}
+    assert kept["fingerprint"] == "fp-1"
+    page = client.get(f"/v1/jobs/{job['id']}/results").json or {}
+    assert page["data"] == job["results"]
+
+
+def test_a_large_job_is_queued_with_an_address_and_a_time_to_ask_again(client: FlaskClient) -> None:
+    answer = submit(client, CORPUS)
+    assert answer.status_code == 202
+    assert answer.json["status"] in {"queued", "running"}
+    assert answer.headers["Location"] == f"/v1/jobs/{answer.json['id']}"
+    assert 1 <= int(answer.headers["Retry-After"]) <= 60
+    assert wait_for_end(client, answer.json["id"])["counts"]["completed"] == 700
+
+
+def test_a_small_job_is_queued_when_the_caller_prefers_that(client: FlaskClient) -> None:
+    answer = submit(client, ["a"], Prefer="respond-async")
+    assert (answer.status_code, answer.headers["Preference-Applied"]) == (202, "respond-async")
+    assert wait_for_end(client, answer.json["id"])["status"] == "succeeded"
+
+
+def test_a_queued_job_is_waited_for_when_the_caller_prefers_that(client: FlaskClient) -> None:
+    answer = submit(client, ["a", "b"], Prefer="respond-async, wait=20")
+    assert answer.status_code == 200
+    assert answer.json["status"] == "succeeded"
+    assert len(answer.json["results"]) == 2
+
+
+def test_ndjson_that_is_small_is_answered_at_once_too(client: FlaskClient) -> None:
+    answer = client.post("/v1/jobs?model=fake", data=b'"a"\n{"id": "i", "text": "b"}', content_type=NDJSON)
+    assert answer.status_code == 200
+    assert [item["id"] for item in (answer.json or {})["results"]] == [None, "i"]
+
+
+def test_a_gzip_upload_is_unpacked(client: FlaskClient) -> None:
+    packed = gzip.compress(b'"a"\n"b"\n')
+    answer = client.post("/v1/jobs?model=fake", data=packed, content_type=NDJSON, headers={"Content-Encoding": "gzip"})
+    assert (answer.json or {})["counts"]["total"] == 2
+
+
+@pytest.mark.parametrize("line", [b"{", b"17", b'{"txt": "a"}', b"\xff"])
+@pytest.mark.parametrize("before", [3, 300])
+def test_a_bad_line_refuses_the_job_with_its_number_and_leaves_nothing_stored(
+    client: FlaskClient, server: EmbeddedServer, line: bytes, before: int
+) -> None:
+    known = stored_keys(server)
+    body = b'"text"\n' * before + line + b"\n"
+    answer = client.post("/v1/jobs?model=fake", data=body, content_type=NDJSON)
+    assert answer.status_code == 400
+    assert f"line {before + 1} " in (answer.json or {})["error"]["message"]
+    assert stored_keys(server) == known
+
+
+@pytest.mark.parametrize("body", [b"", b"\n\n \n"])
+def test_an_upload_without_a_line_is_refused(client: FlaskClient, body: bytes) -> None:
+    answer = client.post("/v1/jobs?model=fake", data=body, content_type=NDJSON)
+    assert (answer.status_code, (answer.json or {})["error"]["param"]) == (400, "input")
+
+
+def test_an_upload_without_a_model_is_refused_by_name(client: FlaskClient) -> None:
+    answer = client.post("/v1/jobs", data=b'"a"', content_type=NDJSON)
+    assert (answer.status_code, (answer.json or {})["error"]["param"]) == (400, "model")
+
+
+def test_a_dry_run_tells_the_cost_and_stores_nothing(client: FlaskClient, server: EmbeddedServer) -> None:
+    known = stored_keys(server)
+    body = {"type": "embeddings", "model": "fake", "input": CORPUS}
+    estimate = client.post("/v1/jobs?dry_run=true", json=body).json or {}
+    assert (estimate["items"], estimate["chunks"], estimate["lane"]) == (700, 7, "bulk")
+    assert estimate["estimated_s"] == pytest.approx(estimate["tokens"] / 1000)
+    small = client.post("/v1/jobs?dry_run=true", json={**body, "input": ["a"]}).json or {}
+    assert (small["chunks"], small["lane"]) == (1, "interactive")
+    assert stored_keys(server) == known
+
+
+def test_a_model_that_this_server_does_not_serve_is_refused_before_anything_is_stored(
+    client: FlaskClient, server: EmbeddedServer
+) -> None:
+    known = stored_keys(server)
+    answer = client.post(
+        "/v1/jobs", json={"type": "embeddings", "model": "bge-m3", "input": ["a"]}, headers={"Prefer": "respond-async"}
+    )
+    assert (answer.status_code, (answer.json or {})["error"]["code"]) == (503, "model_not_ready")
+    assert stored_keys(server) == known
+
+
+# -- idempotency
+
+
+@pytest.mark.parametrize("prefer", ["", "respond-async"])
+def test_the_same_key_and_payload_give_the_same_job_and_another_payload_is_refused(
+    client: FlaskClient, server: EmbeddedServer, prefer: str
+) -> None:
+    headers = {"Idempotency-Key": f"key-{prefer}", "Prefer": prefer}
+    first = submit(client, ["a", "b"], **headers)
+    known = stored_keys(server)
+    again = submit(client, ["a", "b"], **headers)
+    assert again.status_code in {200, 202}
+    assert again.json["id"] == first.json["id"]
+    other = submit(client, ["a", "c"], **headers)
+    assert (other.status_code, other.json["error"]["code"]) == (422, "idempotency_mismatch")
+    wait_for_end(client, first.json["id"])
+    assert stored_keys(server) <= known
+
+
+def test_a_repeated_upload_leaves_no_second_copy_of_its_texts(client: FlaskClient, server: EmbeddedServer) -> None:
+    body = b"".join(json.dumps(text).encode() + b"\n" for text in CORPUS)
+    headers = {"Idempotency-Key": "upload"}
+    answers = [
+        client.post("/v1/jobs?model=fake", data=body, content_type=NDJSON, headers=headers).json or {} for _ in range(2)
+    ]
+    assert answers[0]["id"] == answers[1]["id"]
+    job_ids = {key.split(b"{")[1].split(b"}")[0].decode() for key in stored_keys(server)}
+    listed = {job["id"] for job in (client.get("/v1/jobs?limit=100").json or {})["data"]}
+    assert job_ids <= listed
+
+
+# -- a job
+
+
+def test_a_job_tells_what_became_of_it(ended: dict[str, Any]) -> None:
+    assert ended["object"] == "job"
+    assert ended["counts"] == {"total": 700, "completed": 700, "failed": 0, "truncated": 0}
+    assert ended["chunks"] == {"total": 7, "done": 7}
+    assert ended["tokens"] > 700
+    assert ended["created_at"] <= ended["started_at"] <= ended["ended_at"] < ended["expires_at"]
+    assert ended["params"] == {"instruction": None, "dimensions": None, "truncate": "end", "dtype": "float32"}
+
+
+def test_a_job_that_did_not_change_is_a_304(client: FlaskClient, ended: dict[str, Any]) -> None:
+    first = client.get(f"/v1/jobs/{ended['id']}")
+    again = client.get(f"/v1/jobs/{ended['id']}", headers={"If-None-Match": first.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+    assert again.headers["ETag"] == first.headers["ETag"]
+    assert client.get(f"/v1/jobs/{ended['id']}", headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+def test_a_long_poll_ends_with_the_job_and_says_that_it_waited(client: FlaskClient) -> None:
+    job = submit(client, CORPUS).json
+    answer = client.get(f"/v1/jobs/{job['id']}", headers={"Prefer": "wait=30"})
+    assert (answer.json or {})["status"] == "succeeded"
+    assert answer.headers["Preference-Applied"] == "wait=30"
+
+
+def test_jobs_are_listed_newest_first_in_pages(client: FlaskClient, ended: dict[str, Any]) -> None:
+    for text in "abc":
+        submit(client, [text])
+    page = client.get("/v1/jobs?limit=2").json or {}
+    assert page["has_more"] is True
+    following = client.get(f"/v1/jobs?limit=2&after={page['last_id']}").json or {}
+    ids = [job["id"] for job in (*page["data"], *following["data"])]
+    assert len(set(ids)) == 4
+    assert ids == sorted(ids, reverse=True)
+    only = client.get("/v1/jobs?status=failed,expired").json or {}
+    assert only["data"] == []
+
+
+def test_metadata_comes_back(client: FlaskClient) -> None:
+    body = {"type": "embeddings", "model": "fake", "input": ["a"], "metadata": {"source": "shelf 3"}}
+    job = client.post("/v1/jobs", json=body).json or {}
+    assert (client.get(f"/v1/jobs/{job['id']}").json or {})["metadata"] == {"source": "shelf 3"}
+
+
+# -- results
+
+
+def test_pages_of_json_hold_every_item_once_and_in_order(client: FlaskClient, ended: dict[str, Any]) -> None:
+    seen: list[dict[str, Any]] = []
+    after = -1
+    while True:
+        page = client.get(f"/v1/jobs/{ended['id']}/results?limit=150&after={after}").json or {}
+        seen += page["data"]
+        if not page["has_more"]:
+            break
+        after = page["last_id"]
+    assert [item["index"] for item in seen] == list(range(700))
+    assert [item["id"] for item in seen] == [f"p{i}" for i in range(700)]
+
+
+def test_ndjson_npy_arrow_and_parquet_hold_the_same_vectors(
+    client: FlaskClient, ended: dict[str, Any], vectors: Any
+) -> None:
+    address = f"/v1/jobs/{ended['id']}/results"
+    lines = [json.loads(line) for line in client.get(f"{address}?format=ndjson").data.splitlines()]
+    np.testing.assert_allclose(np.array([line["embedding"] for line in lines], np.float32), vectors, atol=1e-6)
+    array = np.load(io.BytesIO(client.get(f"{address}?format=npy").data))
+    assert (array.shape, array.dtype) == ((700, 64), np.float32)
+    np.testing.assert_allclose(array, vectors, atol=1e-6)
+    arrow = pa.ipc.open_stream(client.get(address, headers={"Accept": "application/vnd.apache.arrow.stream"}).data)
+    parquet = pq.read_table(io.BytesIO(client.get(f"{address}?format=parquet").data))
+    for table in (arrow.read_all(), parquet):
+        assert table.column("id").to_pylist() == [f"p{i}" for i in range(700)]
+        assert table.column("index").to_pylist() == list(range(700))
+        got = np.array(table.column("embedding").to_pylist(), np.float32)
+        np.testing.assert_array_equal(got, array)
+        assert table.schema.metadata[b"model"] == b"fake"
+
+
+def test_results_as_base64_hold_the_same_vectors(client: FlaskClient, ended: dict[str, Any], vectors: Any) -> None:
+    page = client.get(f"/v1/jobs/{ended['id']}/results?encoding_format=base64&limit=1").json or {}
+    got = np.frombuffer(base64.b64decode(page["data"][0]["embedding"]), "<f4")
+    np.testing.assert_allclose(got, vectors[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("span", [(0, 99), (0, 0), (100, 130), (128, 40_000), (25_000, None), (None, 777), (0, 10**9)])
+def test_any_range_of_the_npy_file_is_that_part_of_the_whole(
+    client: FlaskClient, ended: dict[str, Any], span: tuple[int | None, int | None]
+) -> None:
+    address = f"/v1/jobs/{ended['id']}/results?format=npy"
+    whole = client.get(address).data
+    first, last = span
+    header = f"bytes={'' if first is None else first}-{'' if last is None else last}"
+    part = client.get(address, headers={"Range": header})
+    assert part.status_code == 206
+    expected = whole[-(last or 0) :] if first is None else whole[first : None if last is None else last + 1]
+    assert part.data == expected
+    assert part.headers["Content-Range"].endswith(f"/{len(whole)}")
+    assert int(part.headers["Content-Length"]) == len(expected)
+
+
+def test_a_range_behind_the_end_is_a_416(client: FlaskClient, ended: dict[str, Any]) -> None:
+    answer = client.get(f"/v1/jobs/{ended['id']}/results?format=npy", headers={"Range": "bytes=99999999-"})
+    assert (answer.status_code, (answer.json or {})["error"]["code"]) == (416, "range_not_satisfiable")
+
+
+def test_half_precision_is_kept_as_half_precision(client: FlaskClient, vectors: Any) -> None:
+    body = {"type": "embeddings", "model": "fake", "input": CORPUS, "dtype": "float16"}
+    job = wait_for_end(client, (client.post("/v1/jobs", json=body).json or {})["id"])
+    address = f"/v1/jobs/{job['id']}/results"
+    array = np.load(io.BytesIO(client.get(f"{address}?format=npy").data))
+    assert array.dtype == np.float16
+    np.testing.assert_allclose(array.astype(np.float32), vectors, atol=1e-3)
+    table = pq.read_table(io.BytesIO(client.get(f"{address}?format=parquet").data))
+    assert table.schema.field("embedding").type == pa.list_(pa.float16(), 64)
+    assert len(client.get(f"{address}?format=ndjson").data.splitlines()) == 700
+
+
+@pytest.mark.parametrize("prefer", ["", "respond-async"])
+def test_an_item_that_fails_has_its_error_and_its_neighbours_their_vectors(client: FlaskClient, prefer: str) -> None:
+    body = {"type": "embeddings", "model": "fake", "truncate": "none", "input": ["a", "long " * 900, "c"]}
+    answer = client.post("/v1/jobs", json=body, headers={"Prefer": prefer})
+    job = wait_for_end(client, (answer.json or {})["id"])
+    assert job["status"] == "succeeded"
+    assert job["counts"] == {"total": 3, "completed": 2, "failed": 1, "truncated": job["counts"]["truncated"]}
+    address = f"/v1/jobs/{job['id']}/results"
+    items = (client.get(address).json or {})["data"]
+    assert items[1]["error"]["code"] == "context_length_exceeded"
+    assert "embedding" not in items[1]
+    assert "error" not in items[0]
+    array = np.load(io.BytesIO(client.get(f"{address}?format=npy").data))
+    assert np.isnan(array[1]).all()
+    assert np.isfinite(array[[0, 2]]).all()
+    for table in (
+        pq.read_table(io.BytesIO(client.get(f"{address}?format=parquet").data)),
+        pa.ipc.open_stream(client.get(f"{address}?format=arrow").data).read_all(),
+    ):
+        assert table.column("error").to_pylist() == [None, "context_length_exceeded", None]
+        assert table.column("embedding").to_pylist()[1] is None
+        np.testing.assert_array_equal(np.array(table.column("embedding")[2].as_py(), np.float32), array[2])
+
+
+@pytest.mark.parametrize("prefer", ["", "respond-async"])
+def test_a_rerank_job_places_every_score(client: FlaskClient, prefer: str) -> None:
+    queries = [{"query": "p", "documents": ["p", "x", "y"]}, {"query": "q", "documents": [{"text": "q", "id": "Q"}]}]
+    body = {"type": "rerank", "model": "fake", "queries": queries}
+    answer = client.post("/v1/jobs", json=body, headers={"Prefer": prefer})
+    job = wait_for_end(client, (answer.json or {})["id"])
+    address = f"/v1/jobs/{job['id']}/results"
+    items = (client.get(address).json or {})["data"]
+    assert [(item["query"], item["document"]) for item in items] == [(0, 0), (0, 1), (0, 2), (1, 0)]
+    assert items[0]["relevance_score"] == items[3]["relevance_score"] == pytest.approx(1, abs=1e-5)
+    assert [item["id"] for item in items] == [None, None, None, "Q"]
+    array = np.load(io.BytesIO(client.get(f"{address}?format=npy").data))
+    assert array.shape == (4,)
+    table = pq.read_table(io.BytesIO(client.get(f"{address}?format=parquet").data))
+    np.testing.assert_allclose(table.column("relevance_score").to_pylist(), array)
+
+
+def test_a_rerank_upload_takes_the_query_from_the_address_or_the_line(client: FlaskClient) -> None:
+    lines = b'"p"\n{"text": "q", "query": "q"}\n'
+    answer = client.post("/v1/jobs?type=rerank&model=fake&query=p", data=lines, content_type=NDJSON)
+    scores = [item["relevance_score"] for item in (answer.json or {})["results"]]
+    assert scores == pytest.approx([1, 1], abs=1e-5)
