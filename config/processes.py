@@ -10,9 +10,15 @@ import signal
 import sys
 from collections.abc import Callable
 
-__all__ = ["tied_to_parent"]
+__all__ = ["die_with_parent", "tied_to_parent"]
 
 _PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(death_signal: signal.Signals = signal.SIGTERM) -> None:
+    """Tie the calling process to its parent. A parent that is gone already is not noticed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(death_signal))
 
 
 def tied_to_parent(death_signal: signal.Signals = signal.SIGKILL) -> Callable[[], None]:

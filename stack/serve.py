@@ -1,0 +1,128 @@
+"""`python -m stack.serve`: the whole product in the foreground until Ctrl-C.
+
+Owns what the person at the terminal sees: the children's lines under their names, one block that says what runs where,
+and a clear sentence when something cannot run.
+"""
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from config.settings import Settings
+from stack.plan import Plan, StackError, make_plan
+from stack.running import Stack
+
+__all__ = ["main"]
+
+_LOOK_S = 0.2
+_TELL_EVERY_S = 5.0
+_COLORS = {"web": "36", "worker": "35", "flower": "33", "server": "34", "twolane": "32"}
+
+
+class _Terminal:
+    """Prints whole lines, whoever prints them."""
+
+    def __init__(self, *, plain: bool) -> None:
+        self._lock = threading.Lock()
+        self._plain = plain
+        self._colored = sys.stdout.isatty()
+
+    def line(self, name: str, text: str) -> None:
+        """Print one line of a child under its name; a machine's lines go through as they are."""
+        if not self._plain:
+            name = name.ljust(7)
+            text = f"\033[{_COLORS.get(name.strip(), '0')}m{name}\033[0m {text}" if self._colored else f"{name} {text}"
+        # A terminal that went away must not keep the stack from stopping.
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+    def block(self, text: str) -> None:
+        """Print several lines together."""
+        with self._lock, contextlib.suppress(OSError, ValueError):
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+
+class _Progress:
+    """Says now and then what is waited for."""
+
+    def __init__(self, terminal: _Terminal) -> None:
+        self._terminal = terminal
+        self._told_s = 0.0
+
+    def __call__(self, passed_s: float, missing: str) -> None:
+        if passed_s - self._told_s >= _TELL_EVERY_S:
+            self._told_s = passed_s
+            self._terminal.line("twolane", f"waiting for {missing}, {passed_s:.0f} s so far")
+
+
+def describe(plan: Plan, took_s: float) -> str:
+    """Return the block that says what runs where."""
+    settings = plan.settings
+    password = plan.flower_password_file or "as set in TWOLANE_FLOWER_PASSWORD"
+    server = _without_password(settings.redis_url)
+    rows = [
+        ("API", f"{plan.url}/v1"),
+        ("API docs", f"{plan.url}/docs"),
+        ("Flower", f"{plan.flower_url}   user {settings.flower_user}, password in {password}"),
+        ("Redis", f"{server}   private, kept in {plan.server_folder}" if plan.private_server else server),
+        ("Data", str(settings.data_dir)),
+        ("Models", ", ".join(settings.models)),
+    ]
+    model = settings.models[0]
+    return "\n".join(
+        [
+            *("", f"  Twolane is ready after {took_s:.1f} s.", ""),
+            *(f"  {name:<9} {value}" for name, value in rows),
+            *("", "  Try it:", f"    curl -s {plan.url}/v1/embeddings -H 'content-type: application/json' \\"),
+            *(f'      -d \'{{"model": "{model}", "input": "hello"}}\'', "", "  Ctrl-C stops everything.", "", ""),
+        ]
+    )
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
+
+
+def _run(settings: Settings, terminal: _Terminal) -> None:
+    stopping = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, lambda *_: stopping.set())
+    started_s = time.monotonic()
+    plan = make_plan(settings)
+    stack = Stack(plan, terminal.line)
+    try:
+        stack.start()
+        if stack.wait_until_ready(_Progress(terminal), stopping.is_set):
+            terminal.block(describe(plan, time.monotonic() - started_s))
+        while not stopping.wait(_LOOK_S):
+            stack.look()
+        terminal.line("twolane", "stopping: requests and chunks that were begun are finished first")
+    finally:
+        # A second Ctrl-C means: now.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: stack.kill())
+        stack.stop()
+    terminal.line("twolane", "stopped")
+
+
+def main() -> int:
+    """Run until a signal; return the exit code."""
+    try:
+        settings = Settings()
+        _run(settings, _Terminal(plain=settings.log_format == "json"))
+    except (StackError, ValidationError) as error:
+        print(f"\nTwolane does not start: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
