@@ -4,8 +4,9 @@ Owns the reading of the `Authorization` header, the list of open paths and the m
 are read by `config.keyring`; what a key has used up is counted by `app.limits`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Self
 
 from flask import Flask, g, request
 
@@ -46,6 +47,19 @@ class Tenant:
     def may_use(self, card: ModelCard) -> bool:
         """Tell whether the key's allow-list names this model, by its name or an alias."""
         return self.models is None or not self.models.isdisjoint(name.lower() for name in (card.name, *card.aliases))
+
+    def write_rights(self) -> dict[str, object]:
+        """Return what later work on behalf of this key has to know, as JSON values."""
+        models = sorted(self.models) if self.models is not None else None
+        return {"priority": self.priority, "models": models, "max_queued_items": self.max_queued_items}
+
+    @classmethod
+    def from_rights(cls, name: str, rights: Mapping[str, Any]) -> Self:
+        """Return the tenant that `write_rights` described."""
+        models = rights.get("models")
+        allowed = frozenset(models) if models is not None else None
+        queued = rights.get("max_queued_items")
+        return cls(name, priority=rights.get("priority", "normal"), models=allowed, max_queued_items=queued)
 
 
 # Without a keys file there is one tenant, who may do everything; the server then binds a loopback address only.
@@ -107,14 +121,14 @@ def current_tenant() -> Tenant:
     return tenant
 
 
-def find_card(catalog: Catalog, name: str) -> ModelCard:
-    """Return the model of that name or alias, if the tenant may use it.
+def find_card(catalog: Catalog, name: str, tenant: Tenant | None = None) -> ModelCard:
+    """Return the model of that name or alias, if the tenant may use it; None: the tenant of the request in progress.
 
     Raises:
         ModelNotFound: there is none, or it is not on the key's allow-list; both read alike.
     """
     card = catalog.find(name)
-    if card is None or not current_tenant().may_use(card):
+    if card is None or not (tenant or current_tenant()).may_use(card):
         raise ModelNotFound(f"The model `{name[:200]}` does not exist or you do not have access to it.", param="model")
     return card
 

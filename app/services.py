@@ -3,6 +3,7 @@
 Owns how they are built and closed. Holds no logic of requests.
 """
 
+import threading
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,7 +17,10 @@ from redis.retry import Retry
 from app.waiting import WaitingRoom
 from config.catalog import Catalog, load_catalog
 from config.settings import Settings
+from tasks.batches import BatchStore
 from tasks.blobs import Blobs, open_blobs
+from tasks.clock import ServerClock
+from tasks.files import FileStore
 from tasks.interactive import InteractiveClient
 from tasks.presence import Presence
 from tasks.store import JobStore
@@ -39,6 +43,11 @@ class Services:
     interactive: InteractiveClient
     presence: Presence
     waiting: WaitingRoom
+    clock: ServerClock
+    files: FileStore
+    batches: BatchStore
+    # Rung when a batch was created or cancelled here, so that nobody has to wait for the next look.
+    batch_bell: threading.Event
 
     def close(self) -> None:
         """End the threads and connections of this process."""
@@ -64,6 +73,7 @@ def build_services(settings: Settings) -> Services:
 
     Raises:
         OSError, tomllib.TOMLDecodeError, pydantic.ValidationError: the catalogue file is bad.
+        tasks.errors.ConfigError: the place for files is of an unknown kind.
     """
     catalog = load_catalog(settings.catalog_file)
     redis = connect_store(settings)
@@ -76,6 +86,10 @@ def build_services(settings: Settings) -> Services:
         interactive=InteractiveClient(settings),
         presence=Presence(redis, (card.slug for card in catalog)),
         waiting=WaitingRoom(settings.web_threads // 2),
+        clock=ServerClock(redis),
+        files=FileStore(redis, settings),
+        batches=BatchStore(redis, settings),
+        batch_bell=threading.Event(),
     )
 
 

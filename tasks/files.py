@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO, Any, Literal, Self
 
 from redis import Redis, RedisError
@@ -19,7 +19,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.bytestore import ByteStore
 from tasks.errors import CapacityError, NotFound, StoreUnavailable
-from tasks.scripts import script_text
+from tasks.scripts import Argument, Scripts
 
 __all__ = ["FileStore", "FileWriter", "NewFile", "Order", "Purpose", "StoredFile"]
 
@@ -75,9 +75,7 @@ class FileStore:
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
         self.bytes = ByteStore(settings)
-        names = ("file_begin", "file_commit", "file_hide", "file_forget")
-        scripts = [redis.register_script(script_text(name)) for name in names]
-        self._begin, self._commit, self._hide, self._forget = scripts
+        self._scripts = Scripts(redis)
 
     def open_writer(self, new: NewFile) -> "FileWriter":
         """Announce a new file and return its writer.
@@ -137,9 +135,9 @@ class FileStore:
             StoreUnavailable: the bytes cannot be removed now; the file is out of sight, and the sweep tries again.
         """
         names, arguments = _keys(file_id, tenant), [_member(file_id, tenant), file_id]
-        self._hide(keys=names, args=arguments)
+        self._scripts.call("file_hide", names, arguments)
         self.bytes.remove(_member(file_id, tenant))
-        self._forget(keys=names, args=arguments)
+        self._scripts.call("file_forget", names, arguments)
 
     def sweep(self) -> int:
         """Remove files that have expired or were left behind and return how many. Any process may call it.
@@ -159,8 +157,8 @@ class FileStore:
     def announce(self, file_id: str, new: NewFile) -> None:
         """Say that bytes of this file are being written."""
         fields = ["tenant", new.tenant, "filename", new.filename, "purpose", new.purpose]
-        arguments: list[str | int] = [_member(file_id, new.tenant), int(_HOLD_S * 1000), *fields]
-        self._begin(keys=_keys(file_id, new.tenant)[:2], args=arguments)
+        arguments: list[Argument] = [_member(file_id, new.tenant), int(_HOLD_S * 1000), *fields]
+        self._scripts.call("file_begin", _keys(file_id, new.tenant)[:2], arguments)
 
     def publish(self, file_id: str, new: NewFile, size_bytes: int) -> StoredFile:
         """Make a written file visible and return its record.
@@ -169,8 +167,8 @@ class FileStore:
             StoreUnavailable: writing took so long that the file was swept.
         """
         listed, ttl_ms, grace_ms = "" if new.hidden else file_id, int(new.ttl_s * 1000), int(_GRACE_S * 1000)
-        arguments: list[str | int] = [_member(file_id, new.tenant), listed, ttl_ms, grace_ms, size_bytes]
-        if not self._commit(keys=_keys(file_id, new.tenant), args=arguments):
+        arguments: list[Argument] = [_member(file_id, new.tenant), listed, ttl_ms, grace_ms, size_bytes]
+        if not self._scripts.call("file_commit", _keys(file_id, new.tenant), arguments):
             raise StoreUnavailable("The file took too long to arrive and was given up.")
         return self.get(file_id, new.tenant, hidden=new.hidden)
 
@@ -221,10 +219,15 @@ class FileWriter:
             self._renew_at_s = time.monotonic() + _RENEW_S
             self._store.announce(self.id, self._new)
 
-    def commit(self) -> StoredFile:
-        """Bring the bytes to disk, make the file visible and return its record."""
+    def commit(self, ttl_s: float | None = None) -> StoredFile:
+        """Bring the bytes to disk, make the file visible and return its record.
+
+        Args:
+            ttl_s: how long it is kept, where that became known only now.
+        """
         self._bytes.finish()
-        stored = self._store.publish(self.id, self._new, self.size_bytes)
+        new = self._new if ttl_s is None else replace(self._new, ttl_s=ttl_s)
+        stored = self._store.publish(self.id, new, self.size_bytes)
         self._committed = True
         return stored
 

@@ -1,0 +1,138 @@
+"""Moves batches on: from their file to jobs, from finished jobs to output files.
+
+Owns the decision what is next for a batch, and the thread of each web process that asks for it. Any process may take
+any batch: all that is known stands in the store, and a hold makes sure that one does it at a time. When a process dies,
+its hold runs out and another one goes on.
+"""
+
+import contextlib
+import logging
+import secrets
+import threading
+import traceback
+
+from redis import RedisError
+
+from app.auth import Tenant
+from app.batching.hold import Hold, HoldLostError
+from app.batching.intake import Intake, forget_jobs
+from app.batching.outputs import write_outputs
+from app.services import Services
+from tasks.batches import Batch, BatchState
+from tasks.errors import Conflict, NotFound, TwolaneError
+from tasks.jobs import Job, JobState
+
+__all__ = ["Steward"]
+
+_log = logging.getLogger(__name__)
+_TICK_S = 0.5
+_POLL_S = 0.5
+_RETRY_S = 5.0
+_SWEEP_EVERY_TICKS = 120
+
+
+class Steward:
+    """Looks after the batches of all tenants.
+
+    Args:
+        live: the services of this process.
+    """
+
+    def __init__(self, live: Services) -> None:
+        self._live = live
+        self._holder = secrets.token_hex(8)
+        self._wake = live.batch_bell
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="twolane-batches", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look after batches."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; what it was doing is left to another process."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def look(self) -> int:
+        """Move on every batch that is due, and return how many were looked at."""
+        due = self._live.batches.list_due()
+        for tenant, batch_id in due:
+            if not self._stop.is_set():
+                self._look_at(batch_id, tenant)
+        return len(due)
+
+    def _run(self) -> None:
+        ticks = 0
+        while not self._stop.is_set():
+            try:
+                self.look()
+                if ticks % _SWEEP_EVERY_TICKS == 0:
+                    self._live.files.sweep()
+            except Exception as error:  # noqa: BLE001 - the edge of a thread that must not end
+                _log.warning("batches cannot be looked after now: %s", type(error).__name__)
+            ticks += 1
+            self._wake.wait(_TICK_S)
+            self._wake.clear()
+
+    def _look_at(self, batch_id: str, tenant: str) -> None:
+        store = self._live.batches
+        if not store.hold(batch_id, tenant, self._holder):
+            return
+        delay_s = _RETRY_S
+        try:
+            delay_s = self._advance(Hold(store, store.get(batch_id, tenant), self._holder))
+        except HoldLostError:
+            return
+        except (RedisError, TwolaneError) as error:
+            _log.warning("batch %s cannot be moved on now: %s", batch_id, type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the other batches must not wait for one that cannot be moved
+            # The message of an unforeseen error may hold text of a line.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            _log.error("batch %s failed to move on: %s\n%s", batch_id, type(error).__name__, frames)
+        if delay_s == 0:
+            self._wake.set()
+        with contextlib.suppress(RedisError):
+            store.release(batch_id, tenant, self._holder, delay_s)
+
+    def _advance(self, hold: Hold) -> float:
+        """Do what is next and return when to look again."""
+        batch = hold.batch
+        if batch.state is BatchState.VALIDATING and self._live.clock.now_ms() < batch.deadline_at * 1000:
+            Intake(self._live, hold, Tenant.from_rights(batch.tenant, batch.rights)).run()
+            return 0.0
+        # A batch whose file was taken in has lines, be they good or refused.
+        if batch.total == 0:
+            self._end_unread(hold)
+            return 0.0
+        return self._follow(hold)
+
+    def _follow(self, hold: Hold) -> float:
+        """Wait for the jobs of a batch; when all have ended, write its files."""
+        batch = hold.batch
+        jobs = [self._look_at_job(group.job_id, batch) for group in batch.groups]
+        if any(job is not None and not job.ended for job in jobs):
+            return _POLL_S
+        expired = any(job is not None and job.state is JobState.EXPIRED for job in jobs)
+        write_outputs(self._live, hold, jobs, BatchState.EXPIRED if expired else BatchState.COMPLETED)
+        forget_jobs(self._live, batch.planned, batch.tenant)
+        self._live.files.discard(batch.plan_file_id, batch.tenant)
+        return _POLL_S
+
+    def _look_at_job(self, job_id: str, batch: Batch) -> Job | None:
+        """Return a job of a batch, stopped if the batch is to stop; None: somebody deleted it."""
+        store = self._live.store
+        with contextlib.suppress(NotFound):
+            job = store.get(job_id, batch.tenant)
+            if batch.state is BatchState.CANCELLING and not job.ended:
+                with contextlib.suppress(Conflict):
+                    job = store.cancel(job_id, batch.tenant)
+            return job
+        return None
+
+    def _end_unread(self, hold: Hold) -> None:
+        """End a batch whose file was never taken in: it was cancelled before that, or its time is over."""
+        forget_jobs(self._live, hold.batch.planned, hold.batch.tenant)
+        hold.move(BatchState.EXPIRED, {})
