@@ -11,6 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from config.catalog import load_catalog
 from config.settings import Settings
 from stack.child import Program
 from stack.server import free_port
@@ -95,8 +96,9 @@ def make_plan(settings: Settings) -> Plan:
     """Choose what the settings leave open. Makes the data folder and Flower's password in it.
 
     Raises:
-        StackError: a port that was asked for is taken.
+        StackError: a port that was asked for is taken, or a model is in no catalogue.
     """
+    _check_models(settings)
     data_dir = settings.data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
     port = _check_port(settings.host, settings.port, "PORT") or free_port()
@@ -109,6 +111,17 @@ def make_plan(settings: Settings) -> Plan:
         file = data_dir / "flower-password"
         password = _kept_password(file)
     return Plan(settings.model_copy(update=chosen), not settings.redis_url, password, file)
+
+
+def _check_models(settings: Settings) -> None:
+    try:
+        catalog = load_catalog(settings.catalog_file)
+    except (OSError, ValueError) as error:
+        raise StackError(f"the catalogue file {settings.catalog_file} cannot be used: {error}") from error
+    unknown = [name for name in settings.models if catalog.find(name) is None]
+    if unknown:
+        known = ", ".join(card.name for card in catalog)
+        raise StackError(f"TWOLANE_MODELS names {', '.join(unknown)}, but the catalogue has only: {known}")
 
 
 def _check_port(host: str, port: int, setting: str) -> int:

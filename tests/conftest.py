@@ -8,6 +8,7 @@ from redis import Redis
 
 from config.settings import Settings
 from stack.server import EmbeddedServer
+from tests.stack_fixture import RunningStack, running_stack
 
 
 @pytest.fixture(scope="session")
@@ -36,3 +37,10 @@ def redis(redis_url: str) -> Iterator[Redis]:
 def settings(redis_url: str, tmp_path: Path) -> Settings:
     """Settings of a stack that uses the session's server, with the fake model."""
     return Settings(_env_file=None, redis_url=redis_url, data_dir=tmp_path / "data", port=0, models=("fake",))
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """The real product with the real MiniLM and the fake model: web, worker and Flower, each its own process."""
+    with running_stack(tmp_path_factory.mktemp("stack"), "all-MiniLM-L6-v2,fake") as running:
+        yield running

@@ -1,0 +1,199 @@
+"""The stack as `make serve` runs it: real processes, started, killed, frozen and stopped, with nothing left behind."""
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from config.processes import tied_to_parent
+from tests.stack_fixture import RunningStack, clean_environment, running_stack
+
+ENDS_WITHIN_S = 10.0
+
+
+@pytest.fixture(scope="module")
+def fake_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    with running_stack(tmp_path_factory.mktemp("fake-stack"), "fake") as running:
+        yield running
+
+
+class Serve:
+    """`python -m stack.serve` with its embedded server, and every process that it has ever started."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / "log"
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "stack.serve"],
+                cwd=folder,
+                env=clean_environment(**{"models": "fake", "port": "0", **settings}),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                preexec_fn=tied_to_parent(),  # noqa: PLW1509 - two system calls, no locks
+            )
+
+    def text(self) -> str:
+        return self.log.read_text("utf-8")
+
+    def wait_until_ready(self) -> list[psutil.Process]:
+        """Return the processes of the stack when it says what runs where."""
+        eventually(lambda: "Ctrl-C stops everything" in self.text() or self.process.poll() is not None, 60)
+        assert self.process.poll() is None, self.text()
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.wait(2 * ENDS_WITHIN_S)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Serve]]:
+    started: list[Serve] = []
+
+    def start(name: str = "data", **settings: str) -> Serve:
+        started.append(Serve(tmp_path / name, data_dir=str(tmp_path / name), **settings))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.end()
+
+
+def eventually(condition: Callable[[], object], within_s: float) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def programs(processes: list[psutil.Process]) -> set[str]:
+    """The parts of the stack among these processes."""
+    lines = [" ".join(process.cmdline()) for process in processes]
+    parts = {"workers.launch", "workers.boot", "-m app", "flower", "valkey-server", "redis-server"}
+    return {part for part in parts for line in lines if part in line}
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_flower_shows_the_worker_to_whom_it_knows_and_nothing_to_others(fake_stack: RunningStack) -> None:
+    password_file = fake_stack.settings.data_dir / "flower-password"
+    assert stat.S_IMODE(password_file.stat().st_mode) == 0o600
+    assert httpx.get(f"{fake_stack.flower_url}/api/workers").status_code == 401
+    user = ("twolane", password_file.read_text("utf-8").strip())
+    with httpx.Client(base_url=fake_stack.flower_url, auth=user) as flower:
+        assert flower.get("/workers").status_code == 200
+        eventually(lambda: flower.get("/api/workers", params={"status": "true"}).json(), 30)
+        (worker,) = flower.get("/api/workers", params={"status": "true"}).json()
+    assert worker.startswith("cpu-")
+
+
+def test_a_killed_worker_is_started_again_and_serves(fake_stack: RunningStack) -> None:
+    (before,) = fake_stack.worker_pids()
+    os.kill(before, signal.SIGKILL)
+    eventually(lambda: fake_stack.worker_pids() not in ([], [before]), 20)
+    body = {"model": "fake", "input": "again"}
+    answer = httpx.post(f"{fake_stack.url}/v1/embeddings", json=body, timeout=30)
+    assert answer.status_code == 200, answer.text
+
+
+def test_a_killed_web_server_is_started_again(fake_stack: RunningStack) -> None:
+    os.kill(fake_stack.web_pids()[0], signal.SIGKILL)
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{fake_stack.url}/livez").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    eventually(lambda: not answers(), 20)
+    eventually(answers, 20)
+
+
+def test_two_stacks_run_side_by_side_and_a_third_on_the_same_folder_is_refused(serve: Callable[..., Serve]) -> None:
+    left, right = serve("left"), serve("right")
+    for one in (left, right):
+        assert programs(one.wait_until_ready()) >= {"workers.launch", "workers.boot", "-m app", "flower"}
+    third = serve("left")
+    assert third.process.wait(30) == 1
+    assert "TWOLANE_DATA_DIR" in third.text()
+    assert left.process.poll() is None
+
+
+def test_interrupting_the_stack_leaves_no_process(serve: Callable[..., Serve]) -> None:
+    one = serve()
+    processes = one.wait_until_ready()
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(ENDS_WITHIN_S) == 0
+    assert alive(processes) == []
+
+
+def test_a_frozen_worker_and_a_frozen_web_server_do_not_keep_the_stack_from_ending(serve: Callable[..., Serve]) -> None:
+    one = serve()
+    processes = one.wait_until_ready()
+    for process in processes:
+        if programs([process]) & {"workers.boot", "-m app", "flower"}:
+            process.suspend()
+    one.process.terminate()
+    assert one.process.wait(ENDS_WITHIN_S) == 0
+    assert alive(processes) == []
+
+
+def test_killing_the_stack_itself_leaves_no_process(serve: Callable[..., Serve]) -> None:
+    one = serve()
+    processes = one.wait_until_ready()
+    one.process.kill()
+    one.process.wait()
+    eventually(lambda: alive(processes) == [], ENDS_WITHIN_S)
+
+
+def test_a_dead_embedded_server_is_started_again_with_its_data(serve: Callable[..., Serve]) -> None:
+    one = serve()
+    processes = one.wait_until_ready()
+    (server,) = [process for process in processes if programs([process]) & {"valkey-server", "redis-server"}]
+    server.kill()
+    eventually(lambda: "is started again" in one.text(), 20)
+    url = one.text().split("API       ")[1].split("/v1")[0]
+    eventually(lambda: httpx.get(f"{url}/readyz").status_code == 200, 60)
+
+
+def test_a_taken_port_is_said_clearly(serve: Callable[..., Serve]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        one = serve(flower_port=str(port))
+        assert one.process.wait(30) == 1
+    assert f"127.0.0.1:{port}" in one.text()
+    assert "TWOLANE_FLOWER_PORT=<number>" in one.text()
+
+
+def test_an_unknown_model_is_said_clearly(serve: Callable[..., Serve]) -> None:
+    one = serve(models="no-such-model")
+    assert one.process.wait(30) == 1
+    assert "no-such-model" in one.text()
+    assert "all-MiniLM-L6-v2" in one.text()
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_stack_with_its_reason(
+    serve: Callable[..., Serve], tmp_path: Path
+) -> None:
+    card = tmp_path / "models.toml"
+    fields = 'family = "encoder"\ncapabilities = ["dense"]\nmax_tokens = 8\npooling = "mean"\ndimension = 4'
+    card.write_text(f'[[models]]\nname = "gone"\nsource = "path:/no/such/folder"\n{fields}\n', "utf-8")
+    one = serve(models="gone", catalog_file=str(card))
+    assert one.process.wait(60) == 1
+    assert "/no/such/folder" in one.text()
+    assert "worker cannot start with these settings" in one.text()
