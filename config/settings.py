@@ -106,6 +106,14 @@ class Settings(BaseSettings):
     store_max_bytes: Annotated[int, Field(ge=0)] = Field(
         0, description="Memory that jobs may fill where the server has no maxmemory (else 70% of that); 0: no limit."
     )
+    results_url: str = Field(
+        "",
+        description="Folder or fsspec URL (as file:///srv/results or s3://bucket/path) for results of large jobs; "
+        "empty: all results are kept in Redis.",
+    )
+    results_inline_bytes: Annotated[int, Field(ge=0)] = Field(
+        64 * 2**20, description="Results of a job above this size go to the results URL, if there is one."
+    )
     job_ttl_s: Seconds = Field(7 * 86_400.0, description="How long a job and its results are kept.")
 
     # -- files and batches -------------------------------------------------------------------------------

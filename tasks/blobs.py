@@ -1,34 +1,51 @@
-"""The bytes of inputs and results: in Redis, under the keys of their job.
+"""The bytes of inputs and results: in Redis, under the keys of their job, and results of large jobs in files.
 
-Owns how a chunk's texts are packed (JSON, zstd level 1: about a third of their size) and where result frames lie. Owns
-no state: which chunks there are is the job record's business.
+Owns how a chunk's texts are packed (JSON, zstd level 1: about a third of their size) and where a result frame lies.
+Owns no state: which chunks there are is the job record's business.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict
+from itertools import count
 from typing import Protocol, cast
 
 import orjson
 import zstandard
 from redis import Redis
+from redis.exceptions import OutOfMemoryError
 
 from config.settings import Settings
 from tasks import keys
 from tasks.claims import IN_REDIS, Claim
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, StoreFull
 from tasks.jobs import ChunkInput
+from tasks.result_files import ResultFiles
+from tasks.scripts import Scripts
 
-__all__ = ["Blobs", "RedisBlobs", "open_blobs"]
+__all__ = ["Blobs", "FileBlobs", "RedisBlobs", "open_blobs", "store_full"]
 
 _ZSTD_LEVEL = 1
 _DAY_MS = 86_400_000
 _BATCH = 500
+_FULL_RETRY_AFTER_S = 30.0
+# An upload to which nothing was added for so long has broken off.
+_ABANDONED_MS = 3_600_000
+
+
+def store_full() -> StoreFull:
+    """Return the error of a store that takes nothing new."""
+    return StoreFull("the store is full; jobs that end or expire make room", retry_after_s=_FULL_RETRY_AFTER_S)
 
 
 class Blobs(Protocol):
     """Where the bytes of chunks are kept. All methods raise the error of their medium when it does not answer."""
 
     def put_input(self, job_id: str, chunk: int, items: ChunkInput) -> int:
-        """Store the items of a chunk, before its job is created; return the size in bytes."""
+        """Store the items of a chunk, before its job is created; return the size in bytes.
+
+        Raises:
+            StoreFull: the server's memory is used up.
+        """
         ...
 
     def get_input(self, job_id: str, chunk: int) -> ChunkInput | None:
@@ -37,6 +54,10 @@ class Blobs(Protocol):
 
     def stage_result(self, claim: Claim, frame: bytes, /) -> str:
         """Bring a result frame to where the completion of the claim can point at it; return the pointer."""
+        ...
+
+    def discard(self, pointer: str, /) -> None:
+        """Remove a staged result that was not counted."""
         ...
 
     def put_result(self, job_id: str, chunk: int, frame: bytes) -> str:
@@ -51,6 +72,10 @@ class Blobs(Protocol):
         """Remove all inputs and results of a job of so many chunks."""
         ...
 
+    def sweep(self, is_job: Callable[[str], bool]) -> None:
+        """Remove what belongs to no job any more, or never did."""
+        ...
+
 
 class RedisBlobs:
     """Blobs in Redis. Each has its expiry from the start; thread-safe.
@@ -62,15 +87,18 @@ class RedisBlobs:
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
+        self._scripts = Scripts(redis)
         # Inputs are older than their job, by as long as an upload takes.
         self._ttl_ms = int(settings.job_ttl_s * 1000) + _DAY_MS
 
     def put_input(self, job_id: str, chunk: int, items: ChunkInput) -> int:
         """See `Blobs`. The upload is noted, so that what never becomes a job can be swept."""
         packed = zstandard.compress(orjson.dumps(asdict(items)), _ZSTD_LEVEL)
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.set(keys.job_input(job_id, chunk), packed, px=self._ttl_ms)
-        pipeline.execute()
+        names = [keys.job_input(job_id, chunk), keys.store_uploads()]
+        try:
+            self._scripts.call("put_input", names, [packed, self._ttl_ms, job_id])
+        except OutOfMemoryError as error:
+            raise store_full() from error
         return len(packed)
 
     def get_input(self, job_id: str, chunk: int) -> ChunkInput | None:
@@ -81,6 +109,9 @@ class RedisBlobs:
     def stage_result(self, _claim: Claim, _frame: bytes, /) -> str:
         """See `Blobs`: the completion script stores the frame in the same step in which it counts it."""
         return IN_REDIS
+
+    def discard(self, _pointer: str, /) -> None:
+        """See `Blobs`: nothing is stored before it is counted."""
 
     def put_result(self, job_id: str, chunk: int, frame: bytes) -> str:
         """See `Blobs`."""
@@ -103,8 +134,64 @@ class RedisBlobs:
             numbers = range(first, min(chunks, first + _BATCH))
             names = [key(job_id, number) for number in numbers for key in (keys.job_input, keys.job_result)]
             self._redis.unlink(*names)
+        self._redis.zrem(keys.store_uploads(), job_id)
+
+    def sweep(self, is_job: Callable[[str], bool]) -> None:
+        """See `Blobs`: uploads that broke off. Everything else expires by itself."""
+        for found in self._scripts.call("abandoned", [keys.store_uploads()], [_ABANDONED_MS]):
+            job_id = found.decode()
+            if not is_job(job_id):
+                self._delete_inputs(job_id)
+            self._redis.zrem(keys.store_uploads(), job_id)
+
+    def _delete_inputs(self, job_id: str) -> None:
+        """How many chunks an upload has is not known: they are numbered without gaps."""
+        for first in count(0, _BATCH):
+            if not self._redis.unlink(*(keys.job_input(job_id, number) for number in range(first, first + _BATCH))):
+                return
+
+
+class FileBlobs(RedisBlobs):
+    """Blobs in Redis, but for the results of large jobs, which lie in files. See `Blobs`."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        super().__init__(redis, settings)
+        self._files = ResultFiles(settings.results_url)
+
+    def stage_result(self, claim: Claim, frame: bytes, /) -> str:
+        """See `Blobs`. Each claim writes a file of its own, so that a late one cannot overwrite what was counted."""
+        if not claim.outside:
+            return super().stage_result(claim, frame)
+        return self._files.write(claim.job_id, f"{claim.chunk}-{claim.fence}", frame)
+
+    def discard(self, pointer: str, /) -> None:
+        """See `Blobs`."""
+        if pointer != IN_REDIS:
+            self._files.remove(pointer)
+
+    def get_result(self, job_id: str, chunk: int, pointer: str = IN_REDIS) -> bytes | None:
+        """See `Blobs`."""
+        if pointer == IN_REDIS:
+            return super().get_result(job_id, chunk)
+        return self._files.read(pointer)
+
+    def delete(self, job_id: str, chunks: int) -> None:
+        """See `Blobs`."""
+        super().delete(job_id, chunks)
+        self._files.remove_job(job_id)
+
+    def sweep(self, is_job: Callable[[str], bool]) -> None:
+        """See `Blobs`: also the files of jobs that expired."""
+        super().sweep(is_job)
+        for job_id in self._files.jobs():
+            if not is_job(job_id):
+                self._files.remove_job(job_id)
 
 
 def open_blobs(redis: Redis, settings: Settings) -> Blobs:
-    """Return the blobs that the settings ask for."""
-    return RedisBlobs(redis, settings)
+    """Return the blobs that the settings ask for; opens nothing yet.
+
+    Raises:
+        ConfigError: there is no driver for the results URL.
+    """
+    return FileBlobs(redis, settings) if settings.results_url else RedisBlobs(redis, settings)

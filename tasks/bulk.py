@@ -153,6 +153,7 @@ def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> s
                 raise
             time.sleep(_COMPLETE_PAUSE_S)
     if code is not Completed.OK:
+        context.blobs.discard(pointer)
         _log.info("chunk %s of %s: the result comes late (%s)", claim.chunk, claim.job_id, code.value)
     return head
 

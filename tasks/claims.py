@@ -45,6 +45,7 @@ class Claim:
         items: number of items of the chunk.
         suspects: positions that were on the device when an earlier claim died.
         poison: positions that ended two workers; they are errors and must not be computed.
+        outside: whether the job is so large that its results do not belong into Redis.
         redo: only the items that failed before are to be computed; the frame at `pointer` has the others.
     """
 
@@ -60,6 +61,7 @@ class Claim:
     params: JobParams = field(default_factory=JobParams)
     suspects: tuple[int, ...] = ()
     poison: tuple[int, ...] = ()
+    outside: bool = False
     redo: bool = False
     pointer: str = ""
 

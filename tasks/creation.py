@@ -64,7 +64,8 @@ class Creation:
         table = orjson.dumps([[chunk.start, chunk.items, chunk.tokens] for chunk in self.chunks])
         payload_hash = self.idempotency.payload_hash if self.idempotency else ""
         deadline_in_ms = "" if job.deadline_in_s is None else int(job.deadline_in_s * 1000)
-        described: list[Argument] = [orjson.dumps(write_job(job)), table, payload_hash, replaces]
+        outside = bool(settings.results_url) and job.result_bytes > settings.results_inline_bytes
+        described: list[Argument] = [orjson.dumps(write_job(job, outside=outside)), table, payload_hash, replaces]
         limits: list[Argument] = [int(settings.job_ttl_s * 1000), settings.store_max_bytes]
-        sizes: list[Argument] = [job.input_bytes, job.result_bytes, deadline_in_ms]
+        sizes: list[Argument] = [job.input_bytes, 0 if outside else job.result_bytes, deadline_in_ms]
         return [*described, *limits, *sizes, *(self.outcome.arguments() if self.outcome else ["", ""])]

@@ -25,6 +25,7 @@ __all__ = [
     "replies",
     "store_reserved",
     "store_reserved_until",
+    "store_sweep",
     "store_uploads",
     "tenant_jobs",
 ]
@@ -132,6 +133,11 @@ def store_reserved() -> str:
 def store_reserved_until() -> str:
     """Sorted set: the jobs of that hash, by the time (ms) at which they expire."""
     return f"{_PREFIX}:store:reserved-until"
+
+
+def store_sweep() -> str:
+    """String: present while the store was swept lately."""
+    return f"{_PREFIX}:store:sweep"
 
 
 def store_uploads() -> str:

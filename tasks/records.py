@@ -21,8 +21,13 @@ _STEP_S = 10
 _RECENT_S = 60
 
 
-def write_job(job: NewJob) -> list[str]:
-    """Return the record's fields that the caller knows, flat: name, value, name, value."""
+def write_job(job: NewJob, *, outside: bool) -> list[str]:
+    """Return the record's fields that the caller knows, flat: name, value, name, value.
+
+    Args:
+        job: the new job.
+        outside: whether its results are kept outside Redis.
+    """
     fields: dict[str, object] = {
         "id": job.id,
         "tenant": job.tenant,
@@ -35,6 +40,7 @@ def write_job(job: NewJob) -> list[str]:
         "priority": job.priority,
         "weight": WEIGHTS[job.priority],
         "fingerprint": job.fingerprint,
+        "outside": int(outside),
         "extra": orjson.dumps(dict(job.extra)).decode(),
     }
     return [str(part) for field in fields.items() for part in field]
@@ -98,7 +104,7 @@ def read_claim(job_id: str, chunk: int, answer: Sequence[Any]) -> Claim:
     code = ClaimCode(answer[0].decode())
     if code not in (ClaimCode.OK, ClaimCode.POISON):
         return Claim(code, job_id, chunk)
-    _, fence, line, operation, model, params = answer
+    _, fence, line, operation, model, params, outside = answer
     values = orjson.loads(line)
     return Claim(
         code=code,
@@ -113,6 +119,7 @@ def read_claim(job_id: str, chunk: int, answer: Sequence[Any]) -> Claim:
         params=JobParams(**orjson.loads(params)),
         suspects=tuple(sorted(int(position) for position in values.get("deaths", {}))),
         poison=tuple(sorted(values.get("poison", ()))),
+        outside=outside == b"1",
         redo="redo" in values,
         pointer=values.get("pointer", ""),
     )

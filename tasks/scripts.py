@@ -4,6 +4,7 @@ Owns putting shared pieces into a script (a line `-- include: _name`); knows no 
 stands at its head.
 """
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -11,6 +12,7 @@ from importlib import resources
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import NoScriptError
 
 __all__ = ["Scripts", "script_text"]
 
@@ -30,12 +32,16 @@ def script_text(name: str) -> str:
     return _INCLUDE.sub(lambda line: script_text(line[1]), text)
 
 
+@cache
+def _digest(name: str) -> str:
+    return hashlib.sha1(script_text(name).encode(), usedforsecurity=False).hexdigest()
+
+
 class Scripts:
     """Calls scripts by name. A server that forgot them (restart, SCRIPT FLUSH) is given them again unseen."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
-        self._known: dict[str, Any] = {}
 
     def call(self, name: str, keys: Sequence[str], args: Sequence[Argument], client: Redis | None = None) -> Any:
         """Run the script and return its answer.
@@ -43,7 +49,9 @@ class Scripts:
         Raises:
             redis.RedisError: the server does not answer, or is full and the script brings new bytes.
         """
-        script = self._known.get(name)
-        if script is None:
-            script = self._known[name] = self._redis.register_script(script_text(name))
-        return script(keys=keys, args=args, client=client)
+        client = client or self._redis
+        try:
+            return client.evalsha(_digest(name), len(keys), *keys, *args)
+        except NoScriptError:
+            # Loading it and asking again could be beaten by the next flush; this cannot.
+            return client.eval(script_text(name), len(keys), *keys, *args)

@@ -11,11 +11,12 @@ from typing import cast
 
 import orjson
 from redis import Redis
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from tasks import keys
+from tasks.blobs import store_full
 from tasks.creation import Creation, Outcome
-from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, StoreFull, TooLarge
+from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, TooLarge
 from tasks.jobs import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobProgress, JobState, NewJob
 from tasks.lanes import Lane
 from tasks.leases import Leases
@@ -24,7 +25,6 @@ from tasks.scripts import Argument
 
 __all__ = ["JobStore"]
 
-_FULL_RETRY_AFTER_S = 30.0
 _WAIT_STEP_MS = 500
 _PAGE = 100
 _DURABLE_WITHIN_MS = 200
@@ -234,7 +234,10 @@ class JobStore(Leases):
         job, replaces = creation.job, ""
         while True:
             args = creation.arguments(self.settings, replaces)
-            answer = self._run("create", job.id, job.lane, args, creation.more_keys(), client)
+            try:
+                answer = self._run("create", job.id, job.lane, args, creation.more_keys(), client)
+            except OutOfMemoryError as error:
+                raise store_full() from error
             code, job_id = answer[0], answer[1].decode()
             _refuse(code)
             known = self._read(job_id)
@@ -290,7 +293,7 @@ def _refuse(code: bytes) -> None:
     if code == b"TOO_LARGE":
         raise TooLarge("the job needs more memory than the store may ever use for jobs")
     if code == b"FULL":
-        raise StoreFull("the store is full; jobs that end or expire make room", retry_after_s=_FULL_RETRY_AFTER_S)
+        raise store_full()
 
 
 def _mismatch() -> IdempotencyMismatch:
