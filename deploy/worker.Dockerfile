@@ -45,4 +45,7 @@ USER 10001
 WORKDIR /data
 VOLUME /data
 STOPSIGNAL SIGTERM
+# A large model may be downloaded first.
+HEALTHCHECK --interval=15s --timeout=10s --start-period=15m \
+    CMD ["python", "-m", "workers.health"]
 CMD ["python", "-m", "workers.launch"]
