@@ -13,6 +13,7 @@ import numpy as np
 
 from app.auth import Tenant
 from app.limits import charge_tokens
+from app.quota import release_queue, reserve_queue
 from app.services import Services
 from config.catalog import ModelCard
 from config.settings import Settings
@@ -162,13 +163,16 @@ class Desk:
         small = self._is_small(counted, tokens)
         return Estimate(counted, tokens, chunks, Service.INTERACTIVE if small else Service.BULK)
 
-    def inspect(self, order: Order, items: Sequence[Item]) -> list[Item]:
-        """Return the items of one call, checked.
+    def inspect(self, order: Order, items: Sequence[Item], *, queued: bool = False) -> list[Item]:
+        """Return the items of one call, checked; `queued`: they are not for now.
 
         Raises:
             InvalidRequest, WrongCapability: the order does not fit the model or the limits.
+            NoWorker: queued for a model that no worker of this installation loads.
         """
         _check_capability(order)
+        if queued:
+            self._require_served(order)
         self._require_few(order, len(items))
         return list(self._check(order, items))
 
@@ -215,10 +219,12 @@ class Desk:
             total = sum(record.items for record in records)
             self._require_items(order, total)
             new = self.describe(order, job_id, total, sum(record.tokens for record in records))
+            reserve_queue(store, self._tenant, {job_id: total})
             job, created = store.create(replace(new, input_bytes=input_bytes), records, settle())
         finally:
             if not created:
                 blobs.delete(job_id, len(records))
+                release_queue(store, self._tenant, [job_id])
         if created:
             self.publish(new.lane)
         return Submission(job)

@@ -83,7 +83,7 @@ def read_call(body: dict[str, Any], endpoint: Endpoint, live: Services, tenant: 
             call = _read_ranking(RerankRequest.model_validate(body), live, tenant)
         else:
             call = _read_embeddings(EmbeddingsRequest.model_validate(body), live, tenant)
-        items = Desk(live, tenant).inspect(call.order, call.items)
+        items = Desk(live, tenant).inspect(call.order, call.items, queued=True)
     except ValidationError as error:
         response = render_error(explain_invalid(error))
     except TwolaneError as error:
