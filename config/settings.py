@@ -108,8 +108,8 @@ class Settings(BaseSettings):
     )
     results_url: str = Field(
         "",
-        description="Folder or fsspec URL (as file:///srv/results or s3://bucket/path) for results of large jobs; "
-        "empty: all results are kept in Redis.",
+        description="Folder or fsspec URL (as file:///srv/results or s3://bucket/path), of this stack alone, for "
+        "results of large jobs; empty: all results are kept in Redis.",
     )
     results_inline_bytes: Annotated[int, Field(ge=0)] = Field(
         64 * 2**20, description="Results of a job above this size go to the results URL, if there is one."

@@ -16,7 +16,8 @@ from redis import RedisError
 
 from config.catalog import Catalog, load_catalog
 from config.settings import Settings
-from tasks.blobs import Blobs
+from tasks import keys
+from tasks.blobs import Blobs, open_blobs
 from tasks.celery import app, publisher
 from tasks.chunkwork import ChunkWork, Stopped
 from tasks.claims import Claim, Completed, Completion, Ticket
@@ -33,6 +34,7 @@ __all__ = ["RUN_CHUNK", "WorkerContext", "publish_tickets", "reap", "run_chunk"]
 RUN_CHUNK = "run_chunk"
 _BUSY_DELAY_S = 1.0
 _COMPLETE_PAUSE_S = 0.5
+_SWEEP_EVERY_S = 300
 _log = logging.getLogger(__name__)
 
 
@@ -85,7 +87,10 @@ def reap(store: JobStore, lane: Lane) -> int:
     Raises:
         redis.RedisError: the store does not answer.
     """
-    return _publish(store.settings, lane, store.reap(lane)) + publish_tickets(store, lane)
+    published = _publish(store.settings, lane, store.reap(lane)) + publish_tickets(store, lane)
+    if store.redis.set(keys.store_sweep(), "", nx=True, ex=_SWEEP_EVERY_S):
+        open_blobs(store.redis, store.settings).sweep(store.exists)
+    return published
 
 
 def _publish(settings: Settings, lane: Lane, tickets: Iterable[Ticket]) -> int:

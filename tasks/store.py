@@ -120,6 +120,10 @@ class JobStore(Leases):
             raise NotFound(f"there is no job {job_id!r}")
         return job
 
+    def exists(self, job_id: str) -> bool:
+        """Return whether there is a job of that id, of whatever tenant."""
+        return bool(self.redis.exists(keys.job(job_id)))
+
     def list(
         self, tenant: str, limit: int = 20, after: str | None = None, states: Collection[JobState] | None = None
     ) -> Sequence[Job]:

@@ -1,0 +1,279 @@
+"""Chunks as a worker runs them: the task's own code, the real broker and store, an engine in this process.
+
+A worker's death is an exception that nothing in the product catches: what follows it does not run, as after kill -9.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future
+
+import pytest
+from redis import Redis
+
+from config.settings import Settings
+from tasks import bulk, frames, keys
+from tasks.blobs import Blobs, open_blobs
+from tasks.bulk import WorkerContext, publish_tickets, run_chunk
+from tasks.celery import app, publisher
+from tasks.engine import Outcomes, Work
+from tasks.errors import EngineClosed, ItemFailed, ModelNotFound
+from tasks.jobs import Counts, JobState
+from tasks.store import JobStore
+from tests.echo_engine import echo
+from tests.job_maker import LANE, audit, make_overdue, outlive_restart_grace, submit, take_tickets
+
+
+class WorkerDied(BaseException):
+    """The process is gone."""
+
+
+class Engine:
+    """Computes in the calling thread, as `tests.echo_engine`; some texts have an effect.
+
+    `die`: the process ends; `fail`: computing the whole work fails with an error of ours; `bug`: with any other.
+    """
+
+    def __init__(self) -> None:
+        self.deaths = 0
+        self.computed: list[list[str]] = []
+        self.raises: Exception | None = None
+        self.passes = 0
+
+    def progress(self) -> int:
+        return self.passes
+
+    def submit(self, work: Work) -> Future[Outcomes]:
+        if self.raises is not None:
+            raise self.raises
+        self.passes += 1
+        self.computed.append(list(work.texts))
+        if any("die" in text for text in work.texts):
+            self.deaths += 1
+            raise WorkerDied
+        future: Future[Outcomes] = Future()
+        if any("fail" in text for text in work.texts):
+            future.set_exception(ItemFailed("it cannot be computed"))
+        elif any("bug" in text for text in work.texts):
+            future.set_exception(ZeroDivisionError("a path that nobody should see"))
+        else:
+            future.set_result(echo(work))
+        return future
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"lease_s": 1.0})
+
+
+@pytest.fixture
+def store(redis: Redis, settings: Settings) -> JobStore:
+    return JobStore(redis, settings)
+
+
+@pytest.fixture
+def blobs(redis: Redis, settings: Settings) -> Blobs:
+    return open_blobs(redis, settings)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def worker(store: JobStore, blobs: Blobs, engine: Engine, settings: Settings) -> Iterator[Redis]:
+    """This process as a worker."""
+    outlive_restart_grace(store.redis, settings)
+    app.twolane = WorkerContext(store, blobs, engine, settings, "this process")
+    publisher.cache_clear()
+    yield store.redis
+    publisher(settings).close()
+    publisher.cache_clear()
+    del app.twolane
+
+
+def work(store: JobStore, times: int = 1) -> None:
+    """Deliver every ticket so many times; a worker that dies leaves its claim to the reaper."""
+    publish_tickets(store, LANE)
+    while tickets := take_tickets(store.redis):
+        for job_id, chunk in tickets * times:
+            try:
+                run_chunk(job_id, chunk)
+            except WorkerDied:
+                app.twolane = revive(app.twolane)
+                make_overdue(store.redis, job_id, chunk)
+                bulk.reap(store, LANE)
+
+
+def revive(context: WorkerContext) -> WorkerContext:
+    return WorkerContext(context.store, context.blobs, context.engine, context.settings, context.worker_id)
+
+
+def results(store: JobStore, blobs: Blobs, job_id: str) -> tuple[list[float], dict[int, str]]:
+    """The first value of each item, and the codes of the failed ones."""
+    values, errors = [], {}
+    for chunk in store.chunk_table(job_id):
+        header, columns = frames.unpack(blobs.get_result(job_id, chunk.index, chunk.pointer) or b"")
+        values += columns["values"][:, 0].tolist()
+        errors |= {chunk.start + int(position): code for position, (code, _) in header["errors"].items()}
+    return values, errors
+
+
+def test_a_job_is_computed_in_order_and_every_ticket_delivered_three_times_counts_once(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+) -> None:
+    texts = ["x" * (number % 7 + 1) for number in range(101)]
+    job = submit(store, blobs, texts, chunk_items=4)
+    work(store, times=3)
+    ended = audit(store, blobs, job.id)
+    assert (ended.state, ended.counts, ended.chunks_done) == (JobState.SUCCEEDED, Counts(101, 101), 26)
+    assert ended.tokens == sum(map(len, texts))
+    assert results(store, blobs, job.id) == ([float(len(text)) for text in texts], {})
+    assert len(engine.computed) == 26
+
+
+def test_a_text_that_ends_its_worker_is_found_in_three_crashes_and_its_neighbours_succeed(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+) -> None:
+    texts = [f"text {number}" for number in range(16)]
+    texts[11] = "die now"
+    job = submit(store, blobs, texts, chunk_items=8)
+    work(store)
+    assert engine.deaths == 3
+    assert audit(store, blobs, job.id).counts == Counts(16, 15, 1)
+    values, errors = results(store, blobs, job.id)
+    assert errors == {11: "worker_crashed"}
+    assert all(value > 0 for position, value in enumerate(values) if position != 11)
+
+
+def test_several_bad_texts_in_one_chunk_are_all_found(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+) -> None:
+    texts = ["die" if number in (0, 3, 7) else "fine" for number in range(9)]
+    job = submit(store, blobs, texts, chunk_items=9)
+    work(store)
+    assert engine.deaths == 1 + 2 * 3
+    assert audit(store, blobs, job.id).counts == Counts(9, 6, 3)
+    assert results(store, blobs, job.id)[1] == dict.fromkeys((0, 3, 7), "worker_crashed")
+
+
+def test_a_chunk_of_nothing_but_bad_texts_ends_too(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+) -> None:
+    job = submit(store, blobs, ["die"] * 3, chunk_items=3)
+    work(store)
+    assert audit(store, blobs, job.id).state is JobState.FAILED
+    assert engine.deaths <= 3 * 3
+
+
+@pytest.mark.parametrize(("text", "code"), [("fail", "item_failed"), ("bug", "internal_error")])
+def test_an_error_of_the_whole_chunk_is_narrowed_down_to_its_item(
+    store: JobStore, blobs: Blobs, worker: Redis, text: str, code: str
+) -> None:
+    job = submit(store, blobs, ["a", "b", text, "d"], chunk_items=4)
+    work(store)
+    ended = audit(store, blobs, job.id)
+    assert ended.counts == Counts(4, 3, 1)
+    assert results(store, blobs, job.id)[1] == {2: code}
+    assert "a path that nobody should see" not in ended.error
+
+
+def test_a_job_that_no_worker_can_compute_fails_with_the_reason(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+) -> None:
+    engine.raises = ModelNotFound("this worker has no model fake")
+    job = submit(store, blobs, ["a", "b"])
+    work(store)
+    ended = audit(store, blobs, job.id)
+    assert (ended.state, ended.counts) == (JobState.FAILED, Counts(2, 0, 2))
+    assert "model_not_found" in ended.error
+    frame = blobs.get_result(job.id, 0)
+    assert frame is not None
+    assert frames.unpack(frame)[1]["values"].shape == (2, 64)
+
+
+def test_a_worker_that_goes_away_gives_its_chunk_back_without_an_attempt(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+) -> None:
+    job = submit(store, blobs, ["a"])
+    engine.raises = EngineClosed("the worker is going away")
+    work(store)
+    (chunk,) = store.chunk_table(job.id)
+    assert (chunk.state, chunk.attempts) == ("ticket", 0)
+    engine.raises = None
+    make_overdue(store.redis, job.id, 0)
+    assert bulk.reap(store, LANE) == 1
+    work(store)
+    assert audit(store, blobs, job.id).counts == Counts(1, 1)
+
+
+def test_a_text_that_is_lost_is_an_error_and_not_an_endless_retry(store: JobStore, blobs: Blobs, worker: Redis) -> None:
+    job = submit(store, blobs, ["a", "b", "c"])
+    store.redis.delete(keys.job_input(job.id, 0))
+    work(store)
+    assert audit(store, blobs, job.id).counts == Counts(3, 1, 2)
+    assert results(store, blobs, job.id)[1] == {0: "input_lost", 1: "input_lost"}
+
+
+def test_retrying_the_failed_items_computes_nothing_else(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+) -> None:
+    job = submit(store, blobs, ["a", "bad", "c", "d"])
+    work(store)
+    assert audit(store, blobs, job.id).counts == Counts(4, 3, 1)
+    engine.computed.clear()
+    store.retry_failed(job.id)
+    work(store)
+    assert engine.computed == [["bad"]]
+    assert audit(store, blobs, job.id).counts == Counts(4, 3, 1)
+
+
+def test_tickets_that_the_broker_loses_are_published_again(store: JobStore, blobs: Blobs, worker: Redis) -> None:
+    job = submit(store, blobs, ["a"] * 6)
+    publish_tickets(store, LANE)
+    assert len(take_tickets(store.redis)) == 3  # and nobody got them
+    for chunk in range(3):
+        make_overdue(store.redis, job.id, chunk)
+    assert bulk.reap(store, LANE) == 3
+    work(store)
+    assert audit(store, blobs, job.id).state is JobState.SUCCEEDED
+
+
+def test_a_broker_that_is_away_leaves_a_created_job_to_the_reaper(
+    store: JobStore, blobs: Blobs, worker: Redis, settings: Settings
+) -> None:
+    away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    job = submit(store, blobs, ["a"])
+    assert publish_tickets(JobStore(store.redis, away), LANE) == 0
+    publisher(away).close()
+    make_overdue(store.redis, job.id, 0)
+    assert bulk.reap(store, LANE) == 1
+    work(store)
+    assert audit(store, blobs, job.id).state is JobState.SUCCEEDED
+
+
+def test_a_job_that_is_cancelled_while_it_is_computed_stops(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine, settings: Settings
+) -> None:
+    job = submit(store, blobs, ["a", "b"])
+    store.dispatch(LANE)
+    held: Future[Outcomes] = Future()
+    engine.submit = lambda work: (store.cancel(job.id), held)[1]  # type: ignore[method-assign]
+    run_chunk(job.id, 0)
+    assert held.cancelled()
+    assert audit(store, blobs, job.id).state is JobState.CANCELLED
+
+
+def test_a_deleted_job_leaves_nothing_to_the_worker_that_still_computes_it(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+) -> None:
+    job = submit(store, blobs, ["a", "b"])
+    store.dispatch(LANE)
+    compute = engine.submit
+
+    def delete_meanwhile(work: Work) -> Future[Outcomes]:
+        blobs.delete(job.id, store.delete(job.id).chunks)
+        return compute(work)
+
+    engine.submit = delete_meanwhile  # type: ignore[method-assign]
+    run_chunk(job.id, 0)
+    assert store.redis.keys(f"*{job.id}*") == []
