@@ -16,7 +16,8 @@ from typing import Any
 
 __all__ = ["was_cut_off"]
 
-# struct tcp_info of linux/tcp.h, which only ever grows at its end: u64 tcpi_bytes_received.
+# struct tcp_info of linux/tcp.h, which only ever grows at its end: u8 tcpi_state, later u64 tcpi_bytes_received.
+_CLOSED = 7
 _BYTES_RECEIVED = struct.Struct("<Q")
 _BYTES_RECEIVED_AT = 128
 _MAPPED_PREFIX = "::ffff:"
@@ -31,8 +32,8 @@ def was_cut_off(environ: Mapping[str, Any], read_bytes: int) -> bool:
     """
     if sys.platform != "linux" or environ.get("SERVER_SOFTWARE") != "Granian":
         return False
-    host = str(environ.get("REMOTE_ADDR", ""))
-    return any(_has_ended(descriptor, host, read_bytes) for descriptor in _socket_descriptors())
+    host, port = str(environ.get("REMOTE_ADDR", "")), int(environ.get("SERVER_PORT", 0))
+    return any(_has_ended(descriptor, host, port, read_bytes) for descriptor in _socket_descriptors())
 
 
 def _socket_descriptors() -> Iterator[int]:
@@ -42,22 +43,29 @@ def _socket_descriptors() -> Iterator[int]:
                 yield int(entry.name)
 
 
-def _has_ended(descriptor: int, host: str, read_bytes: int) -> bool:
+def _has_ended(descriptor: int, host: str, port: int, read_bytes: int) -> bool:
     with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-        if connection.family not in {socket.AF_INET, socket.AF_INET6}:
+        if connection.family not in {socket.AF_INET, socket.AF_INET6} or connection.getsockname()[1] != port:
             return False
-        if connection.getpeername()[0].removeprefix(_MAPPED_PREFIX) != host.removeprefix(_MAPPED_PREFIX):
+        state, received_bytes = _read_info(connection)
+        if received_bytes < read_bytes:
             return False
-        return _received_bytes(connection) >= read_bytes and _is_at_end(connection)
+        # A connection that was reset has forgotten its peer.
+        return state == _CLOSED or (_is_from(connection, host) and _is_at_end(connection))
     return False
 
 
-def _received_bytes(connection: socket.socket) -> int:
+def _read_info(connection: socket.socket) -> tuple[int, int]:
+    """Return the state and the received bytes of a TCP connection."""
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     if len(info) < _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size:
-        return 0
-    received: int = _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)[0]
-    return received
+        return 0, 0
+    return info[0], _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)[0]
+
+
+def _is_from(connection: socket.socket, host: str) -> bool:
+    peer: str = connection.getpeername()[0]
+    return peer.removeprefix(_MAPPED_PREFIX) == host.removeprefix(_MAPPED_PREFIX)
 
 
 def _is_at_end(connection: socket.socket) -> bool:

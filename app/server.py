@@ -8,6 +8,7 @@ Owns the choice of granian's options and the stop. What was measured with grania
 """
 
 import contextlib
+import logging
 import socket
 from functools import partial
 from typing import Any
@@ -19,12 +20,33 @@ from granian.server import Server
 
 from app import create_app
 from app.batching.steward import Steward
+from app.tracing import RequestIdFilter
 from config.keyring import check_exposure
+from config.logging import configure_logging
 from config.settings import Settings
 
 __all__ = ["run_server"]
 
 _BACKLOG = 2048
+
+
+class _AdviceFilter(logging.Filter):
+    """Drops granian's advice to use fewer threads: ours wait for workers, they do not compute."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("Configuration allows spawning")
+
+
+# granian's records go the way of all others; its own handlers would write to standard output.
+_LOGGING: dict[str, Any] = {
+    "formatters": {},
+    "filters": {"no_advice": {"()": _AdviceFilter}},
+    "handlers": {},
+    "loggers": {
+        "_granian": {"handlers": [], "filters": ["no_advice"], "propagate": True},
+        "granian.access": {"handlers": [], "propagate": True},
+    },
+}
 _STOP_TIMEOUT_S = 4
 # Also the time that an idle connection is kept: HTTP clients keep theirs for 5 s, and would send into a closed one.
 _HEADER_TIMEOUT_MS = 60_000
@@ -37,6 +59,7 @@ def run_server(settings: Settings) -> None:
         config.keyring.KeyringError: without keys, on an address that is not loopback.
     """
     check_exposure(settings)
+    _configure_logging(settings)
     server = Server(
         "app.wsgi:create",
         address=settings.host,
@@ -51,6 +74,7 @@ def run_server(settings: Settings) -> None:
         backlog=_BACKLOG,
         http1_settings=HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT_MS),
         log_level=LogLevels.warning,
+        log_dictconfig=_LOGGING,
         respawn_failed_workers=True,
         respawn_interval=0.5,
         workers_kill_timeout=_STOP_TIMEOUT_S,
@@ -60,10 +84,17 @@ def run_server(settings: Settings) -> None:
 
 def _load(settings: Settings) -> Any:
     """Build the app in the web process itself: threads and connections do not survive a fork."""
+    _configure_logging(settings)
     app = create_app(settings)
     # Here and not in `create_app`: a test that only asks the app one thing needs no thread.
     Steward(app.extensions["twolane"]).start()
     return app
+
+
+def _configure_logging(settings: Settings) -> None:
+    configure_logging(settings, "web")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RequestIdFilter(in_text=settings.log_format == "text"))
 
 
 def _free_port(host: str) -> int:

@@ -12,10 +12,12 @@ from contextvars import ContextVar
 
 from flask import Flask, Response, g, request
 
-__all__ = ["current_request_id", "install_tracing"]
+__all__ = ["RequestIdFilter", "current_request_id", "install_tracing"]
 
 _log = logging.getLogger(__name__)
 _request_id: ContextVar[str] = ContextVar("twolane_request_id", default="")
+# Asked every few seconds by machines: seen only when they fail.
+_PROBES = frozenset({"/livez", "/readyz", "/health"})
 # A foreign id goes into our logs and headers: only what can neither break a line nor a header.
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,127}")
 
@@ -25,6 +27,26 @@ def current_request_id() -> str:
     return _request_id.get()
 
 
+class RequestIdFilter(logging.Filter):
+    """Puts the id of the request in progress on every record that a handler writes, whoever logged it.
+
+    Args:
+        in_text: also at the end of the message, for formats that show nothing but the message.
+    """
+
+    def __init__(self, *, in_text: bool) -> None:
+        super().__init__()
+        self._in_text = in_text
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Complete the record; it is always written."""
+        if (request_id := current_request_id()) and not hasattr(record, "request_id"):
+            record.request_id = request_id
+            if self._in_text:
+                record.msg = f"{record.msg} [{request_id}]"
+        return True
+
+
 def install_tracing(app: Flask) -> None:
     """Give every request of this app an id, and every answer its headers and log line."""
     app.before_request(_begin)
@@ -32,6 +54,7 @@ def install_tracing(app: Flask) -> None:
 
 
 def _begin() -> None:
+    # A thread serves one request after another: each overwrites the id of the one before.
     asked = request.headers.get("x-request-id", "")
     _request_id.set(asked if _SANE_ID.fullmatch(asked) else f"req_{uuid.uuid4().hex}")
     g.started_s = time.perf_counter()
@@ -41,9 +64,8 @@ def _finish(response: Response) -> Response:
     response.headers["x-request-id"] = current_request_id()
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     took_ms = (time.perf_counter() - g.get("started_s", time.perf_counter())) * 1000
-    _log.info(
-        "%s %s %d %.1fms request_id=%s", request.method, _route(), response.status_code, took_ms, current_request_id()
-    )
+    level = logging.DEBUG if request.path in _PROBES and response.status_code < 400 else logging.INFO
+    _log.log(level, "%s %s %d %.1f ms", request.method, _route(), response.status_code, took_ms)
     return response
 
 

@@ -8,6 +8,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.tracing import RequestIdFilter
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tests.web import opened_app, services_of, settings_of
@@ -150,6 +151,7 @@ def test_what_was_not_foreseen_is_a_500_without_traceback_and_without_the_text(
 def test_logs_have_the_request_id_and_neither_texts_nor_query_strings(
     client: FlaskClient, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.handler.addFilter(RequestIdFilter(in_text=True))
     with caplog.at_level(logging.DEBUG):
         client.post("/v1/embeddings", json={"model": "fake", "input": ["my secret", 1]}, headers={"x-request-id": "r7"})
         client.post("/v1/jobs?type=rerank&model=fake&query=secret", data=b"{", content_type="application/x-ndjson")
