@@ -82,9 +82,9 @@ class Hosted:
         """Compute the items one after another, each by itself."""
         return self._ask(items, each=True)
 
-    def rss_mib(self) -> float:
+    def rss_mb(self) -> float:
         """Return its resident memory."""
-        return float(self._program.family()[0].memory_info().rss) / 2**20
+        return float(self._program.family()[0].memory_info().rss) / 1e6
 
     def close(self) -> None:
         """End the process."""

@@ -17,7 +17,7 @@ import psutil
 
 from stack.server import die_with_parent
 
-__all__ = ["BUILD", "Program", "answers", "wait_until"]
+__all__ = ["BUILD", "Program", "answers", "hold_to_cores", "wait_until"]
 
 BUILD = Path("build/bench")
 _STOP_TIMEOUT_S = 15.0
@@ -106,6 +106,13 @@ class Program:
         self.stop()
 
 
+def hold_to_cores(pid: int, cores: Sequence[int]) -> None:
+    """Hold a running program to some cores, with all the threads that it has."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), cores)
+
+
 def answers(port: int, path: str) -> bool:
     """Return whether that path answers 200 on that port."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -127,6 +134,7 @@ def wait_until(ready: Callable[[], bool], program: Program, timeout_s: float = 1
     deadline_s = time.monotonic() + timeout_s
     while not ready():
         if program.process.poll() is not None or time.monotonic() > deadline_s:
+            program.stop()
             raise RuntimeError(f"{program.log.stem} did not get ready; the end of its log:\n{program.tail()}")
         time.sleep(every_s)
 

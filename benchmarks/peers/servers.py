@@ -34,9 +34,9 @@ class Server:
         bodies = (json.dumps({"model": self.model, "input": list(batch)}).encode() for batch in batches)
         return Target(self.port, tuple(request(self.path, body) for body in bodies))
 
-    def rss_mib(self) -> float:
+    def rss_mb(self) -> float:
         """Return the resident memory of all its processes."""
-        return sum(process.memory_info().rss for process in self.program.family()) / 2**20
+        return sum(process.memory_info().rss for process in self.program.family()) / 1e6
 
     def close(self) -> None:
         """End it."""

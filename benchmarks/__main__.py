@@ -1,0 +1,94 @@
+"""`python -m benchmarks [suite ...] [--quick] [--no-peers]`: measure, print the tables, write the results.
+
+Owns the order of the suites. A suite that fails is written down and the others go on.
+"""
+
+import argparse
+import datetime as dt
+import importlib
+import sys
+import time
+import traceback
+
+from rich.console import Console
+
+from benchmarks import machine
+from benchmarks.bench import FULL, QUICK, Bench
+from benchmarks.report import print_tables, write_docs, write_results
+
+__all__ = ["main"]
+
+SUITES = {
+    "engine": "our engine and our whole job beside FlagEmbedding and sentence-transformers",
+    "peers": "over HTTP, beside infinity-emb and the AntSK-PyApi way",
+    "lane": "interactive latency while a corpus is embedded, with two lanes and with one",
+    "web": "the web tier's start, memory, uploads and share of a request",
+    "jobs": "chunks, fake jobs, reading, the store's memory, recovery after kill -9",
+    "memory": "the worker's memory over many texts",
+    "shapes": "bge-base- and bge-m3-shaped models and a reranker, random weights",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the suites that were asked for, all by default; return the exit code."""
+    options = _parse(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    cores = machine.split_cores()
+    description = machine.describe()
+    bench = Bench(QUICK if options.quick else FULL, cores, with_peers=options.peers, say=_log)
+    if not cores.apart:
+        bench.sheet.leave_out("cores of its own for the load generator", "this machine has too few")
+    failed = _run(bench, options.suites or list(SUITES))
+    run = {
+        "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"),
+        "quick": bench.plan.quick,
+        "rounds": bench.plan.rounds,
+        "suites": options.suites or list(SUITES),
+        "server_cores": list(cores.server),
+        "client_cores": list(cores.client),
+        "corpus": bench.corpus.describe(),
+    }
+    print_tables(console, bench.sheet)
+    path = write_results(bench.sheet, description, run)
+    console.print(f"written: {path}", markup=False)
+    if options.docs:
+        write_docs(bench.sheet, description, run)
+    return 1 if failed else 0
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    lines = "\n".join(f"  {name:<8} {text}" for name, text in SUITES.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", epilog=f"suites:\n{lines}", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("suites", nargs="*", choices=[[], *SUITES], metavar="suite", help="which suites; default: all")
+    parser.add_argument("--quick", action="store_true", help="one small round: finds mistakes, not figures")
+    parser.add_argument("--no-peers", dest="peers", action="store_false", help="measure ours alone")
+    parser.add_argument("--docs", action="store_true", help="write the summary into docs/benchmarks.md")
+    return parser.parse_args(arguments)
+
+
+def _run(bench: Bench, suites: list[str]) -> list[str]:
+    failed = []
+    try:
+        for name in suites:
+            started_s = time.monotonic()
+            _log(f"{name}: {SUITES[name]}")
+            try:
+                importlib.import_module(f"benchmarks.suites.{name}").run(bench)
+            except Exception as error:  # noqa: BLE001 - the edge of a suite: the others have figures to give
+                traceback.print_exc()
+                bench.sheet.leave_out(f"suite {name}, from where it failed", error)
+                failed.append(name)
+            _log(f"{name}: {time.monotonic() - started_s:.0f} s")
+    finally:
+        bench.close()
+    return failed
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""How results are shown and kept: tables on the screen, one JSON file a run, a summary in the documentation.
+
+Owns formats and file names. Every figure comes from the sheet.
+"""
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine as machines
+from benchmarks.goals import Verdict, judge
+from benchmarks.sheet import Row, Sheet
+
+__all__ = ["print_tables", "write_docs", "write_results"]
+
+RESULTS = Path("benchmarks/results")
+DOCS = Path("docs/benchmarks.md")
+_BEGIN, _END = "<!-- begin: written by `make bench` -->", "<!-- end -->"
+OURS = "Twolane"
+
+
+def print_tables(console: Console, sheet: Sheet) -> None:
+    """Print one table a suite, then the targets."""
+    for suite in sheet.suites():
+        table = Table(title=suite, title_justify="left", header_style="bold")
+        for column in ("subject", "metric"):
+            table.add_column(column, overflow="fold")
+        for column in ("median", "lowest", "highest", "Twolane is"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in sheet.rows(suite):
+            table.add_row(*_cells(sheet, row))
+        console.print(table)
+    verdicts = judge(sheet)
+    if verdicts:
+        table = Table("target", "measured", "asked for", "", title="targets", title_justify="left")
+        for verdict in verdicts:
+            style = "green" if verdict.met else "red"
+            table.add_row(verdict.text, verdict.measured, verdict.asked, f"[{style}]{verdict.words}[/{style}]")
+        console.print(table)
+    for line in sheet.left_out:
+        console.print(f"left out: {line}", style="yellow", markup=False)
+
+
+def write_results(sheet: Sheet, machine: dict[str, Any], run: dict[str, Any]) -> Path:
+    """Write everything of a run into `benchmarks/results/<date>-<machine>.json` and return the path."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    today = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d")
+    quick = "-quick" if run.get("quick") else ""
+    path = RESULTS / f"{today}-{machines.name(machine)}{quick}.json"
+    document = {
+        "machine": machine,
+        "run": run,
+        "rows": [row.as_json() for row in sheet.rows()],
+        "targets": [verdict.as_json() for verdict in judge(sheet)],
+        "left_out": sheet.left_out,
+    }
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def write_docs(sheet: Sheet, machine: dict[str, Any], run: dict[str, Any]) -> None:
+    """Put the summary between the two marks in `docs/benchmarks.md`; the text around it is written by people."""
+    text = DOCS.read_text("utf-8")
+    before, rest = text.split(_BEGIN, 1)
+    after = rest.split(_END, 1)[1]
+    parts = [_BEGIN, _machine_lines(machine, run), _target_table(judge(sheet))]
+    parts += [_suite_table(sheet, suite) for suite in sheet.suites()]
+    if sheet.left_out:
+        parts.append("Left out:\n\n" + "\n".join(f"- {line}" for line in sheet.left_out))
+    DOCS.write_text(before + "\n\n".join(part for part in parts if part) + "\n\n" + _END + after, "utf-8")
+
+
+def _cells(sheet: Sheet, row: Row) -> tuple[str, ...]:
+    spread = (_number(min(row.samples)), _number(max(row.samples))) if len(row.samples) > 1 else ("", "")
+    note = f" ({row.note})" if row.note else ""
+    return (row.subject, row.metric + note, f"{_number(row.median)} {row.unit}", *spread, _ours(sheet, row))
+
+
+def _ours(sheet: Sheet, row: Row) -> str:
+    """Return how many times better we are than this row, by the same metric of the same suite; empty for our own."""
+    if not row.better or row.subject.startswith(OURS):
+        return ""
+    ours = next((r for r in sheet.rows(row.suite) if r.subject.startswith(OURS) and r.metric == row.metric), None)
+    pair = (ours, row) if row.better == "higher" else (row, ours)
+    ratio = sheet.ratio(*pair)
+    return f"{ratio:.2g}x" if ratio is not None and ratio < 10 else f"{ratio:.0f}x" if ratio else ""
+
+
+def _number(value: float) -> str:
+    if value == 0 or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) < 1 or abs(value) >= 100 else f"{value:.1f}"
+
+
+def _machine_lines(machine: dict[str, Any], run: dict[str, Any]) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    gpus = ", ".join(machine["gpus"]) or "no GPU"
+    return (
+        f"Machine: {machine['cpu']}, {machine['usable']} cores ({', '.join(machine['flags'])}), "
+        f"{machine['memory_gib']} GiB, {gpus}; measured side on cores {run['server_cores']}, load on "
+        f"{run['client_cores']}. {run['date']}, {run['rounds']} round(s), medians. "
+        f"Python {machine['python']}; {packages}."
+    )
+
+
+def _target_table(verdicts: list[Verdict]) -> str:
+    if not verdicts:
+        return ""
+    lines = ["| target | measured | asked for | |", "|---|---|---|---|"]
+    lines += [f"| {v.text} | {v.measured} | {v.asked} | {v.words} |" for v in verdicts]
+    return "## Targets\n\n" + "\n".join(lines)
+
+
+def _suite_table(sheet: Sheet, suite: str) -> str:
+    lines = [
+        f"## {suite}",
+        "",
+        "| subject | metric | median | lowest | highest | Twolane is |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += ["| " + " | ".join(_cells(sheet, row)) + " |" for row in sheet.rows(suite)]
+    return "\n".join(lines)
