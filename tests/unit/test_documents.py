@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from app import create_app
 from config.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -49,3 +50,11 @@ def test_make_alone_lists_every_target() -> None:
     assert declared is not None
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert [target for target in declared[1].split() if f"make {target} " not in listed] == []
+
+
+def test_the_api_page_has_every_path_of_the_api(tmp_path: Path) -> None:
+    app = create_app(Settings(_env_file=None, redis_url="redis://127.0.0.1:1/0", data_dir=tmp_path))
+    paths = app.test_client().get("/openapi.json").get_json()["paths"]
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    assert {"/v1/embeddings", "/v1/jobs"} <= paths.keys()
+    assert [path for path in paths if path not in page] == []
