@@ -5,11 +5,13 @@ record and tickets are written. Knows neither HTTP nor the shape of a body.
 """
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+from redis import RedisError
 
 from app.auth import Tenant
 from app.limits import charge_tokens
@@ -20,11 +22,13 @@ from config.settings import Settings
 from tasks import frames
 from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.engine import Operation, Outcomes, Work
-from tasks.errors import InvalidRequest, NoWorker, WrongCapability
+from tasks.errors import InvalidRequest, NoWorker, TwolaneError, WrongCapability
 from tasks.jobs import ChunkRecord, Counts, Idempotency, Job, JobParams, NewJob, new_job_id
 from tasks.lanes import Lane, Service
 
 __all__ = ["Desk", "Estimate", "Order", "Submission", "resolve_params"]
+
+_log = logging.getLogger(__name__)
 
 Truncate = Literal["end", "start", "none"]
 Priority = Literal["low", "normal", "high"]
@@ -211,23 +215,35 @@ class Desk:
     def _queue(self, order: Order, items: Iterable[Item], settle: Settle) -> Submission:
         """Store the inputs chunk by chunk, then the job in one step; after any failure nothing stays stored."""
         self._require_served(order)
-        store, blobs = self._services.store, self._services.blobs
+        store = self._services.store
         job_id, records = new_job_id(), list[ChunkRecord]()
-        created = False
+        answered, created = True, False
         try:
             input_bytes = self._store_inputs(order, job_id, items, records)
             total = sum(record.items for record in records)
             self._require_items(order, total)
             new = self.describe(order, job_id, total, sum(record.tokens for record in records))
             reserve_queue(store, self._tenant, {job_id: total})
+            answered = False
             job, created = store.create(replace(new, input_bytes=input_bytes), records, settle())
+            answered = True
+        except TwolaneError:
+            answered = True
+            raise
         finally:
-            if not created:
-                blobs.delete(job_id, len(records))
-                release_queue(store, self._tenant, [job_id])
+            # When only the answer was lost, the job is there and needs its inputs; else they expire.
+            if answered and not created:
+                self._discard(job_id, len(records))
         if created:
             self.publish(new.lane)
         return Submission(job)
+
+    def _discard(self, job_id: str, chunks: int) -> None:
+        try:
+            self._services.blobs.delete(job_id, chunks)
+            release_queue(self._services.store, self._tenant, [job_id])
+        except RedisError:
+            _log.warning("the inputs of a job that was not created stay until they expire")
 
     def _store_inputs(self, order: Order, job_id: str, items: Iterable[Item], records: list[ChunkRecord]) -> int:
         """Store the inputs, note each chunk in `records`, and return the stored bytes."""
@@ -242,11 +258,14 @@ class Desk:
         return stored_bytes
 
     def publish(self, lane: Lane) -> None:
-        """Let workers know that a lane has work. A broker that is down is no failure: workers look themselves."""
+        """Let workers know that a lane has work. That it fails is no failure of the job: workers look themselves."""
         # Celery takes 0.2 s and 20 MB to import; a web process that answers only small calls never pays that.
         from tasks.bulk import publish_tickets  # noqa: PLC0415
 
-        publish_tickets(self._services.store, lane)
+        try:
+            publish_tickets(self._services.store, lane)
+        except RedisError:
+            _log.warning("the store went away before the tickets of a new job were published; a worker will do it")
 
     def describe(self, order: Order, job_id: str, total: int, tokens: int) -> NewJob:
         """Return the job that the order would be, with so many items and estimated tokens."""
