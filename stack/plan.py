@@ -82,14 +82,22 @@ class Plan:
     def _environment(self) -> dict[str, str]:
         here = str(Path(__file__).resolve().parent.parent)
         return {
-            "TWOLANE_REDIS_URL": self.settings.redis_url,
-            "TWOLANE_DATA_DIR": str(self.settings.data_dir),
-            "TWOLANE_HOST": self.settings.host,
-            "TWOLANE_PORT": str(self.settings.port),
-            "TWOLANE_MODELS": ",".join(self.settings.models),
+            **_as_variables(self.settings),
             "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
         }
+
+
+def _as_variables(settings: Settings) -> dict[str, str]:
+    """Return all settings as environment variables, so that every process decides by the very same ones."""
+    fields = settings.model_dump(mode="json", exclude={"flower_password"})
+    return {f"TWOLANE_{name.upper()}": _as_text(value) for name, value in fields.items()}
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    return "" if value is None else str(value)
 
 
 def make_plan(settings: Settings) -> Plan:
