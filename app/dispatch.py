@@ -7,104 +7,32 @@ record and tickets are written. Knows neither HTTP nor the shape of a body.
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 from redis import RedisError
 
 from app.auth import Tenant
 from app.limits import charge_tokens
+from app.orders import Estimate, Order, Priority, Submission, check_capability
 from app.quota import release_queue, reserve_queue
 from app.services import Services
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks import frames
 from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
-from tasks.engine import Operation, Outcomes, Work
-from tasks.errors import InvalidRequest, NoWorker, TwolaneError, WrongCapability
-from tasks.jobs import ChunkRecord, Counts, Idempotency, Job, JobParams, NewJob, new_job_id
+from tasks.engine import Outcomes, Work
+from tasks.errors import InvalidRequest, NoWorker, TwolaneError
+from tasks.jobs import ChunkRecord, Counts, Idempotency, NewJob, new_job_id
 from tasks.lanes import Lane, Service
 
-__all__ = ["Desk", "Estimate", "Order", "Submission", "resolve_params"]
+__all__ = ["Desk"]
 
 _log = logging.getLogger(__name__)
 
-Truncate = Literal["end", "start", "none"]
-Priority = Literal["low", "normal", "high"]
 Settle = Callable[[], Idempotency | None]
 _RANK: Mapping[Priority, int] = {"low": 0, "normal": 1, "high": 2}
 _CHUNKS_PER_ROOM_CHECK = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What is to be done with items, whoever brings them.
-
-    Attributes:
-        card: the model.
-        operation: what to compute.
-        params: how.
-        extra: what the job record keeps of the request.
-        items_field: name of the request's field that holds the items, for error messages.
-    """
-
-    card: ModelCard
-    operation: Operation
-    params: JobParams = field(default_factory=JobParams)
-    priority: Priority = "normal"
-    extra: Mapping[str, object] = field(default_factory=dict)
-    items_field: str = "input"
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """What became of a submitted job.
-
-    Attributes:
-        job: its record.
-        frame: its result frame, when it was answered at once.
-    """
-
-    job: Job
-    frame: bytes | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a job would cost."""
-
-    items: int
-    tokens: int
-    chunks: int
-    service: Service
-
-
-def resolve_params(
-    card: ModelCard,
-    *,
-    dimensions: int | None = None,
-    input_type: str | None = None,
-    instruction: str | None = None,
-    truncate: Truncate | None = None,
-    dtype: Literal["float32", "float16"] | None = None,
-) -> JobParams:
-    """Return how items are computed, with the card's own values filled in.
-
-    Raises:
-        InvalidRequest: more dimensions than the model has.
-    """
-    if dimensions is not None and card.dimension is not None and dimensions > card.dimension:
-        message = f"dimensions must be at most {card.dimension}, the size of {card.name}'s embeddings"
-        raise InvalidRequest(message, param="dimensions")
-    if instruction is None and input_type == "query":
-        instruction = card.query_instruction or None
-    return JobParams(
-        instruction=instruction or None,
-        dimensions=None if dimensions == card.dimension else dimensions,
-        truncate=truncate or "end",
-        dtype=dtype or "float32",
-    )
 
 
 class Desk:
@@ -143,7 +71,7 @@ class Desk:
             InvalidRequest: an item is bad; nothing stays stored.
             tasks.errors.TwolaneError: as `answer`, and as `JobStore.create`.
         """
-        _check_capability(order)
+        check_capability(order)
         stream = self._check(order, items)
         if queue:
             return self._queue(order, stream, idempotency)
@@ -159,7 +87,7 @@ class Desk:
         Raises:
             InvalidRequest, WrongCapability: the job would be refused.
         """
-        _check_capability(order)
+        check_capability(order)
         counted = chunks = tokens = 0
         for record, _ in cut_chunks(self._check(order, items), self._chunk_limits(order)):
             chunks, counted, tokens = chunks + 1, counted + record.items, tokens + record.tokens
@@ -174,7 +102,7 @@ class Desk:
             InvalidRequest, WrongCapability: the order does not fit the model or the limits.
             NoWorker: queued for a model that no worker of this installation loads.
         """
-        _check_capability(order)
+        check_capability(order)
         if queued:
             self._require_served(order)
         self._require_few(order, len(items))
@@ -335,13 +263,6 @@ class Desk:
 
     def _chunk_limits(self, order: Order) -> ChunkLimits:
         return ChunkLimits.of(self._settings, order.card.max_tokens)
-
-
-def _check_capability(order: Order) -> None:
-    needed = "dense" if order.operation == "embeddings" else "rerank"
-    if needed not in order.card.capabilities:
-        message = f"{order.card.name} does not offer {order.operation}; it offers {', '.join(order.card.capabilities)}"
-        raise WrongCapability(message, param="model")
 
 
 def _pack_result(order: Order, items: Sequence[Item], outcomes: Outcomes) -> bytes:

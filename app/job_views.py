@@ -9,8 +9,8 @@ from typing import Any
 
 from flask import Response
 
-from app.dispatch import Estimate, Submission
 from app.encodings import json_response
+from app.orders import Estimate, Submission
 from app.results import ItemShape, Results, read_frame
 from app.services import Services
 from app.waiting import Preferences

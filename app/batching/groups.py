@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from app.batching.lines import Call
-from app.dispatch import Desk, Order
+from app.dispatch import Desk
+from app.orders import Order
 from app.services import Services
 from tasks.batches import BatchGroup
 from tasks.chunking import ChunkLimits, Item, cut_chunks

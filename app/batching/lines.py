@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from app.auth import Tenant, find_card
 from app.batching.plan import Answer, EmbeddingsAnswer, RankingAnswer
 from app.bodies import explain_invalid
-from app.dispatch import Desk, Order, resolve_params
+from app.dispatch import Desk
 from app.errors import render_error
+from app.orders import Order, resolve_params
 from app.schemas import EmbeddingsRequest, RerankRequest, document_text
 from app.services import Services
 from app.token_ids import read_texts

@@ -9,7 +9,7 @@ from flask_openapi3.models.tag import Tag
 
 from app.auth import current_tenant, find_card
 from app.bodies import read_model, stream_body
-from app.dispatch import Desk, Order, Submission, resolve_params
+from app.dispatch import Desk
 from app.encodings import json_response
 from app.errors import documented
 from app.job_schemas import (
@@ -25,6 +25,7 @@ from app.job_schemas import (
 )
 from app.job_views import job_etag, render_estimate, render_job, render_submission, view_job
 from app.openapi import describe_json_or_ndjson
+from app.orders import Order, Submission, resolve_params
 from app.services import services
 from app.uploads import PayloadHash, read_items, split_lines
 from app.waiting import Preferences, parse_prefer

@@ -5,11 +5,12 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
 from app.auth import current_tenant, find_card
-from app.dispatch import Desk, Order, resolve_params
+from app.dispatch import Desk
 from app.encodings import render_ranking
 from app.errors import documented, raise_item_errors
 from app.job_schemas import JobObject
 from app.job_views import render_submission
+from app.orders import Order, resolve_params
 from app.schemas import RerankRequest, RerankResponse, document_text
 from app.services import services
 from app.uploads import PayloadHash

@@ -1,0 +1,101 @@
+"""What is asked of the desk, and what it answers.
+
+Owns the values between routes and desk, and what of an order can be checked against the model's card alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from config.catalog import ModelCard
+from tasks.engine import Operation
+from tasks.errors import InvalidRequest, WrongCapability
+from tasks.jobs import Job, JobParams
+from tasks.lanes import Service
+
+__all__ = ["Estimate", "Order", "Priority", "Submission", "check_capability", "resolve_params"]
+
+Truncate = Literal["end", "start", "none"]
+Priority = Literal["low", "normal", "high"]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be done with items, whoever brings them.
+
+    Attributes:
+        card: the model.
+        operation: what to compute.
+        params: how.
+        extra: what the job record keeps of the request.
+        items_field: name of the request's field that holds the items, for error messages.
+    """
+
+    card: ModelCard
+    operation: Operation
+    params: JobParams = field(default_factory=JobParams)
+    priority: Priority = "normal"
+    extra: Mapping[str, object] = field(default_factory=dict)
+    items_field: str = "input"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What became of a submitted job.
+
+    Attributes:
+        job: its record.
+        frame: its result frame, when it was answered at once.
+    """
+
+    job: Job
+    frame: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """What a job would cost."""
+
+    items: int
+    tokens: int
+    chunks: int
+    service: Service
+
+
+def resolve_params(
+    card: ModelCard,
+    *,
+    dimensions: int | None = None,
+    input_type: str | None = None,
+    instruction: str | None = None,
+    truncate: Truncate | None = None,
+    dtype: Literal["float32", "float16"] | None = None,
+) -> JobParams:
+    """Return how items are computed, with the card's own values filled in.
+
+    Raises:
+        InvalidRequest: more dimensions than the model has.
+    """
+    if dimensions is not None and card.dimension is not None and dimensions > card.dimension:
+        message = f"dimensions must be at most {card.dimension}, the size of {card.name}'s embeddings"
+        raise InvalidRequest(message, param="dimensions")
+    if instruction is None and input_type == "query":
+        instruction = card.query_instruction or None
+    return JobParams(
+        instruction=instruction or None,
+        dimensions=None if dimensions == card.dimension else dimensions,
+        truncate=truncate or "end",
+        dtype=dtype or "float32",
+    )
+
+
+def check_capability(order: Order) -> None:
+    """Refuse an order that the model cannot do.
+
+    Raises:
+        WrongCapability: the card does not offer it.
+    """
+    needed = "dense" if order.operation == "embeddings" else "rerank"
+    if needed not in order.card.capabilities:
+        message = f"{order.card.name} does not offer {order.operation}; it offers {', '.join(order.card.capabilities)}"
+        raise WrongCapability(message, param="model")
