@@ -1,8 +1,8 @@
 """Multipart form bodies as a stream: small fields are kept, a file's bytes are passed on while they arrive.
 
 Owns the reading of such a body (RFC 7578, RFC 2046) and the limits of its fields; knows nothing of what they mean.
-Written out because werkzeug 3.1's decoder, which takes bare line feeds too, gives the file a carriage return too many when
-a block happens to end within a boundary: an upload has to come back as the very bytes.
+Written out because werkzeug 3.1's decoder, which takes bare line feeds too, gives the file a carriage return too many
+when a block happens to end within a boundary: an upload has to come back as the very bytes.
 """
 
 from collections.abc import Callable, Iterator

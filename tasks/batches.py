@@ -231,6 +231,10 @@ class BatchStore:
         arguments: list[Argument] = [_member(tenant, batch_id), holder, int(delay_s * 1000)]
         self._scripts.call("batch_release", _keys(batch_id), arguments)
 
+    def leave(self, batch_id: str, tenant: str) -> None:
+        """Let nobody look at a batch any more: it has ended, and what was only needed on the way is gone."""
+        self._redis.zrem(keys.batches_active(), _member(tenant, batch_id))
+
     def move(self, batch: Batch, holder: str, goal: BatchState, fields: Mapping[str, object]) -> BatchState | None:
         """Move a batch from the state in which it was read, or from `cancelling`, to another, with new fields.
 
@@ -240,10 +244,10 @@ class BatchStore:
             The state that it has now; None: the hold was lost, and nothing was written.
         """
         sources = f"{batch.state.value},{BatchState.CANCELLING.value}"
-        arguments: list[Argument] = [_member(batch.tenant, batch.id), holder, sources, goal.value]
+        arguments: list[Argument] = [holder, sources, goal.value]
         for name, value in fields.items():
             arguments += [name, orjson.dumps(value)]
-        answer = self._scripts.call("batch_write", _keys(batch.id), arguments)
+        answer = self._scripts.call("batch_write", _keys(batch.id)[:1], arguments)
         return BatchState(answer.decode()) if answer else None
 
 

@@ -176,5 +176,5 @@ def tenant_batches(tenant: str) -> str:
 
 
 def batches_active() -> str:
-    """Sorted set: batches that have not ended, by the time (ms) at which somebody should look after them."""
+    """Sorted set: batches that are not done with, by the time (ms) at which somebody should look after them."""
     return f"{_PREFIX}:batches:active"

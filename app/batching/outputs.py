@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import orjson
 from flask import Response
-from redis import RedisError
 
-from app.batching.hold import Hold, HoldLostError
+from app.batching.hold import Hold
 from app.batching.plan import PlannedCall, PlannedRefusal, read_plan
 from app.errors import raise_item_errors, render_error
 from app.results import ResultChunk, Results
@@ -23,7 +22,7 @@ from app.uploads import split_lines
 from tasks.batches import BatchState
 from tasks.bytestore import read_blocks
 from tasks.engine import ItemError, Outcomes
-from tasks.errors import CapacityError, Expired, NotFound, TwolaneError
+from tasks.errors import Expired, NotFound, TwolaneError
 from tasks.files import FileWriter, NewFile
 from tasks.jobs import Job, JobState
 
@@ -65,13 +64,7 @@ def write_outputs(live: Services, hold: Hold, jobs: Sequence[Job | None], goal: 
             "output_file_id": output.commit(),
             "error_file_id": errors.commit(),
         }
-        try:
-            hold.move(goal, fields)
-        except HoldLostError:
-            with suppress(RedisError, CapacityError):
-                for writer in writers:
-                    live.files.discard(writer.id, batch.tenant)
-            raise
+        hold.move(goal, fields)
 
 
 def _describe(hold: Hold, kind: str) -> NewFile:

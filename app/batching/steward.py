@@ -100,12 +100,15 @@ class Steward:
     def _advance(self, hold: Hold) -> float:
         """Do what is next and return when to look again."""
         batch = hold.batch
+        if batch.ended:
+            self._tidy_up(batch)
+            return _POLL_S
         if batch.state is BatchState.VALIDATING and self._live.clock.now_ms() < batch.deadline_at * 1000:
             Intake(self._live, hold, Tenant.from_rights(batch.tenant, batch.rights)).run()
             return 0.0
         # A batch whose file was taken in has lines, be they good or refused.
         if batch.total == 0:
-            self._end_unread(hold)
+            hold.move(BatchState.EXPIRED, {})
             return 0.0
         return self._follow(hold)
 
@@ -117,9 +120,7 @@ class Steward:
             return _POLL_S
         expired = any(job is not None and job.state is JobState.EXPIRED for job in jobs)
         write_outputs(self._live, hold, jobs, BatchState.EXPIRED if expired else BatchState.COMPLETED)
-        forget_jobs(self._live, batch.planned, batch.tenant)
-        self._live.files.discard(batch.plan_file_id, batch.tenant)
-        return _POLL_S
+        return 0.0
 
     def _look_at_job(self, job_id: str, batch: Batch) -> Job | None:
         """Return a job of a batch, stopped if the batch is to stop; None: somebody deleted it."""
@@ -132,7 +133,10 @@ class Steward:
             return job
         return None
 
-    def _end_unread(self, hold: Hold) -> None:
-        """End a batch whose file was never taken in: it was cancelled before that, or its time is over."""
-        forget_jobs(self._live, hold.batch.planned, hold.batch.tenant)
-        hold.move(BatchState.EXPIRED, {})
+    def _tidy_up(self, batch: Batch) -> None:
+        """Remove what was only needed on the way to the end."""
+        forget_jobs(self._live, batch.planned, batch.tenant)
+        kept = {"", batch.output_file_id, batch.error_file_id}
+        for file_id in {batch.plan_file_id, *batch.drafts} - kept:
+            self._live.files.discard(file_id, batch.tenant)
+        self._live.batches.leave(batch.id, batch.tenant)

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Ask for the end of a batch; whoever looks after it next stops its jobs. Repeatable.
 -- KEYS[1] hash   the batch record (tasks.keys.batch)
--- KEYS[2] zset   batches that have not ended, by the ms at which somebody should look (batches_active)
+-- KEYS[2] zset   batches that are not done with, by the ms at which somebody should look (batches_active)
 -- ARGV[1] member of KEYS[2]
 -- Answers the state that it has now: cancelling, or the one in which it ended; '' when there is no such batch.
 local state = redis.call('HGET', KEYS[1], 'state')

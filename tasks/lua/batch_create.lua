@@ -1,7 +1,7 @@
 #!lua
 -- Create a batch that is to be validated. Running it twice with the same id changes nothing.
 -- KEYS[1] hash    the batch record (tasks.keys.batch)
--- KEYS[2] zset    batches that have not ended, by the ms at which somebody should look (batches_active)
+-- KEYS[2] zset    batches that are not done with, by the ms at which somebody should look (batches_active)
 -- KEYS[3] zset    the tenant's batches (tenant_batches)
 -- KEYS[4] string  idempotency key (idempotency)
 -- ARGV[1] batch id, ARGV[2] member of KEYS[2], ARGV[3] ms that the batch may take, ARGV[4] ms that it is kept,

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Take or renew the right to move a batch on: one process at a time, and another one when it is not heard of.
 -- KEYS[1] hash   the batch record (tasks.keys.batch)
--- KEYS[2] zset   batches that have not ended, by the ms at which somebody should look (batches_active)
+-- KEYS[2] zset   batches that are not done with, by the ms at which somebody should look (batches_active)
 -- ARGV[1] member of KEYS[2], ARGV[2] name of the holder, ARGV[3] ms that the hold lasts
 -- Returns 1, or 0 when somebody else has it or there is nothing left to do.
 local time = redis.call('TIME')

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Give a batch back: somebody should look at it again after a while.
 -- KEYS[1] hash   the batch record (tasks.keys.batch)
--- KEYS[2] zset   batches that have not ended, by the ms at which somebody should look (batches_active)
+-- KEYS[2] zset   batches that are not done with, by the ms at which somebody should look (batches_active)
 -- ARGV[1] member of KEYS[2], ARGV[2] name of the holder, ARGV[3] ms until then
 if redis.call('HGET', KEYS[1], 'holder') ~= ARGV[2] then
   return 0
