@@ -42,5 +42,7 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The real product with the real MiniLM and the fake model: web, worker and Flower, each its own process."""
-    with running_stack(tmp_path_factory.mktemp("stack"), "all-MiniLM-L6-v2,fake", dtype="float32") as running:
+    with running_stack(
+        tmp_path_factory.mktemp("stack"), "all-MiniLM-L6-v2,fake", dtype="float32", lease_s="4"
+    ) as running:
         yield running
