@@ -62,9 +62,10 @@ def submit(client: FlaskClient, texts: Any, **headers: str) -> Any:
     return client.post("/v1/jobs", json={"type": "embeddings", "model": "fake", "input": texts}, headers=headers)
 
 
-def stored_keys(server: EmbeddedServer) -> set[bytes]:
+def stored_jobs(server: EmbeddedServer) -> set[bytes]:
+    """Ids of all jobs of which anything at all is stored."""
     with Redis.from_url(server.url) as redis:
-        return {key for key in redis.scan_iter(count=1000) if b"{job_" in key}
+        return {key.split(b"{")[1].split(b"}")[0] for key in redis.scan_iter(count=1000) if b"{job_" in key}
 
 
 # -- the one door
@@ -125,12 +126,12 @@ def test_a_gzip_upload_is_unpacked(client: FlaskClient) -> None:
 def test_a_bad_line_refuses_the_job_with_its_number_and_leaves_nothing_stored(
     client: FlaskClient, server: EmbeddedServer, line: bytes, before: int
 ) -> None:
-    known = stored_keys(server)
+    known = stored_jobs(server)
     body = b'"text"\n' * before + line + b"\n"
     answer = client.post("/v1/jobs?model=fake", data=body, content_type=NDJSON)
     assert answer.status_code == 400
     assert f"line {before + 1} " in (answer.json or {})["error"]["message"]
-    assert stored_keys(server) == known
+    assert stored_jobs(server) == known
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n \n"])
@@ -145,25 +146,25 @@ def test_an_upload_without_a_model_is_refused_by_name(client: FlaskClient) -> No
 
 
 def test_a_dry_run_tells_the_cost_and_stores_nothing(client: FlaskClient, server: EmbeddedServer) -> None:
-    known = stored_keys(server)
+    known = stored_jobs(server)
     body = {"type": "embeddings", "model": "fake", "input": CORPUS}
     estimate = client.post("/v1/jobs?dry_run=true", json=body).json or {}
     assert (estimate["items"], estimate["chunks"], estimate["lane"]) == (700, 7, "bulk")
     assert estimate["estimated_s"] == pytest.approx(estimate["tokens"] / 1000)
     small = client.post("/v1/jobs?dry_run=true", json={**body, "input": ["a"]}).json or {}
     assert (small["chunks"], small["lane"]) == (1, "interactive")
-    assert stored_keys(server) == known
+    assert stored_jobs(server) == known
 
 
 def test_a_model_that_this_server_does_not_serve_is_refused_before_anything_is_stored(
     client: FlaskClient, server: EmbeddedServer
 ) -> None:
-    known = stored_keys(server)
+    known = stored_jobs(server)
     answer = client.post(
         "/v1/jobs", json={"type": "embeddings", "model": "bge-m3", "input": ["a"]}, headers={"Prefer": "respond-async"}
     )
     assert (answer.status_code, (answer.json or {})["error"]["code"]) == (503, "model_not_ready")
-    assert stored_keys(server) == known
+    assert stored_jobs(server) == known
 
 
 # -- idempotency
@@ -175,14 +176,14 @@ def test_the_same_key_and_payload_give_the_same_job_and_another_payload_is_refus
 ) -> None:
     headers = {"Idempotency-Key": f"key-{prefer}", "Prefer": prefer}
     first = submit(client, ["a", "b"], **headers)
-    known = stored_keys(server)
+    known = stored_jobs(server)
     again = submit(client, ["a", "b"], **headers)
     assert again.status_code in {200, 202}
     assert again.json["id"] == first.json["id"]
     other = submit(client, ["a", "c"], **headers)
     assert (other.status_code, other.json["error"]["code"]) == (422, "idempotency_mismatch")
     wait_for_end(client, first.json["id"])
-    assert stored_keys(server) <= known
+    assert stored_jobs(server) <= known
 
 
 def test_a_repeated_upload_leaves_no_second_copy_of_its_texts(client: FlaskClient, server: EmbeddedServer) -> None:
@@ -192,7 +193,7 @@ def test_a_repeated_upload_leaves_no_second_copy_of_its_texts(client: FlaskClien
         client.post("/v1/jobs?model=fake", data=body, content_type=NDJSON, headers=headers).json or {} for _ in range(2)
     ]
     assert answers[0]["id"] == answers[1]["id"]
-    job_ids = {key.split(b"{")[1].split(b"}")[0].decode() for key in stored_keys(server)}
+    job_ids = {job_id.decode() for job_id in stored_jobs(server)}
     listed = {job["id"] for job in (client.get("/v1/jobs?limit=100").json or {})["data"]}
     assert job_ids <= listed
 
