@@ -100,6 +100,12 @@ def test_flower_shows_the_worker_to_whom_it_knows_and_nothing_to_others(fake_sta
     assert worker.startswith("cpu-")
 
 
+def test_the_models_are_warm_before_the_worker_takes_its_first_ticket(fake_stack: RunningStack) -> None:
+    log = fake_stack.log.read_text("utf-8")
+    order = [log.index(line) for line in ("loading fake", "loaded and warmed", "is ready: fake", "celery.apps.worker")]
+    assert order == sorted(order)
+
+
 def test_a_killed_worker_is_started_again_and_serves(fake_stack: RunningStack) -> None:
     (before,) = fake_stack.worker_pids()
     os.kill(before, signal.SIGKILL)

@@ -1,0 +1,64 @@
+"""Requests and replies of the hop survive the way as bytes, and strangers' bytes are refused."""
+
+import struct
+
+import numpy as np
+import pytest
+
+from tasks import hop
+from tasks.engine import ItemError, Outcomes, Work
+from tasks.errors import InvalidRequest, LaneFull, TwolaneError, WorkError
+from tasks.frames import FrameError
+from tasks.lanes import Service
+
+
+def as_pushed(body: bytes, deadline_ms: float = 1234.5) -> bytes:
+    """What push_request.lua makes of a body."""
+    return struct.pack("<d", deadline_ms) + body
+
+
+def test_a_request_survives_the_way() -> None:
+    work = Work("fake", "rerank", ["d é", ""], ["q", "q"], Service.INTERACTIVE, "Do", 8, "start")
+    request = hop.decode_request(as_pushed(hop.encode_request(7, "replies", 42, work)))
+    assert (request.number, request.reply_key, request.deadline_ms, request.tokens) == (7, "replies", 1234.5, 42)
+    assert request.work == work
+
+
+def test_outcomes_survive_the_way() -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    outcomes = Outcomes(values, np.array([3, 4], np.int32), np.array([True, False]), {1: ItemError("c", "m")})
+    reply = hop.encode_outcomes(2**40, outcomes)
+    got = hop.decode_reply(reply)
+    assert hop.reply_id(reply) == 2**40
+    np.testing.assert_array_equal(got.values, values)
+    np.testing.assert_array_equal(got.tokens, outcomes.tokens)
+    np.testing.assert_array_equal(got.truncated, outcomes.truncated)
+    assert got.errors == outcomes.errors
+
+
+@pytest.mark.parametrize(
+    "error", [LaneFull("full", retry_after_s=7.5), InvalidRequest("no", param="input"), WorkError("x")]
+)
+def test_an_error_survives_the_way_with_its_class_and_fields(error: TwolaneError) -> None:
+    with pytest.raises(type(error)) as raised:
+        hop.decode_reply(hop.encode_failure(1, error))
+    assert vars(raised.value) == vars(error)
+
+
+def test_an_error_class_of_a_newer_worker_becomes_failed_work() -> None:
+    class Newer(WorkError):
+        pass
+
+    with pytest.raises(WorkError, match="news"):
+        hop.decode_reply(hop.encode_failure(1, Newer("news")))
+
+
+@pytest.mark.parametrize(
+    "element", [b"", b"\0" * 11, b"\0" * 12 + b"\xff\xff\xff\xff", as_pushed(b"\0\0\0\0\2\0\0\0{}")]
+)
+def test_strangers_bytes_are_refused(element: bytes) -> None:
+    with pytest.raises(FrameError):
+        hop.decode_request(element)
+    if len(element) < 8:
+        with pytest.raises(FrameError):
+            hop.reply_id(element)
