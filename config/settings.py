@@ -64,6 +64,14 @@ class Settings(BaseSettings):
         ("all-MiniLM-L6-v2",),
         description="Models that every worker loads, by catalogue name, comma-separated.",
     )
+    models_dir: Path | None = Field(
+        None,
+        description="Folder for downloaded and converted models, which several stacks may share; "
+        "empty: `models` in the data folder.",
+    )
+    modelscope_endpoint: str = Field(
+        "", description="Address of a ModelScope mirror to download models from; empty: ModelScope itself."
+    )
     catalog_file: Path | None = Field(
         None, description="TOML file with your own model cards; they come before the built-in ones."
     )
@@ -137,7 +145,9 @@ class Settings(BaseSettings):
     # -- worker and engine -------------------------------------------------------------------------------
     device: str = Field("auto", description="auto (every GPU, else the CPU), cpu, cuda, or a list as cuda:0,cuda:1.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Precision of the models; auto: float32 on the CPU, half precision on GPUs."
+        "auto",
+        description="Precision of the models; auto: bfloat16 where the device computes in it, else float16 on a GPU "
+        "and float32 on a CPU.",
     )
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of one worker; 0 chooses.")
     cpu_affinity: str = Field("", description="CPU cores of the worker, as 0-3 or 0,2; empty: not pinned.")

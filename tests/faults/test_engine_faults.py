@@ -36,7 +36,7 @@ def test_a_hung_pass_ends_the_process_within_its_limit() -> None:
     done = run({"hang_on": "HANG"}, "a HANG text")
     assert done.stdout.split() == ["alive"]
     assert done.returncode == 70
-    assert "limit is 1.0 s" in done.stderr
+    assert "limit 1.0 s" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from config.catalog import ModelCard
 
-__all__ = ["hash_weights", "make_fingerprint"]
+__all__ = ["hash_files", "hash_weights", "make_fingerprint"]
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "*.model")
@@ -22,7 +22,7 @@ def make_fingerprint(card: ModelCard, folder: Path | None, pooling: str, dtype: 
         card.source,
         card.revision,
         hash_weights(folder) if folder else "",
-        _hash_files(folder, _TOKENIZER) if folder else "",
+        hash_files(folder, _TOKENIZER) if folder else "",
         pooling,
         str(card.normalize),
         dtype,
@@ -37,10 +37,11 @@ def make_fingerprint(card: ModelCard, folder: Path | None, pooling: str, dtype: 
 @lru_cache(maxsize=64)
 def hash_weights(folder: Path) -> str:
     """Return the sha256 over the names and bytes of the folder's weights and its config."""
-    return _hash_files(folder, (*_WEIGHTS, "config.json"))
+    return hash_files(folder, (*_WEIGHTS, "config.json"))
 
 
-def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
+def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Return the sha256 over the names and bytes of the files that match, in order of their names."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
         digest.update(path.name.encode() + b"\0")

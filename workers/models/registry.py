@@ -4,18 +4,29 @@ Owns that choice. Backends are imported late, so that a worker pays only for wha
 """
 
 import importlib
-from collections.abc import Callable, Iterable
+import importlib.util
+import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.errors import ConfigError
 from workers.models.base import LoadedModel
-from workers.models.fetch import fetch
+from workers.models.export import TOKENIZER, TRAITS
+from workers.models.exported import find_or_export
+from workers.models.fetch import fetch, models_dir
 from workers.models.fingerprint import make_fingerprint
+from workers.models.hardware import cpu_has_bfloat16, usable_cores
+from workers.models.tokenizer import read_tokenizer
 from workers.models.weights import load_weights
 
 __all__ = ["load_models"]
+
+_OPENVINO_FAMILIES = frozenset({"encoder", "cross-encoder"})
+# Device files of the drivers of NVIDIA, AMD and WSL.
+_GPU_SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def load_models(cards: Iterable[ModelCard], settings: Settings) -> dict[str, LoadedModel]:
@@ -24,19 +35,33 @@ def load_models(cards: Iterable[ModelCard], settings: Settings) -> dict[str, Loa
     Raises:
         ConfigError: a model cannot be found, loaded or run here.
     """
-    return {card.name: _loader(card)(card, settings) for card in cards}
+    return {card.name: _load(card, settings) for card in cards}
 
 
-def _loader(card: ModelCard) -> Callable[[ModelCard, Settings], LoadedModel]:
-    if card.backend == "fake" or card.family == "fake":
-        return _load_fake
-    if card.backend in {"auto", "torch"}:
-        return _load_torch
-    raise ConfigError(f"model {card.name}: unknown backend {card.backend!r}")
+def _load(card: ModelCard, settings: Settings) -> LoadedModel:
+    if card.family == "fake":
+        return _load_fake(card)
+    folder = fetch(card, settings)
+    device = _device(settings)
+    kind = _backend(card, settings, device)
+    if kind == "openvino":
+        return _load_openvino(card, folder, settings)
+    return _load_torch(card, folder, device, settings)
 
 
-def _load_fake(card: ModelCard, settings: Settings) -> LoadedModel:
-    del settings
+def _backend(card: ModelCard, settings: Settings, device: str) -> str:
+    """Return torch or openvino. OpenVINO is the faster one on a CPU, for what it can run."""
+    can = device == "cpu" and card.family in _OPENVINO_FAMILIES and _wish(card, settings) != "float16"
+    if card.backend == "auto":
+        return "openvino" if can and importlib.util.find_spec("openvino") else "torch"
+    if card.backend not in {"torch", "openvino"}:
+        raise ConfigError(f"model {card.name}: unknown backend {card.backend!r}")
+    if card.backend == "openvino" and not can:
+        raise ConfigError(f"model {card.name}: OpenVINO runs encoders on a CPU in float32 or bfloat16 only")
+    return card.backend
+
+
+def _load_fake(card: ModelCard) -> LoadedModel:
     fake = importlib.import_module("workers.models.backends.fake")
     return LoadedModel(
         card=card,
@@ -46,30 +71,63 @@ def _load_fake(card: ModelCard, settings: Settings) -> LoadedModel:
     )
 
 
-def _load_torch(card: ModelCard, settings: Settings) -> LoadedModel:
-    device, dtype = _place(card, settings)
-    folder = fetch(card, settings)
+def _load_openvino(card: ModelCard, folder: Path, settings: Settings) -> LoadedModel:
+    exported = find_or_export(card, folder, models_dir(settings) / "openvino")
+    module = importlib.import_module("workers.models.backends.openvino")
+    traits = module.Traits(**json.loads((exported / TRAITS).read_text("utf-8")))
+    dtype = _cpu_dtype(card, settings)
+    return LoadedModel(
+        card=card,
+        tokenizer=read_tokenizer(exported / TOKENIZER, card.max_tokens, traits.fallback_id),
+        backend=module.OpenVinoBackend(exported, traits, dtype, _threads(settings)),
+        fingerprint=make_fingerprint(card, folder, traits.pooling, dtype),
+    )
+
+
+def _load_torch(card: ModelCard, folder: Path, device: str, settings: Settings) -> LoadedModel:
+    torch: Any = importlib.import_module("torch")
+    if device == "cpu":
+        torch.set_num_threads(_threads(settings))
+        dtype = _cpu_dtype(card, settings)
+    else:
+        dtype = _wish(card, settings)
+        if dtype == "auto":
+            dtype = "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
     weights = load_weights(card, folder, dtype)
-    backend = importlib.import_module("workers.models.backends.torch")
+    module = importlib.import_module("workers.models.backends.torch")
     return LoadedModel(
         card=card,
         tokenizer=weights.tokenizer,
-        backend=backend.TorchBackend(weights, device, dtype),
+        backend=module.TorchBackend(weights, device, dtype),
         fingerprint=make_fingerprint(card, folder, weights.pooling, dtype),
     )
 
 
-def _place(card: ModelCard, settings: Settings) -> tuple[str, str]:
-    """Return the device and the precision for torch. A launcher shows each worker one device only."""
-    torch: Any = importlib.import_module("torch")
-    device = settings.device.split(",")[0]
+def _device(settings: Settings) -> str:
+    """Return this worker's one device: a launcher shows each worker its own GPU only."""
+    device = settings.device.split(",")[0].strip()
     if device == "auto":
-        device = "cuda:0" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        device = "cuda:0"
-    wish = card.dtype if card.dtype != "auto" else settings.dtype
+        # A GPU needs a driver; without one there is no reason to spend seconds on importing torch.
+        if not _may_have_gpu():
+            return "cpu"
+        return "cuda:0" if importlib.import_module("torch").cuda.is_available() else "cpu"
+    return "cuda:0" if device == "cuda" else device
+
+
+def _may_have_gpu() -> bool:
+    return any(Path(path).exists() for path in _GPU_SIGNS)
+
+
+def _wish(card: ModelCard, settings: Settings) -> str:
+    return card.dtype if card.dtype != "auto" else settings.dtype
+
+
+def _cpu_dtype(card: ModelCard, settings: Settings) -> str:
+    wish = _wish(card, settings)
     if wish != "auto":
-        return device, wish
-    if device == "cpu":
-        return device, "float32"
-    return device, "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        return wish
+    return "bfloat16" if cpu_has_bfloat16() else "float32"
+
+
+def _threads(settings: Settings) -> int:
+    return settings.threads or usable_cores()

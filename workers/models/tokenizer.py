@@ -7,13 +7,14 @@ Knows nothing of instructions (`workers.engine.intake`) or padding (the backends
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from workers.models.backends.base import Tokens
 
-__all__ = ["Encoded", "FastTokenizer", "TextTokenizer", "Truncate"]
+__all__ = ["Encoded", "FastTokenizer", "TextTokenizer", "Truncate", "read_tokenizer"]
 
 Truncate = Literal["end", "start", "none"]
 
@@ -56,13 +57,17 @@ class FastTokenizer:
 
     def __init__(self, fast: Any, max_tokens: int, fallback_id: int) -> None:
         """Copy `fast` (a `tokenizers.Tokenizer`); `fallback_id` stands in where a text has no tokens at all."""
-        self._fast = type(fast).from_str(fast.to_str())
+        self._fast: Any = type(fast).from_str(fast.to_str())
         self._fast.no_truncation()
         self._fast.no_padding()
-        self._fallback_id = fallback_id
+        self.fallback_id = fallback_id
         self.max_tokens = max_tokens
         self._room = max_tokens - self._fast.num_special_tokens_to_add(is_pair=False)
         self._pair_room = max_tokens - self._fast.num_special_tokens_to_add(is_pair=True)
+
+    def to_json(self) -> str:
+        """Return the tokenizer as the text of a `tokenizer.json`."""
+        return str(self._fast.to_str())
 
     def encode(self, texts: Sequence[str], truncate: Truncate) -> list[Encoded]:
         """See `TextTokenizer.encode`."""
@@ -104,9 +109,16 @@ class FastTokenizer:
 
     def _finish(self, part: Any, second: Any | None) -> Tokens:
         whole = self._fast.post_process(part, second)
-        ids = np.array(whole.ids or [self._fallback_id], np.int32)
+        ids = np.array(whole.ids or [self.fallback_id], np.int32)
         types = whole.type_ids
         return Tokens(ids, types.index(1) if second is not None and 1 in types else 0)
+
+
+def read_tokenizer(path: Path, max_tokens: int, fallback_id: int) -> FastTokenizer:
+    """Read a `tokenizer.json`; `fallback_id` stands in where a text has no tokens at all."""
+    from tokenizers import Tokenizer  # noqa: PLC0415 - importing this module must not cost it
+
+    return FastTokenizer(Tokenizer.from_file(str(path)), max_tokens, fallback_id)
 
 
 def _shorten(text: str, room: int, truncate: Truncate) -> str:
