@@ -7,12 +7,13 @@ from pydantic import ValidationError
 from app.server import run_server
 from config.keyring import KeyringError
 from config.settings import Settings
+from tasks.errors import ConfigError
 
 
 def _main() -> int:
     try:
         run_server(Settings())
-    except (KeyringError, ValidationError) as error:
+    except (ConfigError, KeyringError, ValidationError) as error:
         print(f"the web server does not start: {error}", file=sys.stderr)  # noqa: T201 - for the operator
         return 2
     return 0

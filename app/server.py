@@ -24,6 +24,7 @@ from app.tracing import RequestIdFilter
 from config.keyring import check_exposure
 from config.logging import configure_logging
 from config.settings import Settings
+from tasks.errors import ConfigError
 
 __all__ = ["run_server"]
 
@@ -57,8 +58,11 @@ def run_server(settings: Settings) -> None:
 
     Raises:
         config.keyring.KeyringError: without keys, on an address that is not loopback.
+        tasks.errors.ConfigError: no server for queues and state is named.
     """
     check_exposure(settings)
+    if not settings.redis_url:
+        raise ConfigError("REDIS_URL is empty: name a running server, or let `make serve` start one")
     _configure_logging(settings)
     server = Server(
         "app.wsgi:create",

@@ -66,7 +66,7 @@ def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
     return render_submission(services(), _wait_for(submission, preferences), preferences)
 
 
-@blueprint.get("/v1/jobs", responses=documented(JobList))
+@blueprint.get("/v1/jobs", responses=documented(JobList, NotFound))
 def list_jobs(query: JobFilter) -> Response:
     """List jobs, newest first."""
     live, tenant = services(), current_tenant().name
