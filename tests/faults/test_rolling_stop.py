@@ -1,0 +1,69 @@
+"""Workers that are told to stop finish what they hold: nothing that was begun runs twice."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import orjson
+from redis import Redis
+
+from tasks.store import JobStore
+from tests.stack_fixture import running_stack
+
+SLOW_CARD = """
+[[models]]
+name = "slow"
+source = "none:"
+family = "fake"
+backend = "fake"
+capabilities = ["dense"]
+dimension = 8
+max_tokens = 64
+pooling = "mean"
+knobs = { latency_ms = 20 }
+"""
+ITEMS = 6_000
+
+
+def test_a_worker_that_is_told_to_stop_finishes_its_chunks_and_its_requests(tmp_path: Path) -> None:
+    cards = tmp_path / "models.toml"
+    cards.write_text(SLOW_CARD, "utf-8")
+    settings = {"catalog_file": str(cards), "max_batch_tokens": "256", "chunk_items": "100"}
+    with running_stack(tmp_path / "stack", "slow", **settings) as stack, httpx.Client(base_url=stack.url) as http:
+        lines = b"\n".join(orjson.dumps(f"text number {number}") for number in range(ITEMS))
+        job = http.post(
+            "/v1/jobs", params={"model": "slow"}, content=lines, headers={"Content-Type": "application/x-ndjson"}
+        ).json()
+        for _ in range(2):
+            _wait_for_progress(http, job["id"])
+            (worker,) = stack.worker_pids()
+            os.kill(worker, signal.SIGTERM)
+            # A request in the gap waits for the next worker, which is there within its deadline.
+            answer = http.post("/v1/embeddings", json={"model": "slow", "input": "small"}, timeout=30)
+            assert answer.status_code in {200, 503}
+            while worker in stack.worker_pids():
+                time.sleep(0.02)
+        ended = _wait_for_end(http, job["id"])
+        assert (ended["status"], ended["counts"]["completed"]) == ("succeeded", ITEMS)
+        with Redis.from_url(stack.redis_url) as redis:
+            table = JobStore(redis, stack.settings).chunk_table(job["id"])
+        assert [chunk.attempts for chunk in table] == [1] * len(table)
+
+
+def _wait_for_progress(http: httpx.Client, job_id: str) -> None:
+    before = _completed(http, job_id)
+    while _completed(http, job_id) <= before:
+        time.sleep(0.05)
+
+
+def _completed(http: httpx.Client, job_id: str) -> int:
+    return int(http.get(f"/v1/jobs/{job_id}").json()["counts"]["completed"])
+
+
+def _wait_for_end(http: httpx.Client, job_id: str) -> dict[str, object]:
+    while True:
+        job: dict[str, object] = http.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=5"}, timeout=20).json()
+        if job["status"] in {"succeeded", "failed", "cancelled", "expired"}:
+            return job
