@@ -5,6 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 from flask import Flask
 
 from app.auth import Authenticator, protect
+from app.compression import install_compression
 from app.errors import install_errors
 from app.job_schemas import JobRequest, ResultPage
 from app.limits import Limiter, limit
@@ -30,6 +31,7 @@ def create_app(settings: Settings) -> Flask:
     install_services(app, live)
     install_errors(app)
     install_tracing(app)
+    install_compression(app)
     protect(app, Authenticator(settings))
     if settings.keys_file is not None:
         limit(app, Limiter(live.redis))
