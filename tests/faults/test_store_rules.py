@@ -337,6 +337,39 @@ def test_a_late_result_counts_if_nobody_was_faster(store: JobStore, blobs: Blobs
     audit(store, blobs, job.id)
 
 
+def test_a_late_result_takes_the_chunk_from_whoever_holds_it_since(
+    store: JobStore, blobs: Blobs, settings: Settings
+) -> None:
+    outlive_restart_grace(store.redis, settings)
+    job = submit(store, blobs, ["x"] * 6)
+    store.dispatch(LANE)
+    old, held = store.claim(job.id, 0, "w"), store.claim(job.id, 1, "w")
+    make_overdue(store.redis, job.id, 0)
+    store.reap(LANE)
+    store.complete(old, make_completion(old))
+    # The claim that was taken back is not counted off a second time.
+    assert store.cancel(job.id).state is JobState.CANCELLING
+    assert store.release(old) is False
+    assert store.fail(old) is False
+    assert store.get(job.id).state is JobState.CANCELLING
+    store.release(held)
+    assert audit(store, blobs, job.id).counts == Counts(6, 2)
+
+
+def test_who_lost_a_claim_cannot_give_it_back(store: JobStore, blobs: Blobs, settings: Settings) -> None:
+    outlive_restart_grace(store.redis, settings)
+    job = submit(store, blobs, ["x"])
+    store.dispatch(LANE)
+    old = store.claim(job.id, 0, "w")
+    make_overdue(store.redis, job.id, 0)
+    store.reap(LANE)
+    store.dispatch(LANE)
+    new = store.claim(job.id, 0, "v")
+    assert store.release(old) is False
+    assert store.claim(job.id, 0, "u").code is ClaimCode.BUSY
+    assert store.heartbeat(new, 1) is False
+
+
 def test_of_two_results_the_first_one_counts(store: JobStore, blobs: Blobs, settings: Settings) -> None:
     outlive_restart_grace(store.redis, settings)
     job = submit(store, blobs, ["x", "y"])
@@ -379,6 +412,16 @@ def test_an_overdue_claim_goes_back_and_its_attempt_stays_counted(
     assert store.reap(LANE) == []
     assert [ticket.chunk for ticket in store.dispatch(LANE)] == [0]
     assert store.claim(job.id, 0, "v").attempt == 2
+
+
+def test_what_another_process_has_reaped_already_is_left_alone(
+    store: JobStore, blobs: Blobs, settings: Settings
+) -> None:
+    job = submit(store, blobs, ["x"])
+    store.dispatch(LANE)
+    store.claim(job.id, 0, "w")
+    assert store._reap(LANE, [f"{job.id}:0".encode()]) == []
+    assert store.chunk_table(job.id)[0].state == "claimed"
 
 
 def test_an_overdue_ticket_is_published_again_with_growing_delays(
@@ -449,6 +492,10 @@ def test_an_item_that_was_alone_on_the_device_in_two_deaths_is_the_culprit(
     crash(store, job.id)
     fourth = store.claim(job.id, 0, "w")
     assert (fourth.suspects, fourth.poison) == ((), (7,))
+    store.complete(fourth, make_completion(fourth, failed=1))
+    store.retry_failed(job.id)
+    store.dispatch(LANE)
+    assert store.claim(job.id, 0, "w").poison == ()
 
 
 def test_a_chunk_whose_workers_are_killed_at_random_moments_has_no_culprit(
@@ -635,13 +682,14 @@ def test_the_reaper_ends_a_job_at_its_deadline_when_its_claims_are_over(
 
 def test_only_the_failed_items_are_computed_again(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 6)
-    for ticket in store.dispatch(LANE):
-        claim = store.claim(job.id, ticket.chunk, "w")
-        store.complete(claim, make_completion(claim, failed=1 if ticket.chunk == 1 else 0))
+    claims = [store.claim(job.id, ticket.chunk, "w") for ticket in store.dispatch(LANE)]
+    for claim in claims:
+        store.complete(claim, make_completion(claim, failed=1 if claim.chunk == 1 else 0))
     assert store.get(job.id).counts == Counts(6, 5, 1)
     again = store.retry_failed(job.id)
     assert (again.state, again.counts) == (JobState.RUNNING, Counts(6, 5, 0))
-    assert store.complete(claim, make_completion(claim))[0] is Completed.DUP  # a claim from before
+    # A message from before the retry must not pass for its result.
+    assert store.complete(claims[1], make_completion(claims[1]))[0] is Completed.DUP
     assert [ticket.chunk for ticket in store.dispatch(LANE)] == [1]
     claim = store.claim(job.id, 1, "w")
     assert (claim.redo, claim.attempt, claim.pointer) == (True, 1, "redis")
