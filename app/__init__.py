@@ -10,7 +10,7 @@ from app.errors import install_errors
 from app.job_schemas import JobRequest, ResultPage
 from app.limits import Limiter, limit
 from app.openapi import Api, register_schema
-from app.routes import batches, console, embeddings, files, job_results, jobs, models, ops, rerank
+from app.routes import batches, console, embeddings, files, job_events, job_results, jobs, models, ops, rerank
 from app.services import build_services, install_services
 from app.tracing import install_tracing
 from config.settings import Settings
@@ -35,7 +35,7 @@ def create_app(settings: Settings) -> Flask:
     protect(app, Authenticator(settings))
     if settings.keys_file is not None:
         limit(app, Limiter(live.redis))
-    for front_door in (embeddings, rerank, jobs, job_results, files, batches, models, ops):
+    for front_door in (embeddings, rerank, jobs, job_results, job_events, files, batches, models, ops):
         app.register_api(front_door.blueprint)
     app.register_blueprint(console.blueprint)
     for model in (JobRequest, ResultPage):

@@ -1,7 +1,7 @@
 """Answers packed as zstd or gzip, when the caller asks for it and it pays.
 
 Owns the choice of the packing and the packing of streams. Text only: vectors as bytes gain under 8%, and a packed npy
-file has no ranges. Small answers stay plain: most HTTP libraries ask for gzip without being told to, and a single vector
+file has no ranges. Small answers stay plain: most HTTP libraries ask for gzip without being told to, and one vector
 would wait for it longer than it saves on the way.
 """
 

@@ -225,11 +225,14 @@ class Desk:
         for position, item in enumerate(items):
             if position >= self._settings.max_job_items:
                 raise InvalidRequest(f"a job has at most {self._settings.max_job_items} items", param=order.items_field)
-            for text in (item.text, item.query or ""):
-                if len(text) > self._settings.max_text_chars:
-                    message = f"item {position} has {len(text)} characters; at most {self._settings.max_text_chars}"
-                    raise InvalidRequest(message, param=order.items_field)
+            self._check_length(item.text, f"item {position}", order.items_field)
+            self._check_length(item.query or "", "the query", "query")
             yield item
+
+    def _check_length(self, text: str, name: str, param: str) -> None:
+        most = self._settings.max_text_chars
+        if len(text) > most:
+            raise InvalidRequest(f"{name} has {len(text)} characters; at most {most} are taken", param=param)
 
     def _require_served(self, order: Order) -> None:
         """A job for a model that no worker of this installation loads would wait for ever."""

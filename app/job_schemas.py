@@ -12,6 +12,7 @@ from app.schemas import Documents, ModelName, Truncate, document_text
 from tasks.chunking import Item
 
 __all__ = [
+    "EventHeaders",
     "HowToCompute",
     "JobEstimate",
     "JobFilter",
@@ -153,6 +154,12 @@ class ReadHeaders(BaseModel):
 
     prefer: str | None = Field(None, alias="Prefer", description="wait=N: answer when the job changed or ended.")
     if_none_match: str | None = Field(None, alias="If-None-Match")
+
+
+class EventHeaders(BaseModel):
+    """Headers of `GET /v1/jobs/{job_id}/events`."""
+
+    last_event_id: Annotated[str, Field(max_length=20)] | None = Field(None, alias="Last-Event-ID")
 
 
 class JobId(BaseModel):

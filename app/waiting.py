@@ -5,7 +5,7 @@ Owns how many threads may be held by waiting callers: with all of them held, nob
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -48,12 +48,16 @@ class WaitingRoom:
     def __init__(self, seats: int) -> None:
         self._seats = threading.BoundedSemaphore(max(1, seats))
 
+    def take(self) -> Callable[[], None] | None:
+        """Take a seat and return what gives it back, to be called once; None: there is none."""
+        return self._seats.release if self._seats.acquire(blocking=False) else None
+
     @contextmanager
     def seat(self) -> Iterator[bool]:
         """Take a seat for as long as the block runs; False: none is free, and the caller should not wait."""
-        seated = self._seats.acquire(blocking=False)
+        give_back = self.take()
         try:
-            yield seated
+            yield give_back is not None
         finally:
-            if seated:
-                self._seats.release()
+            if give_back is not None:
+                give_back()

@@ -104,13 +104,13 @@ def get_job(path: JobId, header: ReadHeaders) -> Response:
     return response
 
 
-@blueprint.delete("/v1/jobs/<job_id>", responses=documented(JobObject, NotFound))
+@blueprint.delete("/v1/jobs/<job_id>", responses=documented(JobObject, NotFound, Conflict))
 def delete_job(path: JobId) -> Response:
     """Cancel a job; finished chunks stay readable. May be repeated."""
     return _change(path, services().store.cancel)
 
 
-@blueprint.post("/v1/jobs/<job_id>/cancel", responses=documented(JobObject, NotFound))
+@blueprint.post("/v1/jobs/<job_id>/cancel", responses=documented(JobObject, NotFound, Conflict))
 def cancel_job(path: JobId) -> Response:
     """Cancel a job; finished chunks stay readable. May be repeated."""
     return _change(path, services().store.cancel)
@@ -125,9 +125,13 @@ def pause_job(path: JobId) -> Response:
 @blueprint.post("/v1/jobs/<job_id>/resume", responses=documented(JobObject, NotFound, Conflict))
 def resume_job(path: JobId) -> Response:
     """Let a paused job go on."""
-    job = services().store.resume(path.job_id, current_tenant().name)
-    Desk(services(), current_tenant()).publish(Lane(job.lane, Service.BULK))
-    return render_job(services(), job)
+    return _set_going(path, services().store.resume)
+
+
+@blueprint.post("/v1/jobs/<job_id>/retry", responses=documented(JobObject, NotFound, Conflict))
+def retry_job(path: JobId) -> Response:
+    """Queue the failed items of an ended job again, and only those."""
+    return _set_going(path, services().store.retry_failed)
 
 
 # -- reading a submission
@@ -196,6 +200,12 @@ def _wait(job: Job, wait_s: float, done: Callable[[Job], bool]) -> Job:
         while seated and not done(job) and (left_s := deadline_s - time.monotonic()) > 0:
             job = live.store.wait(job.id, job.tenant, job.version, left_s)
     return job
+
+
+def _set_going(path: JobId, change: Callable[[str, str], Job]) -> Response:
+    job = change(path.job_id, current_tenant().name)
+    Desk(services(), current_tenant()).publish(Lane(job.lane, Service.BULK))
+    return render_job(services(), job)
 
 
 def _change(path: JobId, change: Callable[[str, str], Job]) -> Response:

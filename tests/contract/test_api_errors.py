@@ -70,7 +70,7 @@ def test_what_is_no_json_object_is_a_400(client: FlaskClient, path: str, body: b
         ("/v1/rerank", {"model": "fake", "query": "a"}, "documents"),
         ("/v1/rerank", {"model": "fake", "query": "a", "documents": ["a"], "top_n": 0}, "top_n"),
         ("/v1/rerank", {"model": "fake", "query": "a", "documents": ["a"] * 101}, "documents"),
-        ("/v1/rerank", {"model": "fake", "query": "a" * 1001, "documents": ["a"]}, "documents"),
+        ("/v1/rerank", {"model": "fake", "query": "a" * 1001, "documents": ["a"]}, "query"),
         ("/v1/jobs", {"type": "embeddings", "input": ["a"]}, "model"),
         ("/v1/jobs", {"type": "embeddings", "model": "fake", "input": [1]}, "input"),
         ("/v1/jobs", {"type": "embeddings", "model": "fake", "input": ["a" * 1001]}, "input"),

@@ -225,6 +225,44 @@ def test_a_long_poll_ends_with_the_job_and_says_that_it_waited(client: FlaskClie
     assert answer.headers["Preference-Applied"] == "wait=30"
 
 
+def events_of(answer: Any) -> list[dict[str, str]]:
+    blocks = [block for block in answer.text.split("\n\n") if block.startswith("id:")]
+    return [dict(line.split(": ", 1) for line in block.splitlines()) for block in blocks]
+
+
+def test_events_follow_a_job_to_its_end_and_go_on_where_a_reader_was(client: FlaskClient) -> None:
+    job_id = submit(client, CORPUS).json["id"]
+    answer = client.get(f"/v1/jobs/{job_id}/events")
+    assert answer.mimetype == "text/event-stream"
+    assert answer.text.startswith("retry: ")
+    events = events_of(answer)
+    assert events[-1]["event"] == "succeeded"
+    assert json.loads(events[-1]["data"])["counts"]["completed"] == 700
+    ids = [int(event["id"]) for event in events]
+    assert ids == sorted(set(ids))
+    again = client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": str(ids[-1] - 1)})
+    assert [event["id"] for event in events_of(again)] == [str(ids[-1])]
+    behind = client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": str(ids[-1])})
+    assert events_of(behind) == []
+
+
+def test_failed_items_are_tried_again_and_only_those(client: FlaskClient) -> None:
+    body = {"type": "embeddings", "model": "fake", "truncate": "none", "input": ["a", "long " * 900]}
+    job = wait_for_end(
+        client, (client.post("/v1/jobs", json=body, headers={"Prefer": "respond-async"}).json or {})["id"]
+    )
+    again = client.post(f"/v1/jobs/{job['id']}/retry")
+    assert again.status_code == 200
+    assert wait_for_end(client, job["id"])["counts"]["failed"] == 1
+    nothing = submit(client, ["a"]).json["id"]
+    assert client.post(f"/v1/jobs/{nothing}/retry").status_code == 409
+
+
+def test_a_job_that_has_ended_by_itself_cannot_be_cancelled(client: FlaskClient, ended: dict[str, Any]) -> None:
+    answer = client.delete(f"/v1/jobs/{ended['id']}")
+    assert (answer.status_code, answer.headers["x-should-retry"]) == (409, "false")
+
+
 def test_jobs_are_listed_newest_first_in_pages(client: FlaskClient, ended: dict[str, Any]) -> None:
     for text in "abc":
         submit(client, [text])
@@ -299,6 +337,13 @@ def test_any_range_of_the_npy_file_is_that_part_of_the_whole(
     assert part.data == expected
     assert part.headers["Content-Range"].endswith(f"/{len(whole)}")
     assert int(part.headers["Content-Length"]) == len(expected)
+
+
+def test_a_range_of_another_state_is_answered_with_the_whole(client: FlaskClient, ended: dict[str, Any]) -> None:
+    address = f"/v1/jobs/{ended['id']}/results?format=npy"
+    tag = client.get(address).headers["ETag"]
+    for sent, status in ((tag, 206), ('"other"', 200)):
+        assert client.get(address, headers={"Range": "bytes=0-9", "If-Range": sent}).status_code == status
 
 
 def test_a_range_behind_the_end_is_a_416(client: FlaskClient, ended: dict[str, Any]) -> None:
