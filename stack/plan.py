@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from config.catalog import load_catalog
+from config.keyring import KeyringError, check_exposure
 from config.settings import Settings
 from stack.child import Program
 from stack.server import free_port
@@ -104,9 +105,14 @@ def make_plan(settings: Settings) -> Plan:
     """Choose what the settings leave open. Makes the data folder and Flower's password in it.
 
     Raises:
-        StackError: a port that was asked for is taken, or a model is in no catalogue.
+        StackError: a port that was asked for is taken, a model is in no catalogue, the keys file is bad, or the server
+            would be open to other machines without one.
     """
     _check_models(settings)
+    try:
+        check_exposure(settings)
+    except KeyringError as error:
+        raise StackError(str(error)) from error
     data_dir = settings.data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
     port = _check_port(settings.host, settings.port, "PORT") or free_port()

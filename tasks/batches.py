@@ -25,7 +25,7 @@ __all__ = ["Batch", "BatchGroup", "BatchProblem", "BatchState", "BatchStore", "E
 Endpoint = Literal["/v1/embeddings", "/v1/rerank"]
 _PAGE = 100
 # Long enough for the slowest step between two renewals, short enough to be noticed.
-_HOLD_S = 30.0
+_HOLD_S = 15.0
 # The record has to be there for as long as its output files.
 _GRACE_S = 86_400.0
 

@@ -1,0 +1,215 @@
+"""Two tenants of one server: nobody sees anything of the other, whatever it is; limits and rights of a key hold."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app.auth import Tenant
+from app.batching.steward import Steward
+from app.quota import reserve_queue
+from config.settings import Settings
+from stack.server import EmbeddedServer
+from tasks.errors import RateLimited, TooLarge
+from tests.batch_requests import GOOD, embed, ndjson
+from tests.web import opened_app, running_worker, services_of, settings_of
+
+KEYS = {
+    "ada": "",
+    "bob": "",
+    "small": "max_queued_items = 100",
+    "narrow": 'models = ["fake"]\npriority = "low"',
+    "poor": "tokens_per_minute = 200\nrequests_per_minute = 50",
+}
+
+
+def write_keys(path: Path) -> Path:
+    blocks = (
+        f'[[keys]]\ntenant = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n{fields}\n'
+        for name, fields in KEYS.items()
+    )
+    path.write_text("\n".join(blocks), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("data")
+    models = ("fake", "all-MiniLM-L6-v2")
+    here = settings_of(server, folder, keys_file=write_keys(folder / "keys.toml"), chunk_items=20)
+    return here.model_copy(update={"models": models})
+
+
+@pytest.fixture(scope="module")
+def app_here(settings_here: Settings) -> Iterator[Flask]:
+    with opened_app(settings_here) as app:
+        yield app
+
+
+@pytest.fixture(scope="module")
+def working(app_here: Flask, settings_here: Settings) -> Iterator[Flask]:
+    steward = Steward(services_of(app_here))
+    with running_worker(settings_here.model_copy(update={"models": ("fake",)})):
+        steward.start()
+        yield app_here
+        steward.close()
+
+
+class Caller:
+    """One tenant's client."""
+
+    def __init__(self, app: Flask, key: str) -> None:
+        self._client: FlaskClient = app.test_client()
+        self._headers = {"Authorization": f"Bearer {key}"}
+
+    def __call__(self, method: str, path: str, **options: Any) -> Any:
+        headers = {**self._headers, **options.pop("headers", {})}
+        return self._client.open(path, method=method, headers=headers, **options)
+
+    def upload(self, lines: list[Any]) -> str:
+        head = b'--B\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+        head += b'--B\r\nContent-Disposition: form-data; name="file"; filename="in.jsonl"\r\n\r\n'
+        form = head + ndjson(lines) + b"\r\n--B--\r\n"
+        answer = self("POST", "/v1/files", data=form, content_type="multipart/form-data; boundary=B")
+        file_id: str = answer.json["id"]
+        return file_id
+
+    def batch(self, lines: list[Any], **headers: str) -> dict[str, Any]:
+        body = {"input_file_id": self.upload(lines), "endpoint": "/v1/embeddings", "completion_window": "24h"}
+        answer = self("POST", "/v1/batches", json=body, headers=headers)
+        assert answer.status_code == 200, answer.json
+        return dict(answer.json)
+
+    def job(self, items: int, **headers: str) -> Any:
+        body = {"type": "embeddings", "model": "fake", "input": [f"text {i}" for i in range(items)]}
+        return self("POST", "/v1/jobs", json=body, headers={"Prefer": "respond-async", **headers})
+
+
+@pytest.fixture
+def ada(app_here: Flask) -> Caller:
+    return Caller(app_here, "ada")
+
+
+@pytest.fixture
+def bob(app_here: Flask) -> Caller:
+    return Caller(app_here, "bob")
+
+
+def test_nothing_of_one_tenant_can_be_seen_or_changed_by_another(ada: Caller, bob: Caller) -> None:
+    job, file_id, batch = ada.job(3).json["id"], ada.upload([GOOD]), ada.batch([GOOD])["id"]
+    mine = [
+        ("GET", f"/v1/jobs/{job}"),
+        ("GET", f"/v1/jobs/{job}/results"),
+        ("GET", f"/v1/jobs/{job}/events"),
+        ("POST", f"/v1/jobs/{job}/pause"),
+        ("POST", f"/v1/jobs/{job}/resume"),
+        ("POST", f"/v1/jobs/{job}/cancel"),
+        ("DELETE", f"/v1/jobs/{job}"),
+        ("GET", f"/v1/files/{file_id}"),
+        ("GET", f"/v1/files/{file_id}/content"),
+        ("DELETE", f"/v1/files/{file_id}"),
+        ("GET", f"/v1/batches/{batch}"),
+        ("POST", f"/v1/batches/{batch}/cancel"),
+    ]
+    for method, path in mine:
+        answer = bob(method, path)
+        assert answer.status_code == 404, (method, path, answer.json)
+    for path in ("/v1/jobs", "/v1/files", "/v1/batches"):
+        assert bob("GET", path).json["data"] == [], path
+        assert ada("GET", path).json["data"] != [], path
+    body = {"input_file_id": file_id, "endpoint": "/v1/embeddings", "completion_window": "24h"}
+    assert bob("POST", "/v1/batches", json=body).status_code == 404
+    assert ada("GET", f"/v1/jobs/{job}").json["status"] == "queued"
+
+
+def test_an_idempotency_key_is_the_tenants_own(ada: Caller, bob: Caller) -> None:
+    key = {"Idempotency-Key": "same"}
+    first, again, other = ada.job(2, **key).json["id"], ada.job(2, **key).json["id"], bob.job(2, **key).json["id"]
+    assert first == again != other
+    assert ada.batch([GOOD])["id"] != bob.batch([GOOD])["id"]
+
+
+def test_a_tenants_queue_is_limited(app_here: Flask) -> None:
+    small = Caller(app_here, "small")
+    first = small.job(60)
+    assert first.status_code == 202
+    refused = small.job(41)
+    assert (refused.status_code, refused.json["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert small.job(40).status_code == 202
+    too_large = small.job(101)
+    assert (too_large.status_code, too_large.json["error"]["code"]) == (413, "request_too_large")
+    # A job that ends makes room, and so does one that was refused.
+    small("DELETE", f"/v1/jobs/{first.json['id']}")
+    assert small.job(60).status_code == 202
+    assert Caller(app_here, "ada").job(101).status_code == 202
+
+
+def test_the_queue_limit_holds_for_jobs_that_are_created_at_once(app_here: Flask) -> None:
+    live = services_of(app_here)
+    tenant = Tenant("crowd", max_queued_items=10)
+
+    def reserve(number: int) -> bool:
+        try:
+            reserve_queue(live.store, tenant, {f"job_{number}": 1})
+        except RateLimited:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(reserve, range(40))).count(True) == 10
+    with pytest.raises(TooLarge):
+        reserve_queue(live.store, tenant, {"job_x": 11})
+
+
+def test_a_batch_over_the_queue_limit_fails_and_says_why(app_here: Flask) -> None:
+    lone = Caller(app_here, "small")
+    batch = lone.batch([embed(f"l{i}", ["x"] * 3) for i in range(50)])
+    Steward(services_of(app_here)).look()
+    failed = lone("GET", f"/v1/batches/{batch['id']}").json
+    assert failed["status"] == "failed"
+    assert "limit is 100 queued items" in failed["errors"]["data"][0]["message"]
+
+
+def test_a_key_uses_only_its_models(app_here: Flask) -> None:
+    narrow = Caller(app_here, "narrow")
+    assert [model["id"] for model in narrow("GET", "/v1/models").json["data"]] == ["fake"]
+    for method, path, body in (
+        ("POST", "/v1/embeddings", {"model": "all-MiniLM-L6-v2", "input": "x"}),
+        ("POST", "/v1/rerank", {"model": "all-MiniLM-L6-v2", "query": "q", "documents": ["x"]}),
+        ("POST", "/v1/jobs", {"model": "all-MiniLM-L6-v2", "type": "embeddings", "input": ["x"]}),
+        ("GET", "/v1/models/all-MiniLM-L6-v2", None),
+    ):
+        answer = narrow(method, path, json=body)
+        assert (answer.status_code, answer.json["error"]["code"]) == (404, "model_not_found"), path
+    assert narrow.job(3).json["priority"] == "low"
+
+
+def test_a_batch_knows_the_rights_of_the_key_that_made_it(working: Flask) -> None:
+    narrow = Caller(working, "narrow")
+    batch = narrow.batch([GOOD, embed("foreign", "x", model="all-MiniLM-L6-v2")])
+    while (now := narrow("GET", f"/v1/batches/{batch['id']}").json)["status"] != "completed":
+        assert now["status"] in {"validating", "in_progress", "finalizing"}
+    assert now["request_counts"] == {"total": 2, "completed": 1, "failed": 1}
+    assert b"model_not_found" in narrow("GET", f"/v1/files/{now['error_file_id']}/content").data
+
+
+def test_tokens_are_charged_for_calls_that_are_answered_at_once(working: Flask) -> None:
+    poor = Caller(working, "poor")
+    answer = poor("POST", "/v1/embeddings", json={"model": "fake", "input": "a few words"})
+    assert answer.status_code == 200, answer.json
+    assert 0 < int(answer.headers["x-ratelimit-remaining-tokens"]) < 200
+    assert answer.headers["x-ratelimit-remaining-requests"] == "49"
+    body = {"model": "fake", "input": ["many words here " * 10] * 4}
+    assert poor("POST", "/v1/embeddings", json=body).status_code == 200
+    refused = poor("POST", "/v1/embeddings", json=body)
+    assert refused.status_code == 429, refused.json
+    assert refused.headers["x-ratelimit-limit-tokens"] == "200"
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    # What is queued is limited by its own setting.
+    assert poor.job(50).status_code == 202
