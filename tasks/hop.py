@@ -2,7 +2,8 @@
 
 Owns the layout and how an error crosses the wire. Owns no connection.
 
-Request: float64 deadline (ms by the server's clock, put in front by push_request.lua), uint32 tokens, a frame.
+Request: float64 ms until the deadline, which push_request.lua replaces by the deadline in ms by the server's clock;
+         uint32 tokens; a frame.
 Reply:   uint64 number of the request, a frame. All little-endian.
 """
 
@@ -53,7 +54,7 @@ class Request:
 
 
 def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> bytes:
-    """Return the body of a request; the deadline is put in front of it by the server.
+    """Return a request without its first field; `with_time_left` puts that in front when it is sent.
 
     Raises:
         tasks.errors.InvalidRequest: a text is not Unicode (a lone surrogate).
@@ -74,6 +75,11 @@ def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> byte
         return _TOKENS.pack(tokens) + frames.pack(header)
     except TypeError as error:
         raise errors.InvalidRequest("a text holds a lone surrogate, which is not Unicode", param="input") from error
+
+
+def with_time_left(body: bytes, left_ms: float) -> bytes:
+    """Return the request as push_request.lua takes it."""
+    return _DEADLINE.pack(left_ms) + body
 
 
 def decode_request(element: bytes) -> Request:

@@ -20,7 +20,7 @@ from redis import Redis, RedisError
 from config.catalog import slug_of
 from config.settings import Settings
 from tasks import hop, keys
-from tasks.connections import connect, script_text
+from tasks.connections import Command, Line, connect, script_text
 from tasks.engine import Outcomes, Work
 from tasks.errors import DeadlineExceeded, LaneFull, NoWorker, StoreUnavailable, TwolaneError
 from tasks.lanes import Lane
@@ -151,9 +151,10 @@ class InteractiveClient:
 
     def _send_forever(self) -> None:
         with connect(self._url, name="ask") as redis:
+            line = Line(redis)
             while batch := self._collect():
                 try:
-                    self._send(redis, batch)
+                    self._send(line, batch)
                 except Exception as error:  # noqa: BLE001 - the edge of this thread: whoever waits is told
                     self._give_up(batch, error)
 
@@ -186,29 +187,28 @@ class InteractiveClient:
         for call in batch:
             call.settle(error=StoreUnavailable("the server of the queues does not answer"))
 
-    def _send(self, redis: Redis, batch: list[_Call]) -> None:
+    def _send(self, line: Line, batch: list[_Call]) -> None:
         lanes: dict[Lane, list[_Call]] = defaultdict(list)
         now_s = time.monotonic()
         for call in batch:
             if call.expires_s > now_s:
                 lanes[call.lane].append(call)
         try:
-            answers = self._push(redis, lanes, now_s)
+            answers = self._push(line, lanes, now_s)
         except RedisConnectionError:
             # An idle connection is closed by a server that restarted; a new one is worth one try. A request that
             # did arrive is computed twice then, and its second reply finds nobody.
-            answers = self._push(redis, lanes, now_s)
+            answers = self._push(line, lanes, now_s)
         for calls, answer in zip(lanes.values(), answers, strict=True):
             self._admit(calls, answer)
 
-    def _push(self, redis: Redis, lanes: dict[Lane, list[_Call]], now_s: float) -> list[Any]:
-        pipeline = redis.pipeline(transaction=False)
+    def _push(self, line: Line, lanes: dict[Lane, list[_Call]], now_s: float) -> list[Any]:
+        commands: list[Command] = []
         for lane, calls in lanes.items():
-            args: list[bytes | float] = [self._settings.lane_max_tokens]
-            for call in calls:
-                args += (call.tokens, (call.expires_s - now_s) * 1000, call.body)
-            pipeline.eval(script_text("push_request"), 4, *_lane_keys(lane), *args)
-        return pipeline.execute(raise_on_error=False)
+            requests = [hop.with_time_left(call.body, (call.expires_s - now_s) * 1000) for call in calls]
+            script, limit = script_text("push_request"), self._settings.lane_max_tokens
+            commands.append(("EVAL", script, 4, *_lane_keys(lane), limit, *requests))
+        return line.trip(*commands)
 
     @staticmethod
     def _admit(calls: list[_Call], answer: list[int] | Exception) -> None:
@@ -217,10 +217,11 @@ class InteractiveClient:
             for call in calls:
                 call.settle(error=StoreUnavailable("the server of the queues refuses requests"))
             return
-        for call, code, value in zip(calls, answer[::2], answer[1::2], strict=True):
-            if code == 1:
+        for place, why, value in zip(answer[::3], answer[1::3], answer[2::3], strict=True):
+            call = calls[place]
+            if why == 1:
                 call.settle(error=NoWorker("no worker is ready for this model", retry_after_s=2.0))
-            elif code == 2:
+            else:
                 message = "more work waits for this model than its limit allows"
                 call.settle(error=LaneFull(message, retry_after_s=value / 1000))
 
@@ -229,12 +230,12 @@ class InteractiveClient:
     def _read_forever(self) -> None:
         known_run = ""
         with connect(self._url, name="replies", block_s=_BLOCK_S) as redis:
-            connected = False
+            line, connected = Line(redis), False
             while not self._closing.is_set():
                 try:
                     if not connected:
                         known_run, connected = self._greet(redis, known_run), True
-                    self._read(redis)
+                    self._read(line)
                 except RedisConnectionError:
                     if not connected:
                         self._settle_all("the server of the queues does not answer")
@@ -255,9 +256,11 @@ class InteractiveClient:
             self._settle_all("the server of the queues was started anew")
         return run
 
-    def _read(self, redis: Redis) -> None:
-        popped = redis.blmpop(_BLOCK_S, 1, self._reply_key, direction="LEFT", count=_PER_TRIP)
-        for reply in cast("list[bytes]", popped[1]) if popped else ():
+    def _read(self, line: Line) -> None:
+        (popped,) = line.trip(("BLMPOP", _BLOCK_S, 1, self._reply_key, "LEFT", "COUNT", _PER_TRIP))
+        if isinstance(popped, RedisError):
+            raise popped
+        for reply in popped[1] if popped else ():
             call = self._calls.get(hop.reply_id(reply))
             if call is not None:
                 call.settle(reply=reply)

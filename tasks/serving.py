@@ -22,7 +22,7 @@ from redis import Redis, RedisError
 from config.catalog import ModelCard
 from tasks import hop, keys
 from tasks.clock import ServerClock
-from tasks.connections import script_text
+from tasks.connections import Command, Line, script_text
 from tasks.engine import Engine, Outcomes
 from tasks.errors import EngineClosed, LaneFull
 from tasks.frames import FrameError
@@ -66,7 +66,7 @@ class _Replies:
     """Sends what futures end with; their callbacks run on the device's thread and only put it into a queue."""
 
     def __init__(self, redis: Redis) -> None:
-        self._redis = redis
+        self._line = Line(redis)
         self._done: queue.SimpleQueue[tuple[hop.Request, Callable[[], bytes]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = 0
@@ -126,10 +126,13 @@ class _Replies:
             self._push(replies)
 
     def _push(self, replies: dict[str, list[bytes]]) -> None:
-        pipeline = self._redis.pipeline(transaction=False)
-        for reply_key, elements in replies.items():
-            pipeline.eval(script_text("push_replies"), 1, reply_key, _KEEP_MS, *elements)
-        pipeline.execute()
+        script = script_text("push_replies")
+        commands: list[Command] = [
+            ("EVAL", script, 1, reply_key, _KEEP_MS, *elements) for reply_key, elements in replies.items()
+        ]
+        for answer in self._line.trip(*commands):
+            if isinstance(answer, RedisError):
+                raise answer
 
 
 def _encode(request: hop.Request, future: Future[Outcomes]) -> bytes:
@@ -147,7 +150,7 @@ class _Intake:
     def __init__(
         self, redis: Redis, cards: Iterable[ModelCard], service: Service, engine: Engine, replies: _Replies
     ) -> None:
-        self._redis = redis
+        self._line = Line(redis)
         self._clock = ServerClock(redis)
         self._lanes = [Lane(card.slug, service) for card in cards]
         self._engine = engine
@@ -168,17 +171,17 @@ class _Intake:
                 failing = True
                 stop.wait(_RECONNECT_S)
         with contextlib.suppress(RedisError):
-            self._settle(self._redis)
+            self._line.trip(*self._settlement())
 
     def _trip(self) -> None:
         self._clock.now_ms()  # asked before: when the server is away, nothing was taken yet
         # Turned each time: the server looks at the lists in this order, and no model may starve another.
         self._lanes.append(self._lanes.pop(0))
         names = [keys.lane_requests(lane) for lane in self._lanes]
-        pipeline = self._redis.pipeline(transaction=False)
-        self._settle(pipeline)
-        pipeline.blmpop(_BLOCK_S, len(names), *names, direction="LEFT", count=_PER_TRIP)
-        popped = pipeline.execute()[-1]
+        block: Command = ("BLMPOP", _BLOCK_S, len(names), *names, "LEFT", "COUNT", _PER_TRIP)
+        popped = self._line.trip(*self._settlement(), block)[-1]
+        if isinstance(popped, RedisError):
+            raise popped
         if not popped:
             return
         name, elements = cast("tuple[bytes, list[bytes]]", popped)
@@ -187,17 +190,18 @@ class _Intake:
         self._unsettled = (lane, tokens, refused)
         if refused:
             # The engine is full. Other workers may be free, so the requests go back to where all see them.
-            self._settle(self._redis)
+            self._line.trip(*self._settlement())
             self._replies.room.clear()
             self._replies.room.wait(_FULL_PAUSE_S)
 
-    def _settle(self, redis: Redis) -> None:
-        """Count out what the last trip took. It rides with the next trip, which saves one; a loss heals itself."""
-        if self._unsettled is not None:
-            lane, tokens, refused = self._unsettled
-            self._unsettled = None
-            script_keys = keys.lane_requests(lane), keys.lane_load(lane)
-            redis.eval(script_text("settle_requests"), 2, *script_keys, tokens, _KEEP_MS, *refused)
+    def _settlement(self) -> list[Command]:
+        """Return the command that counts out what the last trip took; it rides with the next one. A loss heals."""
+        if self._unsettled is None:
+            return []
+        lane, tokens, refused = self._unsettled
+        self._unsettled = None
+        script_keys = keys.lane_requests(lane), keys.lane_load(lane)
+        return [["EVAL", script_text("settle_requests"), 2, *script_keys, tokens, _KEEP_MS, *refused]]
 
     def _take(self, elements: list[bytes]) -> tuple[int, list[bytes]]:
         """Submit the requests; return the tokens of those that left the list, and those that the engine refused."""

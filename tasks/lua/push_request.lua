@@ -5,18 +5,24 @@
 -- KEYS[2] hash   tokens that wait in it (lane_load)
 -- KEYS[3] zset   ready workers by the ms at which they count as gone (lane_workers)
 -- KEYS[4] hash   what the workers say of themselves, JSON (worker_facts)
--- ARGV[1] most tokens that may wait; then, for each request: tokens, ms until its deadline, body
--- Returns two integers for each request: 0 0 admitted, 1 0 no worker is ready, 2 n the lane is full for about n ms.
+-- ARGV[1] most tokens that may wait; then the requests: float64 ms until the deadline, uint32 tokens, frame
+-- Returns three integers for each request that was refused: its place (0 is the first), then 1 0: no worker is ready,
+-- or 2 n: the lane is full for about n ms.
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local limit = tonumber(ARGV[1])
 local answer = {}
 
+local function refuse(i, why, value)
+  answer[#answer + 1] = i - 2
+  answer[#answer + 1] = why
+  answer[#answer + 1] = value
+end
+
 local live = redis.call('ZRANGE', KEYS[3], string.format('(%.0f', now_ms), '+inf', 'BYSCORE')
 if #live == 0 then
-  for i = 2, #ARGV, 3 do
-    answer[#answer + 1] = 1
-    answer[#answer + 1] = 0
+  for i = 2, #ARGV do
+    refuse(i, 1, 0)
   end
   return answer
 end
@@ -42,18 +48,15 @@ local function milliseconds_to_drain(tokens)
 end
 
 local keep_ms = 0
-for i = 2, #ARGV, 3 do
-  local tokens, left_ms = tonumber(ARGV[i]), tonumber(ARGV[i + 1])
+for i = 2, #ARGV do
+  local left_ms, tokens = struct.unpack('<dI', ARGV[i])
   -- An empty lane takes a request of any size, else one above the limit would be refused for ever.
   if waiting > 0 and waiting + tokens > limit then
-    answer[#answer + 1] = 2
-    answer[#answer + 1] = milliseconds_to_drain(waiting)
+    refuse(i, 2, milliseconds_to_drain(waiting))
   else
-    redis.call('RPUSH', KEYS[1], struct.pack('<d', now_ms + left_ms) .. ARGV[i + 2])
+    redis.call('RPUSH', KEYS[1], struct.pack('<d', now_ms + left_ms) .. string.sub(ARGV[i], 9))
     waiting = waiting + tokens
     keep_ms = math.max(keep_ms, left_ms)
-    answer[#answer + 1] = 0
-    answer[#answer + 1] = 0
   end
 end
 

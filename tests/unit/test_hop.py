@@ -13,8 +13,8 @@ from tasks.lanes import Service
 
 
 def as_pushed(body: bytes, deadline_ms: float = 1234.5) -> bytes:
-    """What push_request.lua makes of a body."""
-    return struct.pack("<d", deadline_ms) + body
+    """What push_request.lua makes of a request."""
+    return struct.pack("<d", deadline_ms) + hop.with_time_left(body, 50.0)[8:]
 
 
 def test_a_request_survives_the_way() -> None:
