@@ -9,6 +9,7 @@ Owns the choice of granian's options and the stop. What was measured with grania
 
 import contextlib
 import logging
+import re
 import socket
 from functools import partial
 from typing import Any
@@ -28,6 +29,9 @@ from tasks.errors import ConfigError
 
 __all__ = ["run_server"]
 
+_log = logging.getLogger(__name__)
+# User and password of an URL.
+_PASSWORD = re.compile(r"://[^/@\s]*@")
 _BACKLOG = 2048
 
 
@@ -64,6 +68,7 @@ def run_server(settings: Settings) -> None:
     if not settings.redis_url:
         raise ConfigError("REDIS_URL is empty: name a running server, or let `make serve` start one")
     _configure_logging(settings)
+    _log.info("settings of the web server: %s", _list_settings(settings))
     server = Server(
         "app.wsgi:create",
         address=settings.host,
@@ -93,6 +98,13 @@ def _load(settings: Settings) -> Any:
     # Here and not in `create_app`: a test that only asks the app one thing needs no thread.
     Steward(app.extensions["twolane"]).start()
     return app
+
+
+def _list_settings(settings: Settings) -> str:
+    """Return the settings that differ from their defaults, without secrets."""
+    changed = settings.model_dump(exclude_defaults=True)
+    shown = {name: _PASSWORD.sub("://***@", str(value)) for name, value in sorted(changed.items())}
+    return ", ".join(f"{name}={value}" for name, value in shown.items()) or "all by default"
 
 
 def _configure_logging(settings: Settings) -> None:

@@ -22,6 +22,8 @@ __all__ = ["blueprint"]
 blueprint = APIBlueprint("job_events", __name__, abp_tags=[Tag(name="jobs", description="Large corpora")])
 
 _RETRY_MS = 2000
+# A fast job changes eighty times a second, and nobody reads that.
+_PAUSE_S = 0.25
 # Proxies and browsers give up on a connection that says nothing for longer.
 _COMMENT_S = 15.0
 # A stream holds a thread; the browser comes back by itself and goes on where it was.
@@ -64,6 +66,7 @@ def _follow(live: Services, job: Job, version: int) -> Iterator[bytes]:
             yield b": still here\n\n"
         if job.ended or time.monotonic() > until_s:
             return
+        time.sleep(_PAUSE_S)
         job = live.store.wait(job.id, job.tenant, version, _COMMENT_S)
 
 
