@@ -16,7 +16,7 @@ __all__ = ["RequestIdFilter", "current_request_id", "install_tracing"]
 
 _log = logging.getLogger(__name__)
 _request_id: ContextVar[str] = ContextVar("twolane_request_id", default="")
-# Asked every few seconds by machines: seen only when they fail.
+# Asked every few seconds by machines. "Not ready yet" is an answer, too: seen only when they break.
 _PROBES = frozenset({"/livez", "/readyz", "/health"})
 # A foreign id goes into our logs and headers: only what can neither break a line nor a header.
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,127}")
@@ -64,7 +64,8 @@ def _finish(response: Response) -> Response:
     response.headers["x-request-id"] = current_request_id()
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     took_ms = (time.perf_counter() - g.get("started_s", time.perf_counter())) * 1000
-    level = logging.DEBUG if request.path in _PROBES and response.status_code < 400 else logging.INFO
+    answered = response.status_code in {200, 503}
+    level = logging.DEBUG if request.path in _PROBES and answered else logging.INFO
     _log.log(level, "%s %s %d %.1f ms", request.method, _route(), response.status_code, took_ms)
     return response
 

@@ -15,7 +15,10 @@ from config.settings import Settings
 __all__ = ["configure_logging"]
 
 # Libraries that tell more than an operator wants to read at the level `info`.
-_QUIET = ("amqp", "kombu", "celery.worker.strategy", "celery.app.trace", "httpx", "httpcore", "urllib3", "tornado")
+_QUIET = (
+    *("amqp", "kombu", "celery.worker.consumer.connection", "celery.worker.strategy", "celery.app.trace"),
+    *("httpx", "httpcore", "urllib3", "tornado"),
+)
 _TEXT = "%(asctime)s %(levelname)-7s %(message)s"
 _TIME = "%H:%M:%S"
 # What every record has; anything else was given as `extra` and belongs into a machine's line.
