@@ -11,7 +11,7 @@ import orjson
 from config.settings import Settings
 from tasks import keys
 from tasks.jobs import ChunkRecord, Counts, Idempotency, NewJob
-from tasks.records import write_job
+from tasks.records import write_chunk, write_job
 from tasks.scripts import Argument
 
 __all__ = ["Creation", "Outcome"]
@@ -61,7 +61,7 @@ class Creation:
             replaces: a vanished job that the idempotency key may still name; empty: none.
         """
         job = self.job
-        table = orjson.dumps([[chunk.start, chunk.items, chunk.tokens] for chunk in self.chunks])
+        table = orjson.dumps([write_chunk(chunk) for chunk in self.chunks])
         payload_hash = self.idempotency.payload_hash if self.idempotency else ""
         deadline_in_ms = "" if job.deadline_in_s is None else int(job.deadline_in_s * 1000)
         outside = bool(settings.results_url) and job.result_bytes > settings.results_inline_bytes

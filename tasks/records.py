@@ -10,10 +10,10 @@ from typing import Any, Final
 import orjson
 
 from tasks.claims import Claim, ClaimCode
-from tasks.jobs import ChunkState, Counts, Job, JobParams, JobProgress, JobState, NewJob
+from tasks.jobs import ChunkRecord, ChunkState, Counts, Job, JobParams, JobProgress, JobState, NewJob
 from tasks.lanes import Lane, Service
 
-__all__ = ["WEIGHTS", "lane_of", "read_chunk", "read_claim", "read_job", "read_progress", "write_job"]
+__all__ = ["WEIGHTS", "lane_of", "read_chunk", "read_claim", "read_job", "read_progress", "write_chunk", "write_job"]
 
 # Turns of one priority against another; `dispatch.lua` knows the heaviest.
 WEIGHTS: Final[Mapping[str, int]] = {"low": 1, "normal": 4, "high": 16}
@@ -44,6 +44,11 @@ def write_job(job: NewJob, *, outside: bool) -> list[str]:
         "extra": orjson.dumps(dict(job.extra)).decode(),
     }
     return [str(part) for field in fields.items() for part in field]
+
+
+def write_chunk(chunk: ChunkRecord) -> str:
+    """Return the line of a new chunk in the chunk table."""
+    return f'{{"start":{chunk.start},"items":{chunk.items},"tokens":{chunk.tokens}}}'
 
 
 def read_job(record: Mapping[bytes, bytes]) -> Job:

@@ -1,7 +1,7 @@
 #!lua
 -- Create a job, or keep one that was answered at once. Its inputs are stored already.
 -- KEYS 1-10 see _job, 11 the tenant's jobs, 12 idempotency key, 13 unfinished uploads, 14 result of chunk 0
--- ARGV 1-2 see _job, 3 fields of the record (JSON, flat), 4 chunks (JSON [[start, items, tokens]]), 5 payload hash or '',
+-- ARGV 1-2 see _job, 3 fields of the record (JSON, flat), 4 lines of the chunk table (JSON list), 5 payload hash or '',
 --      6 id of a vanished job that the idempotency key may still name or '', 7 how long the job lives (ms),
 --      8 limit of the store where the server has none (bytes), 9 input bytes, 10 result bytes, 11 deadline from now (ms)
 --      or '', 12 outcome of a finished job (JSON) or '', 13 its result frame
@@ -40,10 +40,16 @@ if payload_hash ~= '' then
   redis.call('SET', IDEMPOTENCY, cjson.encode({ job = JOB_ID, hash = payload_hash }), 'PXAT', expires_ms)
 end
 
-for number, chunk in ipairs(chunks) do
-  local line = string.format('{"start":%d,"items":%d,"tokens":%d}', chunk[1], chunk[2], chunk[3])
-  redis.call('HSET', CHUNKS, number - 1, line)
-  if not finished then redis.call('RPUSH', PENDING, number - 1) end
+-- In slices: one call per chunk would hold up the server for long when a job has tens of thousands.
+for first = 1, #chunks, 500 do
+  local lines, numbers = {}, {}
+  for i = first, math.min(first + 499, #chunks) do
+    numbers[#numbers + 1] = i - 1
+    lines[#lines + 1] = i - 1
+    lines[#lines + 1] = chunks[i]
+  end
+  redis.call('HSET', CHUNKS, unpack(lines))
+  if not finished then redis.call('RPUSH', PENDING, unpack(numbers)) end
 end
 redis.call('PEXPIREAT', CHUNKS, expires_ms)
 redis.call('PEXPIREAT', PENDING, expires_ms)
