@@ -19,6 +19,7 @@ from redis import Redis
 
 from config.processes import tied_to_parent
 from config.settings import Settings
+from stack.server import EmbeddedServer
 from tasks import frames, keys
 from tasks.blobs import Blobs, open_blobs
 from tasks.bulk import publish_tickets
@@ -231,3 +232,66 @@ def test_a_worker_that_is_told_to_end_repeats_no_finished_chunk(
     wait_for_end(store, job.id)
     assert audit(store, blobs, job.id).counts == Counts(200, 200)
     assert [chunk.attempts for chunk in store.chunk_table(job.id) if chunk.index in done] == [1] * len(done)
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A server that this test alone may kill."""
+    with EmbeddedServer(tmp_path / "own server") as running:
+        yield running
+
+
+def accepted(store: JobStore, blobs: Blobs, texts: list[str]) -> str:
+    """Submit a job, and wait until the server's log holds it: it writes it out every second."""
+    job = submit(store, blobs, texts, chunk_items=20)
+    store.redis.execute_command("WAITAOF", 1, 0, 3000)
+    return job.id
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_server_that_is_killed_loses_no_accepted_job(
+    own_server: EmbeddedServer, settings: Settings, tmp_path: Path, times: int
+) -> None:
+    settings = settings.model_copy(update={"redis_url": own_server.url})
+    texts = [f"text {number} " + "word " * 200 for number in range(400)]
+    log = tmp_path / "worker.log"
+    worker = Worker(settings, log)
+    with Redis.from_url(own_server.url, retry=None) as redis:
+        store, blobs = JobStore(redis, settings), open_blobs(redis, settings)
+        try:
+            job_id = accepted(store, blobs, texts)
+            publish_tickets(store, LANE)
+            for _ in range(times):
+                before = store.get(job_id).chunks_done
+                wait_until(lambda seen=before: store.get(job_id).chunks_done > seen)  # type: ignore[misc]
+                own_server.kill()
+                own_server.start()
+            wait_for_end(store, job_id)
+            assert audit(store, blobs, job_id).counts == Counts(400, 400)
+            # The pool of threads has survived it, and the worker still listens.
+            assert worker.process.poll() is None
+            assert audit_a_further_job(store, blobs)
+        finally:
+            worker.end(signal.SIGTERM)
+            publisher(settings).close()
+            publisher.cache_clear()
+
+
+def audit_a_further_job(store: JobStore, blobs: Blobs) -> bool:
+    job = submit(store, blobs, ["text"] * 40, chunk_items=20)
+    publish_tickets(store, LANE)
+    wait_for_end(store, job.id)
+    return audit(store, blobs, job.id).counts == Counts(40, 40)
+
+
+def test_a_job_survives_the_loss_of_everything_that_the_broker_held(
+    store: JobStore, blobs: Blobs, start: Callable[[], Worker]
+) -> None:
+    job = submit(store, blobs, ["word " * 200] * 400, chunk_items=20)
+    publish_tickets(store, LANE)
+    start()
+    wait_until(lambda: store.get(job.id).chunks_done > 0)
+    for key in store.redis.scan_iter(f"{keys.BROKER_PREFIX}*"):
+        store.redis.delete(key)
+    wait_for_end(store, job.id)
+    assert audit(store, blobs, job.id).counts == Counts(400, 400)
