@@ -22,7 +22,7 @@ from stack.server import EmbeddedServer
 from tests.web import opened_app, running_worker, settings_of
 
 CALLS_PER_OPERATION = 25
-POSTS = ("/v1/embeddings", "/v1/rerank", "/v1/jobs")
+POSTS = ("/v1/embeddings", "/v1/rerank", "/v1/jobs", "/v1/batches", "/v1/files")
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 # Values that were somewhere taken for something else: near-numbers, empty and huge things, foreign scripts, nulls.
 SCALARS = st.one_of(

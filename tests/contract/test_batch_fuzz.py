@@ -1,0 +1,74 @@
+"""Whatever stands in a batch's file, the batch is taken in or fails with a reason; it never stays where it is."""
+
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.batching.steward import Steward
+from stack.server import EmbeddedServer
+from tests.batch_requests import EMBED, RERANK, line_of, start
+from tests.web import opened_app, services_of, settings_of
+
+SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats() | st.text(max_size=20)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=10,
+)
+FIELDS = st.sampled_from(
+    [
+        "model",
+        "input",
+        "query",
+        "documents",
+        "top_n",
+        "dimensions",
+        "truncate",
+        "return",
+        "encoding_format",
+        "input_type",
+        "instruction",
+        "return_documents",
+    ]
+)
+GOOD = {"model": "fake", "input": "x", "query": "q", "documents": ["a"]}
+BODIES = st.dictionaries(FIELDS, VALUES, max_size=5).map(lambda fields: {**GOOD, **fields})
+LINES = st.lists(
+    st.tuples(st.text(max_size=3), BODIES | VALUES).map(lambda pair: json.dumps(line_of(*pair)).encode())  # type: ignore[arg-type]
+    | VALUES.map(lambda value: json.dumps(value).encode())
+    | st.binary(max_size=60),
+    max_size=4,
+)
+
+
+@pytest.fixture(scope="module")
+def app_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
+    with opened_app(settings_of(server, tmp_path_factory.mktemp("data"))) as app:
+        yield app
+
+
+@pytest.mark.parametrize("endpoint", [EMBED, RERANK])
+@settings(max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(lines=LINES)
+def test_any_file_is_taken_in_or_refused(
+    app_here: Flask, caplog: pytest.LogCaptureFixture, endpoint: str, lines: list[bytes]
+) -> None:
+    client, steward = app_here.test_client(), Steward(services_of(app_here))
+    begun = start(client, [line.replace(EMBED.encode(), endpoint.encode()) + b"\n" for line in lines], endpoint)
+    with caplog.at_level(logging.WARNING, "app.batching.steward"):
+        steward.look()
+    assert caplog.messages == []
+    batch: dict[str, Any] = client.get(f"/v1/batches/{begun['id']}").json or {}
+    assert batch["status"] in {"failed", "in_progress"}
+    assert (batch["status"] == "failed") == bool(batch["errors"])
+    if batch["status"] == "in_progress":
+        client.post(f"/v1/batches/{begun['id']}/cancel")
+        steward.look()
+        steward.look()
+        assert (client.get(f"/v1/batches/{begun['id']}").json or {})["status"] in {"cancelled", "cancelling"}
