@@ -128,8 +128,8 @@ def _show_small_requests(story: _Story, client: httpx.Client) -> None:
     start = ", ".join(f"{value:.3f}" for value in vectors[0][:4])
     story.say(f"POST /v1/embeddings   {len(SMALL_TEXTS)} texts, {vectors.shape[1]} numbers each, {took_ms:.0f} ms")
     story.row("     ", f"“{SMALL_TEXTS[0]}” = [{start}, …]")
-    for text, score in zip(SMALL_TEXTS[1:], vectors[1:] @ vectors[0], strict=True):
-        story.row(f"{score:5.2f}", f"similar to “{text}”", best=score > 0.5)
+    for place, score in enumerate(vectors[1:] @ vectors[0]):
+        story.row(f"{score:5.2f}", f"similar to “{SMALL_TEXTS[1 + place]}”", best=place == 0)
     request = {"model": MODEL, "query": RERANK_QUERY, "documents": list(RERANK_DOCUMENTS)}
     body, took_ms = _timed_ms(client, "/v1/rerank", request)
     story.say(f"POST /v1/rerank       “{RERANK_QUERY}”, {took_ms:.0f} ms")

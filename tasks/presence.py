@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import cast
 
 import orjson
@@ -144,7 +144,12 @@ class Presence:
         except RedisError as error:
             raise StoreUnavailable("the server of the queues does not answer") from error
         found = {
-            model: [WorkerFacts(**orjson.loads(line)) for line in lines]
-            for model, lines in zip(self._models, answer, strict=True)
+            model: [_read_facts(line) for line in lines] for model, lines in zip(self._models, answer, strict=True)
         }
         return {model: workers for model, workers in found.items() if workers}
+
+
+def _read_facts(line: bytes) -> WorkerFacts:
+    # A newer worker may say more than this process knows of.
+    told = orjson.loads(line)
+    return WorkerFacts(**{field.name: told[field.name] for field in fields(WorkerFacts) if field.name in told})

@@ -6,6 +6,7 @@ no part itself: the engine, the listener, the reaper and the announcer each know
 
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -60,6 +61,8 @@ class ModelsStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no
 
     def start(self, worker: Any) -> None:
         """Load, warm up, listen, announce. A failure ends the process: a worker without its models is none."""
+        # Nothing is held yet, so a stop ends the process at once instead of waiting for a model.
+        told_to_stop = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         try:
             self._parts = _Parts(Settings(), f"{worker.hostname}#{os.getpid()}")
         except (ConfigError, ValidationError) as error:
@@ -68,6 +71,7 @@ class ModelsStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no
         except TwolaneError as error:
             _log.critical("this worker cannot start: %s", error.message)
             raise SystemExit(1) from error
+        signal.signal(signal.SIGTERM, told_to_stop)
         self._parts.start()
 
     def close(self, worker: Any) -> None:  # noqa: ARG002

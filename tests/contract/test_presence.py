@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 
+import orjson
 import pytest
 from redis import Redis
 
@@ -67,6 +68,13 @@ def test_a_worker_that_died_is_forgotten_when_its_time_is_over(redis: Redis) -> 
     dead._announce({"fake": FACTS})  # once, and never again
     assert presence.ready_models() == {"fake": [FACTS]}
     assert seen_within(presence, {})
+
+
+def test_what_a_newer_worker_says_besides_is_passed_over(redis: Redis) -> None:
+    Announcer(redis, "w1", lambda: {"fake": FACTS}, 5.0)._announce({"fake": FACTS})
+    told = orjson.loads(redis.hget(keys.worker_facts("fake"), "w1") or b"")
+    redis.hset(keys.worker_facts("fake"), "w1", orjson.dumps({**told, "mood": "good"}))
+    assert Presence(redis, ["fake"]).ready_models() == {"fake": [FACTS]}
 
 
 def test_an_announcement_has_an_expiry(redis: Redis) -> None:

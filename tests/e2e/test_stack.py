@@ -146,6 +146,16 @@ def test_interrupting_the_stack_leaves_no_process(serve: Callable[..., Serve]) -
     assert alive(processes) == []
 
 
+def test_interrupting_the_stack_while_models_load_does_not_wait_for_them(serve: Callable[..., Serve]) -> None:
+    one = serve(models="all-MiniLM-L6-v2")
+    eventually(lambda: "loading all-MiniLM-L6-v2" in one.text(), 30)
+    processes = psutil.Process(one.process.pid).children(recursive=True)
+    one.process.send_signal(signal.SIGINT)
+    assert one.process.wait(ENDS_WITHIN_S) == 0
+    assert "did not stop in time" not in one.text()
+    assert alive(processes) == []
+
+
 def test_a_frozen_worker_and_a_frozen_web_server_do_not_keep_the_stack_from_ending(serve: Callable[..., Serve]) -> None:
     one = serve()
     processes = one.wait_until_ready()
