@@ -12,6 +12,7 @@ from app.limits import Limiter, limit
 from app.openapi import Api, register_schema
 from app.routes import batches, console, embeddings, files, job_events, job_results, jobs, models, ops, rerank
 from app.services import build_services, install_services
+from app.stalls import StallWatch
 from app.tracing import install_tracing
 from config.settings import Settings
 
@@ -27,6 +28,7 @@ def create_app(settings: Settings) -> Flask:
     """
     app = Api(_read_version())
     app.config["MAX_BODY_BYTES"] = settings.max_body_bytes
+    app.config["STALLS"] = StallWatch(settings.body_timeout_s)
     live = build_services(settings)
     install_services(app, live)
     install_errors(app)

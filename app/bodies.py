@@ -5,13 +5,15 @@ Owns every read of a body and its limits in bytes. Knows no schema: what the JSO
 
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import orjson
-from flask import Request, current_app
+from flask import Request, current_app, has_app_context
 from pydantic import BaseModel, ValidationError
 
 from app.connections import was_cut_off
+from app.stalls import StallWatch
 from tasks.errors import InvalidRequest, TooLarge
 
 __all__ = ["ApiRequest", "explain_invalid", "parse_json", "read_json", "read_model", "stream_body"]
@@ -102,7 +104,8 @@ def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
     stream, read_bytes = request.environ["wsgi.input"], 0
     while length is None or read_bytes < length:
         size = _BLOCK_BYTES if length is None else min(_BLOCK_BYTES, length - read_bytes)
-        block = stream.read(size)
+        with _watch(request, read_bytes):
+            block = stream.read(size)
         if not block:
             break
         read_bytes += len(block)
@@ -112,6 +115,11 @@ def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
         raise InvalidRequest(f"the body ended after {read_bytes} of {length} bytes")
     if length is None and was_cut_off(request.environ, read_bytes):
         raise InvalidRequest("the connection was lost in the middle of the body")
+
+
+def _watch(request: Request, read_bytes: int) -> AbstractContextManager[None]:
+    stalls: StallWatch | None = current_app.config.get("STALLS") if has_app_context() else None
+    return stalls.watch(request.environ, read_bytes) if stalls is not None else nullcontext()
 
 
 def _counted(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:

@@ -1,8 +1,9 @@
-"""Whether the sender of a chunked body is still there.
+"""The kernel's side of the connections of this process: which has ended, which is idle.
 
 A chunked body has no announced length, and granian reports a lost connection as a plain end of the body: a corpus
-that was cut off would look complete. This module owns the look at the kernel's side of the connections. Where that is
-not possible (no Linux, another web server), the body is believed.
+that was cut off would look complete. And a sender that stalls would hold a thread for ever. WSGI tells neither, nor the
+connection of a request: this module owns the look at the sockets. Where that is not possible (no Linux, another web
+server), a body is believed and waited for.
 """
 
 import contextlib
@@ -12,14 +13,17 @@ import struct
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["was_cut_off"]
+__all__ = ["shut_down_idle", "was_cut_off"]
 
 # struct tcp_info of linux/tcp.h, which only ever grows at its end: u8 tcpi_state, later u64 tcpi_bytes_received.
 _CLOSED = 7
+_LAST_RECEIVED_MS = struct.Struct("=I")
+_LAST_RECEIVED_MS_AT = 52
 _BYTES_RECEIVED = struct.Struct("<Q")
 _BYTES_RECEIVED_AT = 128
+_CLOCK_SLACK_S, _BUFFER_SLACK_S = 0.5, 5.0
 _MAPPED_PREFIX = "::ffff:"
 
 
@@ -30,42 +34,72 @@ def was_cut_off(environ: Mapping[str, Any], read_bytes: int) -> bool:
     address has seen its end and had brought at least as many bytes: two uploads from one machine may be mistaken for
     each other, and then a complete one is refused, never a cut one believed.
     """
-    if sys.platform != "linux" or environ.get("SERVER_SOFTWARE") != "Granian":
-        return False
-    host, port = str(environ.get("REMOTE_ADDR", "")), int(environ.get("SERVER_PORT", 0))
-    return any(_has_ended(descriptor, host, port, read_bytes) for descriptor in _socket_descriptors())
-
-
-def _socket_descriptors() -> Iterator[int]:
-    for entry in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            if str(entry.readlink()).startswith("socket:"):
-                yield int(entry.name)
-
-
-def _has_ended(descriptor: int, host: str, port: int, read_bytes: int) -> bool:
-    with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
-        if connection.family not in {socket.AF_INET, socket.AF_INET6} or connection.getsockname()[1] != port:
-            return False
-        state, received_bytes = _read_info(connection)
-        if received_bytes < read_bytes:
-            return False
+    for connection in _accepted(environ):
+        info = _read_info(connection)
         # A connection that was reset has forgotten its peer.
-        return state == _CLOSED or (_is_from(connection, host) and _is_at_end(connection))
+        if info.received_bytes >= read_bytes and (
+            info.state == _CLOSED or (_is_from(connection, environ) and _is_at_end(connection))
+        ):
+            return True
     return False
 
 
-def _read_info(connection: socket.socket) -> tuple[int, int]:
-    """Return the state and the received bytes of a TCP connection."""
+def shut_down_idle(environ: Mapping[str, Any], read_bytes: int, idle_s: float) -> bool:
+    """Shut down the connection whose body stands still, if it can be told; return whether it was.
+
+    It is the one from the request's address that brought at least as many bytes and whose last byte came when the body
+    last moved, or somewhat earlier, since bytes wait in buffers on their way.
+    """
+    for connection in _accepted(environ):
+        info = _read_info(connection)
+        fits = idle_s - _CLOCK_SLACK_S <= info.idle_s <= idle_s + _BUFFER_SLACK_S
+        if info.received_bytes >= read_bytes and fits and _is_from(connection, environ):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            return True
+    return False
+
+
+class _Info(NamedTuple):
+    """What the kernel knows of a connection."""
+
+    state: int
+    idle_s: float
+    received_bytes: int
+
+
+def _accepted(environ: Mapping[str, Any]) -> Iterator[socket.socket]:
+    """Yield the connections that clients opened to this server; each is closed again (our copy of it) when left."""
+    if sys.platform != "linux" or environ.get("SERVER_SOFTWARE") != "Granian":
+        return
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as connection:
+                if _is_accepted(connection, int(environ.get("SERVER_PORT", 0))):
+                    yield connection
+
+
+def _is_accepted(connection: socket.socket, port: int) -> bool:
+    if connection.family not in {socket.AF_INET, socket.AF_INET6} or connection.getsockname()[1] != port:
+        return False
+    return not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+
+
+def _read_info(connection: socket.socket) -> _Info:
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
     if len(info) < _BYTES_RECEIVED_AT + _BYTES_RECEIVED.size:
-        return 0, 0
-    return info[0], _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)[0]
+        return _Info(0, 0.0, 0)
+    (idle_ms,) = _LAST_RECEIVED_MS.unpack_from(info, _LAST_RECEIVED_MS_AT)
+    return _Info(info[0], idle_ms / 1000, _BYTES_RECEIVED.unpack_from(info, _BYTES_RECEIVED_AT)[0])
 
 
-def _is_from(connection: socket.socket, host: str) -> bool:
-    peer: str = connection.getpeername()[0]
-    return peer.removeprefix(_MAPPED_PREFIX) == host.removeprefix(_MAPPED_PREFIX)
+def _is_from(connection: socket.socket, environ: Mapping[str, Any]) -> bool:
+    asked = str(environ.get("REMOTE_ADDR", "")).removeprefix(_MAPPED_PREFIX)
+    with contextlib.suppress(OSError):
+        return str(connection.getpeername()[0]).removeprefix(_MAPPED_PREFIX) == asked
+    return False
 
 
 def _is_at_end(connection: socket.socket) -> bool:

@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     max_body_bytes: Count = Field(64 * 2**20, description="Largest JSON body in bytes; above it: 413.")
     max_upload_bytes: Count = Field(8 * 2**30, description="Largest NDJSON upload in bytes; above it: 413.")
     max_line_bytes: Count = Field(4 * 2**20, description="Longest NDJSON line in bytes.")
+    body_timeout_s: Seconds = Field(30.0, description="A request body of which nothing came for so long is given up.")
     max_inputs: Count = Field(2048, description="Most texts or documents of one synchronous call.")
     max_text_chars: Count = Field(1_000_000, description="Longest single text in characters.")
     max_job_items: Count = Field(10_000_000, description="Most items of one job.")
@@ -146,8 +147,8 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto (every GPU, else the CPU), cpu, cuda, or a list as cuda:0,cuda:1.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="Precision of the models; auto: bfloat16 where the device computes in it, else float16 on a GPU "
-        "and float32 on a CPU.",
+        description="Precision of the models; auto: on a CPU bfloat16 by OpenVINO where the CPU computes in it, else "
+        "float32; on a GPU float16, for decoders bfloat16.",
     )
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of one worker; 0 chooses.")
     cpu_affinity: str = Field("", description="CPU cores of the worker, as 0-3 or 0,2; empty: not pinned.")

@@ -137,6 +137,28 @@ def test_a_body_over_the_limit_is_answered_while_it_is_still_being_sent(web: Web
     assert (status, body["error"]["code"]) == (413, "request_too_large")
 
 
+def test_a_body_that_stalls_is_given_up_and_others_are_not(server: EmbeddedServer, tmp_path: Path) -> None:
+    web = Web(server.url, tmp_path, TWOLANE_BODY_TIMEOUT_S="1")
+    known = web.job_ids()
+    with contextlib.ExitStack() as stack:
+        stack.callback(web.stop)
+        stalling, idle, whole = (stack.enter_context(web.connect()) for _ in range(3))
+        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: t\r\n\r\n")
+        assert answer_of(idle)[0] == 200
+        stalling.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk(BLOCK))
+        whole.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
+        for _ in range(8):  # in all longer than the limit, but never idle for so long
+            time.sleep(0.3)
+            whole.sendall(chunk(BLOCK))
+        whole.sendall(b"0\r\n\r\n")
+        assert answer_of(whole)[0] == 202
+        while stalling.recv(65_536):  # ends when the server gave it up
+            pass
+        idle.sendall(b"GET /livez HTTP/1.1\r\nHost: t\r\n\r\n")
+        assert answer_of(idle)[0] == 200
+        assert len(web.job_ids() - known) == 1
+
+
 def test_a_connection_is_kept_between_requests(web: Web) -> None:
     ports = set()
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", web.port, timeout=20)) as connection:
