@@ -64,8 +64,9 @@ class Line:
         """
         connection = self._connection or self._open()
         try:
-            packed = connection.pack_commands(commands)  # type: ignore[no-untyped-call]
-            connection.send_packed_command(packed, check_health=False)  # type: ignore[no-untyped-call]
+            # In one piece: each send gives the interpreter's lock away, and in a busy process it comes back late.
+            packed = b"".join(connection.pack_commands(commands))  # type: ignore[no-untyped-call]
+            connection.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call]
             return [_read(connection) for _ in commands]
         except BaseException:
             self.close()
