@@ -18,8 +18,8 @@ from tasks.errors import AuthenticationError, ConfigError, ModelNotFound, Permis
 __all__ = ["OPEN_TENANT", "Authenticator", "Tenant", "current_tenant", "find_card", "protect", "visible_cards"]
 
 # Probes come from machines without a key, and a browser that opens a page sends none.
-_OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health", "/favicon.ico"})
-_OPEN_FOLDERS = ("/docs", "/openapi", "/console", "/static")
+_OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health", "/favicon.ico", "/docs", "/openapi.json"})
+_OPEN_FOLDERS = ("/docs/", "/static/")
 # What belongs to the operator, not to a tenant.
 _ADMIN_PATHS = frozenset({"/metrics"})
 
@@ -140,7 +140,7 @@ def visible_cards(catalog: Catalog) -> list[ModelCard]:
 
 
 def _is_open(path: str) -> bool:
-    return path in _OPEN_PATHS or any(path == folder or path.startswith(f"{folder}/") for folder in _OPEN_FOLDERS)
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
 
 
 def _describe_tenant(key: Key) -> Tenant:

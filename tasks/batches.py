@@ -26,6 +26,8 @@ Endpoint = Literal["/v1/embeddings", "/v1/rerank"]
 _PAGE = 100
 # Long enough for the slowest step between two renewals, short enough to be noticed.
 _HOLD_S = 15.0
+# Jobs must not vanish before the batch has ended: their results are still to be read then.
+_SHARE_OF_JOB_LIFE = 0.9
 # The record has to be there for as long as its output files.
 _GRACE_S = 86_400.0
 
@@ -158,7 +160,7 @@ class BatchStore:
         batch_id = new_batch_id()
         fields = {name: orjson.dumps(value) for name, value in asdict(new).items()}
         key, payload_hash = (f"batch/{idempotency.key}", idempotency.payload_hash) if idempotency else ("", "")
-        window_s = self._settings.batch_window_s
+        window_s = min(self._settings.batch_window_s, self._settings.job_ttl_s * _SHARE_OF_JOB_LIFE)
         keep_ms = int((window_s + max(self._settings.file_ttl_s, new.output_ttl_s) + _GRACE_S) * 1000)
         names = [*_keys(batch_id), keys.tenant_batches(new.tenant), keys.idempotency(new.tenant, key)]
         arguments: list[Argument] = [

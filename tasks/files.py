@@ -142,14 +142,16 @@ class FileStore:
     def sweep(self) -> int:
         """Remove files that have expired or were left behind and return how many. Any process may call it.
 
-        Raises:
-            StoreUnavailable: the bytes of one of them cannot be removed now.
+        A file whose bytes cannot be removed now is tried again later, so that it does not hold up the others.
         """
         now_ms = int(self._now_s() * 1000)
         due: Any = self._redis.zrange(keys.files_expiry(), 0, now_ms, byscore=True, offset=0, num=_PAGE)
         for member in due:
             tenant, _, file_id = member.decode().partition("/")
-            self.discard(file_id, tenant)
+            try:
+                self.discard(file_id, tenant)
+            except CapacityError:
+                self._redis.zadd(keys.files_expiry(), {member: now_ms + int(_HOLD_S * 1000)}, xx=True)
         return len(due)
 
     # -- for the writer

@@ -70,12 +70,16 @@ class Steward:
             try:
                 self.look()
                 if ticks % _SWEEP_EVERY_TICKS == 0:
-                    self._live.files.sweep()
+                    self._sweep_files()
             except Exception as error:  # noqa: BLE001 - the edge of a thread that must not end
                 _log.warning("batches cannot be looked after now: %s", type(error).__name__)
             ticks += 1
             self._wake.wait(_TICK_S)
             self._wake.clear()
+
+    def _sweep_files(self) -> None:
+        while not self._stop.is_set() and self._live.files.sweep():
+            pass
 
     def _look_at(self, batch_id: str, tenant: str) -> None:
         store = self._live.batches

@@ -34,7 +34,6 @@ FIELDS = st.sampled_from(
         "encoding_format",
         "input_type",
         "instruction",
-        "return_documents",
     ]
 )
 GOOD = {"model": "fake", "input": "x", "query": "q", "documents": ["a"]}

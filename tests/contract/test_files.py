@@ -139,6 +139,22 @@ def let_time_pass(redis: Redis, seconds: float, *files: StoredFile) -> None:
         redis.hincrby(keys.file(file.id), "expires_ms", -int(seconds * 1000))
 
 
+def test_a_file_that_cannot_be_removed_does_not_hold_up_the_others(redis: Redis, settings: Settings) -> None:
+    files, folder = FileStore(redis, settings), settings.data_dir / "files" / "ada"
+    stuck, other = put(files), put(files)
+    # A folder in its place: removing it as a file fails, whoever runs this.
+    (folder / stuck.id).unlink()
+    (folder / stuck.id).mkdir()
+    let_time_pass(redis, 3601, stuck, other)
+    assert files.sweep() == 2
+    assert not (folder / other.id).exists()
+    assert files.sweep() == 0
+    (folder / stuck.id).rmdir()
+    let_time_pass(redis, 601)
+    assert files.sweep() == 1
+    assert list(redis.scan_iter("*:file")) == []
+
+
 def test_committing_twice_changes_nothing(files: FileStore) -> None:
     writer = files.open_writer(new())
     writer.write(b"body")

@@ -127,6 +127,30 @@ def test_nothing_of_one_tenant_can_be_seen_or_changed_by_another(ada: Caller, bo
     assert ada("GET", f"/v1/jobs/{job}").json["status"] == "queued"
 
 
+@pytest.mark.parametrize(
+    "path", ["/", "/livez", "/readyz", "/health", "/docs", "/openapi.json", "/docs/assets/x", "/static/x"]
+)
+def test_pages_and_probes_need_no_key(app_here: Flask, path: str) -> None:
+    assert app_here.test_client().get(path).status_code in {200, 404, 503}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/metrics",
+        "/v1/models",
+        "/v1/jobs",
+        "/v1/files",
+        "/v1/batches",
+        "/docsx",
+        "/livez/",
+    ],
+)
+def test_everything_else_does(app_here: Flask, path: str) -> None:
+    answer = app_here.test_client().get(path)
+    assert (answer.status_code, (answer.json or {})["error"]["code"]) == (401, "invalid_api_key")
+
+
 def test_an_idempotency_key_is_the_tenants_own(ada: Caller, bob: Caller) -> None:
     key = {"Idempotency-Key": "same"}
     first, again, other = ada.job(2, **key).json["id"], ada.job(2, **key).json["id"], bob.job(2, **key).json["id"]
