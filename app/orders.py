@@ -7,13 +7,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from app.schemas import EmbeddingsRequest, RerankRequest
 from config.catalog import ModelCard
 from tasks.engine import Operation
 from tasks.errors import InvalidRequest, WrongCapability
 from tasks.jobs import Job, JobParams
 from tasks.lanes import Service
 
-__all__ = ["Estimate", "Order", "Priority", "Submission", "check_capability", "resolve_params"]
+__all__ = [
+    "Estimate",
+    "Order",
+    "Priority",
+    "Submission",
+    "check_capability",
+    "order_embeddings",
+    "order_ranking",
+    "resolve_params",
+]
 
 Truncate = Literal["end", "start", "none"]
 Priority = Literal["low", "normal", "high"]
@@ -60,6 +70,31 @@ class Estimate:
     tokens: int
     chunks: int
     service: Service
+
+
+def order_embeddings(body: EmbeddingsRequest, card: ModelCard) -> Order:
+    """Return what a body of the embeddings route asks for, be it a call or a line of a batch.
+
+    Raises:
+        InvalidRequest, WrongCapability: the model cannot do it like that.
+    """
+    unknown = [name for name in body.returns or () if name != "dense"]
+    if unknown:
+        raise WrongCapability(f"{card.name} does not return {', '.join(unknown)} vectors here", param="return")
+    params = resolve_params(
+        card,
+        dimensions=body.dimensions,
+        input_type=body.input_type,
+        instruction=body.instruction,
+        truncate=body.truncate,
+    )
+    return Order(card, "embeddings", params)
+
+
+def order_ranking(body: RerankRequest, card: ModelCard) -> Order:
+    """Return what a body of the rerank routes asks for, be it a call or a line of a batch."""
+    params = resolve_params(card, instruction=body.instruction)
+    return Order(card, "rerank", params, items_field="documents")
 
 
 def resolve_params(

@@ -5,7 +5,7 @@ all is a problem of the whole batch; a request that a route would refuse fails a
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -16,13 +16,13 @@ from app.batching.plan import Answer, EmbeddingsAnswer, RankingAnswer
 from app.bodies import explain_invalid
 from app.dispatch import Desk
 from app.errors import render_error
-from app.orders import Order, resolve_params
+from app.orders import Order, order_embeddings, order_ranking
 from app.schemas import EmbeddingsRequest, RerankRequest, document_text
 from app.services import Services
 from app.token_ids import read_texts
 from tasks.batches import BatchProblem, Endpoint
 from tasks.chunking import Item
-from tasks.errors import TwolaneError, WrongCapability
+from tasks.errors import TwolaneError
 
 __all__ = ["Call", "Line", "Refusal", "read_call", "read_line"]
 
@@ -96,25 +96,14 @@ def read_call(body: dict[str, Any], endpoint: Endpoint, live: Services, tenant: 
 
 def _read_embeddings(body: EmbeddingsRequest, live: Services, tenant: Tenant) -> Call:
     card = find_card(live.catalog, body.model, tenant)
-    unknown = [name for name in body.returns or () if name != "dense"]
-    if unknown:
-        raise WrongCapability(f"{card.name} does not return {', '.join(unknown)} vectors in a batch", param="return")
-    params = resolve_params(
-        card,
-        dimensions=body.dimensions,
-        input_type=body.input_type,
-        instruction=body.instruction,
-        truncate=body.truncate,
-    )
     items = [Item(text) for text in read_texts(body.input, card)]
-    order = Order(card, "embeddings", params, tenant.priority)
+    order = replace(order_embeddings(body, card), priority=tenant.priority)
     return Call(order, items, EmbeddingsAnswer(body.model, body.encoding_format or "float"))
 
 
 def _read_ranking(body: RerankRequest, live: Services, tenant: Tenant) -> Call:
     card = find_card(live.catalog, body.model, tenant)
-    params = resolve_params(card, instruction=body.instruction)
     items = [Item(document_text(document), query=body.query) for document in body.documents]
-    order = Order(card, "rerank", params, tenant.priority, items_field="documents")
+    order = replace(order_ranking(body, card), priority=tenant.priority)
     documents = body.documents if body.return_documents else None
     return Call(order, items, RankingAnswer(body.model, body.top_n, documents))

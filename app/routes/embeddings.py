@@ -10,15 +10,13 @@ from app.encodings import render_embeddings
 from app.errors import documented, raise_item_errors
 from app.job_schemas import JobObject
 from app.job_views import render_submission
-from app.orders import Order, resolve_params
+from app.orders import order_embeddings
 from app.schemas import EmbeddingsRequest, EmbeddingsResponse
 from app.services import services
 from app.token_ids import read_texts
 from app.uploads import PayloadHash
 from app.waiting import parse_prefer
-from config.catalog import ModelCard
 from tasks.chunking import Item
-from tasks.errors import WrongCapability
 
 __all__ = ["blueprint"]
 
@@ -34,7 +32,7 @@ def create_embeddings(body: EmbeddingsRequest) -> Response:
     live = services()
     card = find_card(live.catalog, body.model)
     items = [Item(text) for text in read_texts(body.input, card)]
-    order = _order(body, card)
+    order = order_embeddings(body, card)
     desk = Desk(live, current_tenant())
     preferences = parse_prefer(request.headers.get("Prefer", ""))
     if preferences.respond_async:
@@ -43,17 +41,3 @@ def create_embeddings(body: EmbeddingsRequest) -> Response:
     outcomes = desk.answer(order, items)
     raise_item_errors(outcomes.errors)
     return render_embeddings(outcomes, body.model, body.encoding_format or "float")
-
-
-def _order(body: EmbeddingsRequest, card: ModelCard) -> Order:
-    unknown = [name for name in body.returns or () if name != "dense"]
-    if unknown:
-        raise WrongCapability(f"{card.name} does not return {', '.join(unknown)} vectors here", param="return")
-    params = resolve_params(
-        card,
-        dimensions=body.dimensions,
-        input_type=body.input_type,
-        instruction=body.instruction,
-        truncate=body.truncate,
-    )
-    return Order(card, "embeddings", params)

@@ -10,7 +10,7 @@ from app.encodings import render_ranking
 from app.errors import documented, raise_item_errors
 from app.job_schemas import JobObject
 from app.job_views import render_submission
-from app.orders import Order, resolve_params
+from app.orders import order_ranking
 from app.schemas import RerankRequest, RerankResponse, document_text
 from app.services import services
 from app.uploads import PayloadHash
@@ -31,8 +31,7 @@ def rerank(body: RerankRequest) -> Response:
     """
     live = services()
     card = find_card(live.catalog, body.model)
-    params = resolve_params(card, instruction=body.instruction)
-    order = Order(card, "rerank", params, items_field="documents")
+    order = order_ranking(body, card)
     items = [Item(document_text(document), query=body.query) for document in body.documents]
     desk = Desk(live, current_tenant())
     preferences = parse_prefer(request.headers.get("Prefer", ""))
