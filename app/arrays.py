@@ -75,12 +75,11 @@ class NpyFile:
 
     def _pieces(self, wanted: ByteRange) -> Iterator[tuple[int, bytes]]:
         """Yield chunks with their place in the file."""
-        for state in self._results.states():
+        first_row = max(0, wanted.start - len(self._header)) // self._row_bytes
+        for state in self._results.states(self._results.find_chunk(first_row)):
             offset = len(self._header) + state.start * self._row_bytes
             if offset >= wanted.stop:
                 return
-            if offset + state.items * self._row_bytes <= wanted.start:
-                continue
             if state.state != "done":
                 yield from self._missing(offset, state.items)
                 continue

@@ -76,6 +76,16 @@ class Results:
         for start in range(first, self.job.chunks, _TABLE_PAGE):
             yield from self._live.store.chunk_table(self.job.id, start, _TABLE_PAGE)
 
+    def find_chunk(self, index: int) -> int:
+        """Return the number of the chunk that holds an item, or how many chunks there are, in a few look-ups."""
+
+        def start(chunk: int) -> int:
+            return self._live.store.chunk_table(self.job.id, chunk, 1)[0].start
+
+        if index >= self.job.counts.total:
+            return self.job.chunks
+        return bisect.bisect_right(range(self.job.chunks), index, key=start) - 1
+
     def chunks(self, first: int = 0) -> Iterator[ResultChunk]:
         """Yield the finished chunks in order.
 
@@ -110,13 +120,8 @@ class Results:
     def page(self, after: int, limit: int, encoding: VectorFormat) -> tuple[list[dict[str, Any]], bool]:
         """Return up to `limit` items behind index `after`, and whether there are more."""
         shape = ItemShape(self.job, encoding)
-        rows = (
-            row
-            for state in self.states()
-            if state.state == "done" and state.start + state.items > after + 1
-            for row in shape.rows(self.read(state))
-            if row["index"] > after
-        )
+        chunks = self.chunks(self.find_chunk(after + 1))
+        rows = (row for chunk in chunks for row in shape.rows(chunk) if row["index"] > after)
         found = list(itertools.islice(rows, limit + 1))
         return found[:limit], len(found) > limit
 
