@@ -63,6 +63,8 @@ docs: $(STAMP) ## write .env.example, docs/settings.md and docs/errors.md again 
 lock: $(STAMP) ## resolve the dependencies again (UPGRADE=1 takes newer versions)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url --no-emit-find-links \
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group clients --no-emit-index-url --no-emit-find-links \
+	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file tests/clients.lock
 
 clean: ## remove caches and build results; .venv and data stay
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,109 @@
+"""The snippets of `docs/clients`, run as they are printed, against the running stack with the real model.
+
+Only the address is another one. What a snippet leaves in `vectors` is compared with the reference library's vectors.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.client_environment import Unavailable, client_variables, node_folder, python_program, vocabulary_folder
+from tests.client_pages import ADDRESS, TEXTS, Snippet, read_snippets
+from tests.product import reference
+from tests.stack_fixture import RunningStack
+
+# The first test of each language installs its clients: one to several minutes.
+pytestmark = pytest.mark.timeout(900)
+
+SNIPPETS = read_snippets()
+MARK = "=== vectors "
+PRINT_VECTORS = {
+    "python": f"import json\nprint('{MARK}' + json.dumps([[float(x) for x in vector] for vector in vectors]))\n",
+    "js": f"console.log('{MARK}' + JSON.stringify(vectors));\n",
+}
+
+
+def installed(install: Callable[[], Path]) -> Path:
+    """Install, or skip without a network; on a machine of continuous integration that is a failure."""
+    try:
+        return install()
+    except Unavailable as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return vocabulary_folder(tmp_path_factory.mktemp("vocabulary"))
+
+
+@pytest.fixture(scope="module")
+def client_python() -> Path:
+    return installed(python_program)
+
+
+def run(snippet: Snippet, program: str, url: str, folder: Path, vocabulary: Path) -> str:
+    """Run a snippet in an empty folder and return what it printed, with its `vectors` on a marked line."""
+    code = snippet.code.replace(ADDRESS, url)
+    assert code != snippet.code, "the snippet does not say where the server is"
+    if snippet.leaves_vectors:
+        code += PRINT_VECTORS[snippet.language]
+    file = folder / ("snippet.mjs" if snippet.language == "js" else "snippet.py")
+    file.write_text(code, "utf-8")
+    done = subprocess.run(
+        [program, str(file)],
+        cwd=folder,
+        env=client_variables(vocabulary if snippet.needs_vocabulary else folder / "empty"),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def check(snippet: Snippet, output: str) -> None:
+    assert [text for text in snippet.shows if text not in output] == [], output
+    if snippet.leaves_vectors:
+        (line,) = [line for line in output.splitlines() if line.startswith(MARK)]
+        vectors = np.array(json.loads(line.removeprefix(MARK)))
+        np.testing.assert_allclose(vectors, reference(TEXTS), atol=1e-5)
+
+
+def of(language: str) -> Any:
+    chosen = [snippet for snippet in SNIPPETS if snippet.language == language]
+    return pytest.mark.parametrize("snippet", chosen, ids=lambda snippet: snippet.name)
+
+
+@of("python")
+def test_a_snippet_does_what_its_page_promises(
+    snippet: Snippet, stack: RunningStack, client_python: Path, tmp_path: Path, vocabulary: Path
+) -> None:
+    check(snippet, run(snippet, str(client_python), stack.url, tmp_path, vocabulary))
+
+
+@pytest.mark.parametrize(
+    "snippet", [s for s in SNIPPETS if s.name.startswith("openai-python")], ids=lambda snippet: snippet.name
+)
+def test_the_openai_snippets_work_with_the_newest_major_version_too(
+    snippet: Snippet, stack: RunningStack, tmp_path: Path, vocabulary: Path
+) -> None:
+    check(snippet, run(snippet, sys.executable, stack.url, tmp_path, vocabulary))
+
+
+@of("js")
+def test_a_snippet_for_node_does_what_its_page_promises(
+    snippet: Snippet, stack: RunningStack, tmp_path: Path, vocabulary: Path
+) -> None:
+    (tmp_path / "node_modules").symlink_to(installed(node_folder) / "node_modules")
+    check(snippet, run(snippet, "node", stack.url, tmp_path, vocabulary))

@@ -1,0 +1,61 @@
+"""The pages of `docs/clients` have snippets that are run, and name packages that are tested."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.client_environment import LOCK, NODE_PACKAGE, ROOT
+from tests.client_pages import ADDRESS, PAGES, TEXTS, read_installs, read_snippets
+
+CONFIGURED = {"open-webui", "dify"}
+CLIENTS = {
+    "openai-python", "openai-node", "cohere", "litellm", "langchain", "llama-index", "haystack", "chromadb", *CONFIGURED
+}  # fmt: skip
+PROGRAMMED = sorted(CLIENTS - CONFIGURED)
+
+
+def locked() -> dict[str, str]:
+    lines = re.findall(r"^([\w.-]+)(?:\[.*?\])?==([^ ;\n]+)", LOCK.read_text("utf-8"), re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in lines}
+
+
+def test_every_client_has_its_page_and_the_list_leads_to_it() -> None:
+    assert {page.stem for page in PAGES.glob("*.md")} == {*CLIENTS, "README"}
+    listed = (PAGES / "README.md").read_text("utf-8")
+    assert [name for name in CLIENTS if f"({name}.md)" not in listed] == []
+
+
+@pytest.mark.parametrize("name", PROGRAMMED)
+def test_every_block_of_code_of_a_page_is_run(name: str) -> None:
+    blocks = re.findall(r"^```(?:python|js)$", (PAGES / f"{name}.md").read_text("utf-8"), re.MULTILINE)
+    run = [snippet for snippet in read_snippets() if re.fullmatch(rf"{name}-\d+", snippet.name)]
+    assert len(blocks) == len(run) > 0
+    assert all(ADDRESS in snippet.code for snippet in run)
+
+
+def test_a_snippet_that_leaves_vectors_embeds_the_texts_whose_vectors_are_known() -> None:
+    wrong = [s.name for s in read_snippets() if s.leaves_vectors and any(text not in s.code for text in TEXTS)]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", PROGRAMMED)
+def test_what_a_page_has_one_install_is_what_the_tests_install(name: str) -> None:
+    packages = read_installs(PAGES / f"{name}.md")
+    assert packages
+    tested = {"pip": set(locked()), "npm": {NODE_PACKAGE.split("@")[0]}}
+    assert [package for tool, package in packages if package not in tested[tool]] == []
+
+
+def test_the_lock_has_what_the_group_of_clients_asks_for() -> None:
+    group = tomllib.loads(Path(ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]["clients"]
+    versions = locked()
+    unmet = [
+        text
+        for text in group
+        if not (wanted := Requirement(text)).specifier.contains(versions.get(canonicalize_name(wanted.name), "0"))
+    ]
+    assert unmet == []
