@@ -104,12 +104,16 @@ class Stack:
                 return False, "the web server"
         return answer.status == http.client.OK, _missing(body)
 
-    def stop(self) -> None:
-        """End everything, the server last; a child that hangs is killed. Safe to call twice."""
+    def stop(self, hurry: Callable[[], bool] = lambda: False) -> None:
+        """End everything, the server last; a child that hangs is killed. Safe to call twice.
+
+        Args:
+            hurry: asked all the time; when it turns true, nothing is waited for any more.
+        """
         for child in self._children:
             child.terminate()
         deadline_s = time.monotonic() + self.plan.settings.worker_stop_s + _GRACE_S
-        while any(child.alive for child in self._children) and time.monotonic() < deadline_s:
+        while any(child.alive for child in self._children) and time.monotonic() < deadline_s and not hurry():
             time.sleep(_LOOK_S / 2)
         self.kill()
 

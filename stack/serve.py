@@ -91,25 +91,38 @@ def _without_password(url: str) -> str:
     return url.replace(f":{parts.password}@", ":***@") if parts.password else url
 
 
+class _Wish:
+    """Whether the stack shall end; set by signals. No event: its lock may be held by the thread that is interrupted."""
+
+    def __init__(self) -> None:
+        self.came = False
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._come)
+
+    def __call__(self) -> bool:
+        return self.came
+
+    def _come(self, *_: object) -> None:
+        self.came = True
+
+
 def _run(settings: Settings, terminal: _Terminal) -> None:
-    stopping = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: stopping.set())
+    stopping = _Wish()
     started_s = time.monotonic()
     plan = make_plan(settings)
     stack = Stack(plan, terminal.line)
     try:
         stack.start()
-        if stack.wait_until_ready(_Progress(terminal), stopping.is_set):
+        if stack.wait_until_ready(_Progress(terminal), stopping):
             terminal.block(describe(plan, time.monotonic() - started_s))
-        while not stopping.wait(_LOOK_S):
+        while not stopping():
             stack.look()
+            time.sleep(_LOOK_S)
         terminal.line("twolane", "stopping: requests and chunks that were begun are finished first")
     finally:
         # A second Ctrl-C means: now.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: stack.kill())
-        stack.stop()
+        stopping.came = False
+        stack.stop(hurry=stopping)
     terminal.line("twolane", "stopped")
 
 

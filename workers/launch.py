@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ _FIRST_DELAY_S = 0.5
 _LONGEST_DELAY_S = 30.0
 _HEALTHY_AFTER_S = 60.0
 _LOOK_S = 0.1
+_KILL_S = 2.0
 
 
 class _Slot:
@@ -100,24 +100,23 @@ class Launcher:
         cores = plan_cores(settings, len(devices))
         self._slots = [_Slot(device, cores) for device in devices]
         self._stop_s = settings.worker_stop_s
-        self._stopping = threading.Event()
-        self._hurry = threading.Event()
+        # Plain numbers and no events: a signal handler that sets an event may wait for the lock of the very thread
+        # that it interrupted.
+        self._told = 0
 
     def stop(self, *_: object) -> None:
         """Stop the workers; at the second call, at once. Safe in a signal handler."""
-        if self._stopping.is_set():
-            self._hurry.set()
-        self._stopping.set()
+        self._told += 1
 
     def run(self) -> int:
         """Run until `stop()`, or until no worker can start; return the exit code."""
-        while not self._stopping.is_set():
+        while not self._told:
             now_s = time.monotonic()
             for slot in self._slots:
                 slot.look(now_s)
             if all(slot.given_up for slot in self._slots):
                 return EXIT_CONFIG
-            self._stopping.wait(_LOOK_S)
+            time.sleep(_LOOK_S)
         self._end()
         return 0
 
@@ -125,15 +124,22 @@ class Launcher:
         """Let the workers finish what they hold, for a bounded time; a lease brings back what is lost."""
         for slot in self._slots:
             slot.signal(signal.SIGTERM)
-        deadline_s = time.monotonic() + self._stop_s
-        while time.monotonic() < deadline_s and not self._hurry.is_set():
-            if all(slot.gone() for slot in self._slots):
-                return
-            time.sleep(_LOOK_S)
+        if self._wait(self._stop_s, told=2):
+            return
         for slot in self._slots:
             if not slot.gone():
                 _log.warning("worker %s did not stop in time and is killed", slot.device.name)
                 slot.signal(signal.SIGKILL)
+        self._wait(_KILL_S)
+
+    def _wait(self, timeout_s: float, told: int = sys.maxsize) -> bool:
+        """Return whether all processes are gone: when they are, when the time is over, or when told so many times."""
+        deadline_s = time.monotonic() + timeout_s
+        while not (gone := all(slot.gone() for slot in self._slots)):
+            if time.monotonic() > deadline_s or self._told >= told:
+                break
+            time.sleep(_LOOK_S)
+        return gone
 
 
 def _command(device: Device) -> list[str]:

@@ -115,6 +115,15 @@ def test_a_killed_worker_is_started_again_and_serves(fake_stack: RunningStack) -
     assert answer.status_code == 200, answer.text
 
 
+def test_a_killed_launcher_takes_its_worker_with_it_and_both_are_started_again(fake_stack: RunningStack) -> None:
+    (worker,) = fake_stack.worker_pids()
+    launcher = psutil.Process(worker).parent()
+    assert launcher is not None
+    launcher.kill()
+    eventually(lambda: not psutil.pid_exists(worker), 20)
+    eventually(fake_stack.worker_pids, 20)
+
+
 def test_a_killed_web_server_is_started_again(fake_stack: RunningStack) -> None:
     os.kill(fake_stack.web_pids()[0], signal.SIGKILL)
 

@@ -1,0 +1,122 @@
+"""The launcher with real processes that die, hang and give up; what they run is replaced, so that it is quick."""
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from config.settings import Settings
+from workers import launch
+from workers.launch import EXIT_CONFIG, Launcher
+from workers.pinning import Device
+
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes every worker run this piece of Python."""
+
+    def replace(code: str) -> None:
+        monkeypatch.setattr(launch, "_command", lambda device: [sys.executable, "-c", code])
+
+    return replace
+
+
+def make(*devices: str, stop_s: float = 8.0) -> Launcher:
+    settings = Settings(_env_file=None, worker_stop_s=stop_s)
+    return Launcher(settings, [Device(name, uuid=f"GPU-{name}") for name in devices])
+
+
+def in_thread(launcher: Launcher) -> tuple[threading.Thread, list[int]]:
+    """Run the launcher; the list gets its exit code. The thread lives as long as its children must."""
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(launcher.run()))
+    thread.start()
+    return thread, codes
+
+
+def children() -> list[psutil.Process]:
+    running = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in running if "-c" in child.cmdline()]
+
+
+def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
+    deadline_s = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def test_a_worker_that_keeps_dying_is_started_again_with_growing_delays(
+    runs: Callable[[str], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_FIRST_DELAY_S", 0.1)
+    runs("raise SystemExit(3)")
+    with caplog.at_level(logging.WARNING, "workers.launch"):
+        launcher = make("cpu")
+        thread, codes = in_thread(launcher)
+        eventually(lambda: len(caplog.messages) >= 3)
+        launcher.stop()
+        thread.join()
+    assert codes == [0]
+    assert [message.split("again in ")[1] for message in caplog.messages[:3]] == ["0.1 s", "0.2 s", "0.4 s"]
+    assert "with code 3" in caplog.messages[0]
+
+
+def test_the_delay_is_short_again_after_a_healthy_minute(
+    runs: Callable[[str], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_FIRST_DELAY_S", 0.1)
+    monkeypatch.setattr(launch, "_HEALTHY_AFTER_S", 0.0)
+    runs("raise SystemExit(3)")
+    with caplog.at_level(logging.WARNING, "workers.launch"):
+        launcher = make("cpu")
+        thread, _ = in_thread(launcher)
+        eventually(lambda: len(caplog.messages) >= 3)
+        launcher.stop()
+        thread.join()
+    assert {message.split("again in ")[1] for message in caplog.messages} == {"0.1 s"}
+
+
+def test_a_worker_that_cannot_start_with_these_settings_is_not_tried_again(runs: Callable[[str], None]) -> None:
+    runs(f"raise SystemExit({EXIT_CONFIG})")
+    assert make("gpu0", "gpu1").run() == EXIT_CONFIG
+
+
+def test_every_worker_sees_its_own_device_and_the_threads_that_were_planned(
+    runs: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = "('CUDA_VISIBLE_DEVICES', 'OMP_NUM_THREADS')"
+    runs(f"import os; print(*(os.environ[name] for name in {names}), flush=True); raise SystemExit({EXIT_CONFIG})")
+    make("gpu0", "gpu1").run()
+    seen = dict(line.split() for line in capfd.readouterr().out.splitlines())
+    assert set(seen) == {"GPU-gpu0", "GPU-gpu1"}
+    assert all(int(threads) >= 1 for threads in seen.values())
+
+
+def test_a_worker_that_does_not_stop_is_killed_when_its_time_is_over(runs: Callable[[str], None]) -> None:
+    runs(STUBBORN)
+    launcher = make("cpu", stop_s=0.5)
+    thread, codes = in_thread(launcher)
+    eventually(children)
+    launcher.stop()
+    thread.join(20)
+    assert codes == [0]
+    eventually(lambda: children() == [])
+
+
+def test_being_told_twice_means_at_once(runs: Callable[[str], None]) -> None:
+    runs(STUBBORN)
+    launcher = make("cpu", stop_s=600.0)
+    thread, codes = in_thread(launcher)
+    eventually(children)
+    launcher.stop()
+    launcher.stop()
+    thread.join(20)
+    assert codes == [0]
+    eventually(lambda: children() == [])
