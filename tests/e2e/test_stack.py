@@ -85,7 +85,14 @@ def programs(processes: list[psutil.Process]) -> set[str]:
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if _is_alive(process)]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_flower_shows_the_worker_to_whom_it_knows_and_nothing_to_others(fake_stack: RunningStack) -> None:
@@ -117,10 +124,11 @@ def test_a_killed_worker_is_started_again_and_serves(fake_stack: RunningStack) -
 
 def test_a_killed_launcher_takes_its_worker_with_it_and_both_are_started_again(fake_stack: RunningStack) -> None:
     (worker,) = fake_stack.worker_pids()
-    launcher = psutil.Process(worker).parent()
+    process = psutil.Process(worker)
+    launcher = process.parent()
     assert launcher is not None
     launcher.kill()
-    eventually(lambda: not psutil.pid_exists(worker), 20)
+    eventually(lambda: not _is_alive(process), 20)
     eventually(fake_stack.worker_pids, 20)
 
 
