@@ -3,11 +3,13 @@
 Owns the catalogue file that is given to stacks and engines under measurement.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
+from benchmarks.checkpoints import SHAPES, Shape
 from benchmarks.processes import BUILD
 
-__all__ = ["FAKE_SLOW", "FAKE_WIDE", "fake_cards"]
+__all__ = ["FAKE_SLOW", "FAKE_WIDE", "fake_cards", "shape_cards"]
 
 FAKE_WIDE, FAKE_SLOW = "fake-384", "fake-slow"
 
@@ -34,3 +36,25 @@ def fake_cards() -> Path:
     slow = _FAKE.format(name=FAKE_SLOW, dimension=64, knobs="latency_ms = 400")
     path.write_text(wide + slow)
     return path
+
+
+def shape_cards(folders: Mapping[str, Path]) -> Path:
+    """Write the catalogue with the checkpoints of `benchmarks.checkpoints` and return its path."""
+    path = (BUILD / "shape-cards.toml").absolute()
+    path.write_text("".join(_shape_card(shape, folders[shape.name]) for shape in SHAPES if shape.name in folders))
+    return path
+
+
+def _shape_card(shape: Shape, folder: Path) -> str:
+    reranks = shape.family == "cross-encoder"
+    rest = 'rerank_by = "cross-encoder"' if reranks else f'dimension = {shape.hidden}\npooling = "cls"'
+    return f"""
+[[models]]
+name = "{shape.name}"
+description = "Random weights, for benchmarks."
+source = "path:{folder}"
+family = "{shape.family}"
+capabilities = ["{"rerank" if reranks else "dense"}"]
+max_tokens = 512
+{rest}
+"""

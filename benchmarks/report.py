@@ -75,9 +75,10 @@ def write_docs(sheet: Sheet, machine: dict[str, Any], run: dict[str, Any]) -> No
 
 
 def _cells(sheet: Sheet, row: Row) -> tuple[str, ...]:
-    spread = (_number(min(row.samples)), _number(max(row.samples))) if len(row.samples) > 1 else ("", "")
+    median, *spread = (_number(value, row.unit) for value in (row.median, min(row.samples), max(row.samples)))
     note = f" ({row.note})" if row.note else ""
-    return (row.subject, row.metric + note, f"{_number(row.median)} {row.unit}", *spread, _ours(sheet, row))
+    shown = spread if len(row.samples) > 1 else ("", "")
+    return (row.subject, row.metric + note, f"{median} {row.unit}", *shown, _ours(sheet, row))
 
 
 def _ours(sheet: Sheet, row: Row) -> str:
@@ -90,7 +91,9 @@ def _ours(sheet: Sheet, row: Row) -> str:
     return f"{ratio:.2g}x" if ratio is not None and ratio < 10 else f"{ratio:.0f}x" if ratio else ""
 
 
-def _number(value: float) -> str:
+def _number(value: float, unit: str) -> str:
+    if unit == "cosine":
+        return f"{value:.7f}"
     if value == 0 or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) < 1 or abs(value) >= 100 else f"{value:.1f}"

@@ -3,6 +3,7 @@
 Owns the arithmetic of results. How they are shown is `benchmarks.report`, what they should be `benchmarks.goals`.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
@@ -60,8 +61,11 @@ class Sheet:
     def add(
         self, place: tuple[str, str], metric: str, value: float, unit: str, better: Better = "", note: str = ""
     ) -> None:  # - a row has six parts
-        """Add one sample; `place` is suite and subject."""
+        """Add one sample; `place` is suite and subject. What is not a number is written down as left out."""
         suite, subject = place
+        if not math.isfinite(value):
+            self.leave_out(f"{suite}, {subject}, {metric}", "too little happened to measure it")
+            return
         row = self._rows.setdefault((suite, subject, metric), Row(suite, subject, metric, unit, better, note=note))
         row.samples.append(float(value))
 

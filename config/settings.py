@@ -165,6 +165,10 @@ class Settings(BaseSettings):
     worker_stop_s: Seconds = Field(
         8.0, description="How long a worker may finish what it holds when it is stopped; then it is killed."
     )
+    lanes: bool = Field(
+        True,  # noqa: FBT003 - a field's default has no name
+        description="Interactive work goes ahead of bulk; false: one queue in the order of arrival, to compare with.",
+    )
     pass_timeout_s: Seconds = Field(120.0, description="A forward pass longer than this ends the worker.")
     engine_max_tokens: Count = Field(
         400_000, description="Tokens that may wait inside one worker before it stops taking requests."

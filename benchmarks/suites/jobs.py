@@ -130,8 +130,11 @@ def _measure_memory(bench: Bench, ours: Ours) -> None:
 
 
 def _measure_recovery(bench: Bench, ours: Ours) -> None:
-    """Seconds from SIGKILL of the worker to the first new claim of a chunk that it held."""
-    job = ours.submit(lines(repeat(bench.passages, 20 * 256)))
+    """Seconds from SIGKILL of the worker to the first new claim of a chunk that it held.
+
+    The slow fake model takes about a second for a chunk of short texts, as a real one would for passages.
+    """
+    job = ours.submit(lines(repeat(bench.corpus.queries, 60 * 256)))
     with Redis.from_url(ours.redis_url) as redis:
         store = JobStore(redis, Settings(_env_file=None, redis_url=ours.redis_url))
         held = _wait_for(lambda: {c.index for c in store.chunk_table(job["id"]) if c.state == "claimed"})

@@ -6,6 +6,7 @@ and meanings, is `tasks.engine`.
 
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Self
 
@@ -36,6 +37,7 @@ class DeviceEngine:
     def __init__(self, settings: Settings, models: Mapping[str, LoadedModel]) -> None:
         """Start the device's thread for the loaded models, by card name."""
         self._models = models
+        self._lanes = settings.lanes
         self._limits = _limits(settings, models)
         self._queue = WorkQueue(settings.engine_max_tokens, _WINDOW_PASSES * self._limits.batch_tokens)
         self._loop = DeviceLoop(self._queue, models, self._limits)
@@ -62,6 +64,8 @@ class DeviceEngine:
             raise ModelNotFound(f"this worker has no model {work.model}", param="model")
         if self._closed:
             raise EngineClosed("this worker is going away")
+        if not self._lanes:
+            work = replace(work, service=Service.BULK)
         request = admit(work, model)
         if request.rows:
             self._queue.put(request, self._retry_after_s)
