@@ -190,13 +190,13 @@ def expire_drafts(live: Services) -> None:
 
 @pytest.mark.parametrize("answer_lost", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("step", ["intake", "outputs"])
-def test_a_death_at_any_fifth_command_changes_nothing(
+def test_a_death_at_any_seventh_command_changes_nothing(
     client: FlaskClient, app_here: Flask, step: str, answer_lost: bool
 ) -> None:
     live = services_of(app_here)
     commands = commands_of(client, live, step)
     assert commands > 30
-    for at in range(1, commands, 5):
+    for at in range(1, commands, 7):
         die_and_recover(client, live, step, Death(at, answer_lost=answer_lost))
 
 
