@@ -19,7 +19,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.blobs import Blobs, open_blobs
 from tasks.celery import app, publisher
-from tasks.chunkwork import ChunkWork, Stopped
+from tasks.chunkwork import ChunkWork, Sharing, Stopped
 from tasks.claims import Claim, Completed, Completion, Ticket
 from tasks.engine import Engine, ItemError
 from tasks.errors import CapacityError, EngineClosed
@@ -27,7 +27,6 @@ from tasks.jobs import ChunkInput
 from tasks.lanes import Lane
 from tasks.ledger import Ledger
 from tasks.store import JobStore
-from tasks.turns import Turns
 
 __all__ = ["RUN_CHUNK", "WorkerContext", "publish_tickets", "reap", "run_chunk"]
 
@@ -47,15 +46,19 @@ class WorkerContext:
     engine: Engine
     settings: Settings
     worker_id: str
-    turns: Turns = field(default_factory=Turns)
+    sharing: Sharing = field(default_factory=Sharing)
 
 
 @app.task(name=RUN_CHUNK)  # type: ignore[untyped-decorator]  # Celery has no types
 def run_chunk(job_id: str, chunk: int) -> None:
     """Take the chunk that a ticket names and bring it to its end, or leave it to the reaper."""
     context: WorkerContext = app.twolane
+    pace = context.sharing.pace
+    if not pace.wait_until_moving(context.engine.progress, context.settings.ticket_timeout_s):
+        _log.warning("chunk %s of %s is left to others: the device seems to hang", chunk, job_id)
+        return
     try:
-        claim = context.store.claim(job_id, chunk, context.worker_id)
+        claim = context.store.claim(job_id, chunk, context.worker_id, pace.lease_s(context.settings))
         if claim.held:
             head = _settle(context, claim)
             publish_tickets(context.store, context.store.lane(job_id), head)
@@ -137,7 +140,7 @@ def _compute(context: WorkerContext, claim: Claim) -> Completion:
         return ledger.completion()
     before = context.blobs.get_result(claim.job_id, claim.chunk, claim.pointer) if claim.redo else None
     ledger = Ledger(claim, items, width, before)
-    ChunkWork(context.engine, context.store, context.turns, claim, items).compute(ledger)
+    ChunkWork(context.engine, context.store, context.sharing, claim, items).compute(ledger)
     return ledger.completion()
 
 

@@ -6,6 +6,7 @@ deaths (`lua/_job.lua`); the engine computes.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 from redis import RedisError
 
@@ -15,9 +16,10 @@ from tasks.errors import CapacityError, EngineClosed, TwolaneError
 from tasks.jobs import ChunkInput
 from tasks.leases import Leases
 from tasks.ledger import Ledger
+from tasks.pace import Pace, Silence
 from tasks.turns import Turns
 
-__all__ = ["ChunkWork", "Stopped"]
+__all__ = ["ChunkWork", "Sharing", "Stopped"]
 
 # A chunk that ended a worker is computed in at most so many steps: one item each, but for very large chunks.
 _CAREFUL_STEPS = 512
@@ -31,21 +33,30 @@ class Stopped(Exception):
     """The job is being cancelled or paused, or the claim is lost: the work has no use any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What the chunks of one worker have in common: turns on the device, and its pace."""
+
+    turns: Turns = field(default_factory=Turns)
+    pace: Pace = field(default_factory=Pace)
+
+
 class ChunkWork:
     """Computes the items of one claim.
 
     Args:
         engine: the worker's engine.
         store: where the claim is held.
-        turns: shared by all chunks of this worker.
+        sharing: what this worker's chunks have in common.
         claim: the claim.
         items: the texts.
     """
 
-    def __init__(self, engine: Engine, store: Leases, turns: Turns, claim: Claim, items: ChunkInput) -> None:
+    def __init__(self, engine: Engine, store: Leases, sharing: Sharing, claim: Claim, items: ChunkInput) -> None:
         self._engine = engine
         self._store = store
-        self._turns = turns
+        self._turns = sharing.turns
+        self._pace = sharing.pace
         self._claim = claim
         self._items = items
         self._step_s = store.settings.lease_s / _BEATS_PER_LEASE
@@ -72,7 +83,7 @@ class ChunkWork:
                     self._run_marked(ledger, positions)
 
     def _run_marked(self, ledger: Ledger, positions: Sequence[int]) -> None:
-        if self._store.mark(self._claim, positions):
+        if self._store.mark(self._claim, positions, self._lease_s):
             raise Stopped
         try:
             ledger.put(positions, self._run(positions))
@@ -86,14 +97,17 @@ class ChunkWork:
                 self._run_marked(ledger, [position])
 
     def _run(self, positions: Sequence[int]) -> Outcomes:
+        silence = Silence(self._pace, self._engine.progress())
         future = self._engine.submit(self._work(positions))
         try:
-            return self._wait(future)
+            return self._wait(future, silence)
         except Stopped:
             future.cancel()
+            if not silence.look(self._engine.progress()) and silence.lasts_s >= self._store.settings.lease_s:
+                self._pace.suspect(silence)
             raise
 
-    def _wait(self, future: Future[Outcomes]) -> Outcomes:
+    def _wait(self, future: Future[Outcomes], silence: Silence) -> Outcomes:
         while True:
             try:
                 return future.result(self._step_s)
@@ -101,6 +115,8 @@ class ChunkWork:
                 # The work itself may have ended with such an error.
                 if future.done():
                     return future.result()
+            finally:
+                silence.look(self._engine.progress())
             self._beat()
 
     def _beat(self) -> None:
@@ -110,11 +126,15 @@ class ChunkWork:
         """
         progress = self._engine.progress() - self._first_progress
         try:
-            stop = self._store.heartbeat(self._claim, progress)
+            stop = self._store.heartbeat(self._claim, progress, self._lease_s)
         except RedisError:
             return
         if stop:
             raise Stopped
+
+    @property
+    def _lease_s(self) -> float:
+        return self._pace.lease_s(self._store.settings)
 
     def _work(self, positions: Sequence[int]) -> Work:
         claim, items = self._claim, self._items

@@ -43,7 +43,6 @@ class Leases:
         self._scripts = Scripts(redis)
         self._lanes: dict[str, Lane] = {}
         self._ttl_ms = int(settings.job_ttl_s * 1000)
-        self._lease_ms = int(settings.lease_s * 1000)
 
     def dispatch(self, lane: Lane, head: str | None = None) -> list[Ticket]:
         """Give tickets to the jobs whose turn it is until the window is full, and return them for publication.
@@ -64,26 +63,33 @@ class Leases:
             head = next_head.decode()
         return tickets
 
-    def claim(self, job_id: str, chunk: int, worker_id: str) -> Claim:
-        """Take a chunk; the attempt is counted before anything is computed."""
+    def claim(self, job_id: str, chunk: int, worker_id: str, lease_s: float | None = None) -> Claim:
+        """Take a chunk; the attempt is counted before anything is computed.
+
+        Args:
+            job_id: the job.
+            chunk: number of the chunk.
+            worker_id: who takes it.
+            lease_s: how long the claim holds without a heartbeat; None: as the settings say.
+        """
         lane = self.lane(job_id)
         if lane is None:
             return Claim(ClaimCode.GONE, job_id, chunk)
         ceiling = self.settings.max_attempts * _CEILING_FACTOR
-        args = (chunk, worker_id, secrets.token_hex(4), self._lease_ms, ceiling)
+        args = (chunk, worker_id, secrets.token_hex(4), self._lease_ms(lease_s), ceiling)
         return read_claim(job_id, chunk, self._run("claim", job_id, lane, args))
 
-    def heartbeat(self, claim: Claim, progress: int) -> bool:
+    def heartbeat(self, claim: Claim, progress: int, lease_s: float | None = None) -> bool:
         """Renew the lease if `progress`, counted from the claim, has grown; return whether to stop."""
-        return self._answer(claim, "heartbeat", (claim.fence, progress, self._lease_ms)) != b"GO"
+        return self._answer(claim, "heartbeat", (claim.fence, progress, self._lease_ms(lease_s))) != b"GO"
 
-    def mark(self, claim: Claim, positions: Sequence[int]) -> bool:
+    def mark(self, claim: Claim, positions: Sequence[int], lease_s: float | None = None) -> bool:
         """Note which items the device gets next, so that they are known if it dies of them; return whether to stop.
 
         The items that were noted before count as survived. The lease is renewed.
         """
         noted = orjson.dumps(list(positions))
-        return self._answer(claim, "mark", (claim.fence, noted, self._lease_ms)) != b"GO"
+        return self._answer(claim, "mark", (claim.fence, noted, self._lease_ms(lease_s))) != b"GO"
 
     def complete(self, claim: Claim, completion: Completion, pointer: str = IN_REDIS) -> tuple[Completed, str]:
         """Store the result and count it once; return what became of it, and the job whose turn is next.
@@ -136,6 +142,9 @@ class Leases:
         return lane
 
     # -- one script each
+
+    def _lease_ms(self, lease_s: float | None) -> int:
+        return int((self.settings.lease_s if lease_s is None else lease_s) * 1000)
 
     def _run(
         self,

@@ -3,6 +3,7 @@
 A worker's death is an exception that nothing in the product catches: what follows it does not run, as after kill -9.
 """
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
 
@@ -17,6 +18,7 @@ from tasks.celery import app, publisher
 from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed, ItemFailed, ModelNotFound
 from tasks.jobs import Counts, JobState
+from tasks.pace import Pace, Silence
 from tasks.store import JobStore
 from tests.echo_engine import echo
 from tests.job_maker import LANE, audit, make_overdue, outlive_restart_grace, submit, take_tickets
@@ -261,6 +263,52 @@ def test_a_job_that_is_cancelled_while_it_is_computed_stops(
     run_chunk(job.id, 0)
     assert held.cancelled()
     assert audit(store, blobs, job.id).state is JobState.CANCELLED
+
+
+def test_a_device_that_hangs_loses_its_claim_and_takes_no_other_chunk_until_it_moves(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine, settings: Settings
+) -> None:
+    impatient = settings.model_copy(update={"lease_s": 0.2, "ticket_timeout_s": 0.2})
+    hasty = JobStore(store.redis, impatient)
+    app.twolane = WorkerContext(hasty, blobs, engine, impatient, "this process")
+    job = submit(store, blobs, ["a", "b", "c"])
+    hasty.dispatch(LANE)
+    compute = engine.submit
+    engine.submit = lambda work: Future()  # type: ignore[method-assign]
+    stop = threading.Event()
+    reaper = threading.Thread(target=lambda: [store.reap(LANE) for _ in iter(lambda: stop.wait(0.02), True)])
+    reaper.start()
+    try:
+        run_chunk(job.id, 0)
+        hung = store.chunk_table(job.id)[0]  # taken back, and announced again
+        assert (hung.state, hung.attempts) == ("ticket", 1)
+        run_chunk(job.id, 1)
+        assert store.chunk_table(job.id)[1].attempts == 0
+    finally:
+        stop.set()
+        reaper.join()
+    engine.submit = compute  # type: ignore[method-assign]
+    engine.passes += 1
+    app.twolane = WorkerContext(store, blobs, engine, settings, "this process", app.twolane.sharing)
+    work(store)
+    store.redis.zadd(keys.lane_inflight(LANE), {f"{job.id}:1": 1}, xx=True)
+    bulk.reap(store, LANE)
+    work(store)
+    assert audit(store, blobs, job.id).counts == Counts(3, 3)
+
+
+def test_the_lease_grows_with_the_slowest_pass(settings: Settings) -> None:
+    pace = Pace()
+    assert pace.lease_s(settings) == settings.lease_s
+    pace.learn(5.0)
+    assert pace.lease_s(settings) == 10.0
+    pace.learn(10**6)
+    assert pace.lease_s(settings) == settings.lease_s + settings.pass_timeout_s
+    assert pace.wait_until_moving(lambda: 0, 0)
+    pace.suspect(Silence(pace, 7))
+    assert not pace.wait_until_moving(lambda: 7, 0)
+    assert pace.wait_until_moving(lambda: 8, 0)
+    assert pace.wait_until_moving(lambda: 8, 0)
 
 
 def test_a_deleted_job_leaves_nothing_to_the_worker_that_still_computes_it(

@@ -27,6 +27,7 @@ from tasks.celery import publisher
 from tasks.jobs import Counts, JobState
 from tasks.store import JobStore
 from tests.job_maker import LANE, audit, submit
+from workers.engine.watchdog import EXIT_STATUS as EXIT_HUNG
 
 ROOT = Path(__file__).parents[2]
 CARD = """
@@ -38,7 +39,7 @@ backend = "fake"
 capabilities = ["dense"]
 dimension = 8
 max_tokens = 512
-knobs = { latency_ms = 40, exit_on = "EXIT", segfault_on = "SEGFAULT" }
+knobs = { latency_ms = 40, exit_on = "EXIT", segfault_on = "SEGFAULT", hang_on = "HANG" }
 """
 
 
@@ -52,6 +53,7 @@ class Worker:
             "TWOLANE_MODELS": "fake",
             "TWOLANE_CATALOG_FILE": str(settings.catalog_file),
             "TWOLANE_LEASE_S": str(settings.lease_s),
+            "TWOLANE_PASS_TIMEOUT_S": str(settings.pass_timeout_s),
             "TWOLANE_TICKET_TIMEOUT_S": str(settings.ticket_timeout_s),
             "PYTHONPATH": str(ROOT),
         }
@@ -84,7 +86,9 @@ class Worker:
 def settings(settings: Settings, tmp_path: Path) -> Settings:
     catalog = tmp_path / "models.toml"
     catalog.write_text(CARD)
-    return settings.model_copy(update={"catalog_file": catalog, "lease_s": 2.0, "ticket_timeout_s": 2.0})
+    return settings.model_copy(
+        update={"catalog_file": catalog, "lease_s": 2.0, "ticket_timeout_s": 2.0, "pass_timeout_s": 5.0}
+    )
 
 
 @pytest.fixture
@@ -159,7 +163,12 @@ def error_codes(store: JobStore, blobs: Blobs, job_id: str) -> dict[int, str]:
 
 
 @pytest.mark.parametrize(
-    ("marker", "code"), [("EXIT", 3), pytest.param("SEGFAULT", -signal.SIGSEGV, marks=pytest.mark.slow)]
+    ("marker", "code"),
+    [
+        ("EXIT", 3),
+        pytest.param("SEGFAULT", -signal.SIGSEGV, marks=pytest.mark.slow),
+        pytest.param("HANG", EXIT_HUNG, marks=pytest.mark.slow),
+    ],
 )
 def test_a_text_that_ends_the_process_costs_three_processes_and_one_item(
     store: JobStore, blobs: Blobs, start: Callable[[], Worker], marker: str, code: int
