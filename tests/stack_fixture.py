@@ -74,7 +74,9 @@ def running_stack(folder: Path, models: str, **settings: str) -> Iterator[Runnin
     folder.mkdir(parents=True, exist_ok=True)
     with EmbeddedServer(folder / "server") as server:
         port, flower_port = free_port(), free_port()
-        settings = {"port": str(port), "flower_port": str(flower_port), "models": models, **settings}
+        # Exported models are keyed by their content, so all tests and `make demo` may share them.
+        shared = {"models_dir": str(ROOT / "data" / "models")}
+        settings = {"port": str(port), "flower_port": str(flower_port), "models": models, **shared, **settings}
         settings |= {"redis_url": server.url, "data_dir": str(folder / "data")}
         log = folder / "stack.log"
         with log.open("wb") as output:

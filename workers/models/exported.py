@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from config.catalog import ModelCard
+from config.processes import tied_to_parent
 from tasks.errors import ConfigError
 from workers.models.export import MODEL, TOKENIZER, TRAITS
 from workers.models.fetch import locked
@@ -73,7 +74,11 @@ def _build(card: ModelCard, folder: Path, target: Path) -> None:
         log.warning("%s: the exported model in %s is broken and is built again", card.name, target)
         shutil.rmtree(target)
     log.info("%s: exporting to OpenVINO, once", card.name)
-    draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=target.parent))
+    prefix = f".draft-{target.name}-"
+    # We hold the lock, so these were left by workers that were killed.
+    for orphan in target.parent.glob(f"{prefix}*"):
+        shutil.rmtree(orphan, ignore_errors=True)
+    draft = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
         _export_in_child(card, folder, draft)
         (draft / _SEAL).write_text(json.dumps(_digests(draft)), "utf-8")
@@ -85,7 +90,14 @@ def _build(card: ModelCard, folder: Path, target: Path) -> None:
 def _export_in_child(card: ModelCard, folder: Path, draft: Path) -> None:
     command = [sys.executable, "-m", "workers.models.export", card.model_dump_json(), str(folder), str(draft)]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        preexec_fn=tied_to_parent(),
+    )
     if done.returncode != 0:
         reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         raise ConfigError(f"model {card.name}: cannot be exported to OpenVINO: {reason}")

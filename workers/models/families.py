@@ -44,6 +44,8 @@ def transformer(flag: Any) -> Any:
 
 def wrap(flag: Any, card: ModelCard, pooling: str) -> torch.nn.Module:
     """Return one module from ids to vectors or scores, in evaluation mode."""
+    # A decoder would keep keys and values for a next token that never comes.
+    transformer(flag).config.use_cache = False
     module = Scorer(flag) if card.family == "cross-encoder" else Embedder(flag, pooling, normalize=card.normalize)
     return module.eval().requires_grad_(requires_grad=False)
 

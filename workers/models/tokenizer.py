@@ -80,7 +80,7 @@ class FastTokenizer:
     def encode_pairs(self, queries: Sequence[str], texts: Sequence[str], truncate: Truncate) -> list[Encoded]:
         """See `TextTokenizer.encode_pairs`."""
         share, whole = _QUERY_SHARE
-        most = self._pair_room * share // whole
+        most = min(self.max_tokens * share // whole, self._pair_room)
         unique = list(dict.fromkeys(queries))
         heads: dict[str, tuple[Any, bool]] = {}
         for query, (part, shortened) in zip(unique, self._split(unique, most, "end"), strict=True):

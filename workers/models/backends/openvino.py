@@ -1,4 +1,4 @@
-"""The OpenVINO backend: encoders and cross-encoders on a CPU, in bfloat16 where the CPU has it.
+"""The OpenVINO backend: every family on a CPU, in bfloat16 where the CPU has it.
 
 Owns how a batch is spread over the cores. Measured on two cores with MiniLM: two streams of one thread each compute
 10-16% more tokens per second than one stream of two threads, provided that both get the same share; one short row is

@@ -1,0 +1,84 @@
+"""Tiny random checkpoints of each model family, written as their real ones are, to be loaded by the real code."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+    XLMRobertaModel,
+)
+
+__all__ = ["FAMILIES", "WORDS", "make_checkpoint"]
+
+WORDS = [f"w{at}" for at in range(300)]
+_SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+_XLMR = {"max_position_embeddings": 130, "type_vocab_size": 1, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+FAMILIES = ("bert", "xlmr-reranker", "bert-reranker", "bge-m3", "qwen3")
+
+
+def make_checkpoint(family: str, folder: Path) -> dict[str, Any]:
+    """Write a checkpoint and return the fields of a card for it."""
+    torch.manual_seed(0)
+    like_bert = family.startswith("bert")
+    tokenizer = _tokenizer("bert" if like_bert else "qwen3" if family == "qwen3" else "xlmr")
+    tokenizer.save_pretrained(folder)
+    _model(family, len(tokenizer)).save_pretrained(folder)
+    if family == "bge-m3":
+        torch.save(torch.nn.Linear(64, 64).state_dict(), folder / "colbert_linear.pt")
+        torch.save(torch.nn.Linear(64, 1).state_dict(), folder / "sparse_linear.pt")
+    return {"name": family, "source": f"path:{folder}", "max_tokens": 128, **_fields(family)}
+
+
+def _fields(family: str) -> dict[str, Any]:
+    if family.endswith("reranker"):
+        return {"family": "cross-encoder", "capabilities": ("rerank",), "rerank_by": "cross-encoder"}
+    dense = {"capabilities": ("dense", "rerank"), "rerank_by": "similarity", "dimension": 64}
+    kinds = {"bert": ("encoder", "cls"), "bge-m3": ("bge-m3", "cls"), "qwen3": ("decoder", "last_token")}
+    kind, pooling = kinds[family]
+    return {"family": kind, "pooling": pooling, **dense}
+
+
+def _model(family: str, size: int) -> Any:
+    # A wide start makes random models react to their input; with the usual 0.02 all texts look alike.
+    shape: dict[str, Any] = {**_SHAPE, "vocab_size": size, "initializer_range": 0.3}
+    if family == "bert":
+        return BertModel(BertConfig(**shape, max_position_embeddings=128))
+    if family == "bert-reranker":
+        return BertForSequenceClassification(BertConfig(**shape, max_position_embeddings=128, num_labels=1))
+    if family == "xlmr-reranker":
+        return XLMRobertaForSequenceClassification(XLMRobertaConfig(**shape, **_XLMR, num_labels=1))
+    if family == "bge-m3":
+        return XLMRobertaModel(XLMRobertaConfig(**shape, **_XLMR))
+    more = {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 512, "eos_token_id": 1}
+    return Qwen3Model(Qwen3Config(**shape, **more, pad_token_id=0))
+
+
+def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    special = {
+        "bert": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+        "xlmr": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+        "qwen3": {"pad_token": "<pad>", "eos_token": "<end>", "unk_token": "<unk>"},
+    }[kind]
+    vocabulary = {word: at for at, word in enumerate([*special.values(), *WORDS])}
+    fast = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
+    fast.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    single, pair = {
+        "bert": ("[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"),
+        "xlmr": ("<s> $A </s>", "<s> $A </s> </s> $B </s>"),
+        "qwen3": ("$A <end>", "$A $B:1 <end>:1"),
+    }[kind]
+    used = [(token, at) for token, at in vocabulary.items() if token in single.split()]
+    fast.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=used)
+    if kind == "xlmr":
+        special |= {"cls_token": "<s>", "sep_token": "</s>"}
+    names = ["input_ids", "token_type_ids", "attention_mask"] if kind == "bert" else ["input_ids", "attention_mask"]
+    return PreTrainedTokenizerFast(tokenizer_object=fast, model_input_names=names, **special)
