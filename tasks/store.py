@@ -40,20 +40,19 @@ class JobStore(Leases):
 
     # -- create
 
-    def check_room(self, size_bytes: int, new_bytes: int | None = None) -> None:
-        """Raise unless so many bytes may be stored now; to be asked while an upload streams in.
+    def check_room(self, size_bytes: int, new_bytes: int = 0) -> None:
+        """Raise unless the store has room; to be asked while an upload streams in.
 
         Args:
-            size_bytes: size of the whole job, inputs and results.
-            new_bytes: how many of them are still to come; None all.
+            size_bytes: size of the whole job, as far as it is known.
+            new_bytes: how many of them are still to come; what is stored already counts as used.
 
         Raises:
             TooLarge: the store can never hold so much.
             StoreFull: not now.
         """
         reserved = [keys.store_reserved(), keys.store_reserved_until()]
-        coming = size_bytes if new_bytes is None else new_bytes
-        _refuse(self._scripts.call("room", reserved, [self.settings.store_max_bytes, size_bytes, coming]))
+        _refuse(self._scripts.call("room", reserved, [self.settings.store_max_bytes, size_bytes, new_bytes]))
 
     def find(self, tenant: str, idempotency: Idempotency) -> Job | None:
         """Return the job that the key stands for, if any.

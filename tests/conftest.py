@@ -8,6 +8,8 @@ from redis import Redis
 
 from config.settings import Settings
 from stack.server import EmbeddedServer
+from tasks.blobs import Blobs, open_blobs
+from tasks.store import JobStore
 from tests.stack_fixture import RunningStack, running_stack
 
 
@@ -37,6 +39,18 @@ def redis(redis_url: str) -> Iterator[Redis]:
 def settings(redis_url: str, tmp_path: Path) -> Settings:
     """Settings of a stack that uses the session's server, with the fake model."""
     return Settings(_env_file=None, redis_url=redis_url, data_dir=tmp_path / "data", port=0, models=("fake",))
+
+
+@pytest.fixture
+def store(redis: Redis, settings: Settings) -> JobStore:
+    """The job store on the emptied server."""
+    return JobStore(redis, settings)
+
+
+@pytest.fixture
+def blobs(redis: Redis, settings: Settings) -> Blobs:
+    """The blobs that go with it."""
+    return open_blobs(redis, settings)
 
 
 @pytest.fixture(scope="session")

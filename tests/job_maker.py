@@ -20,7 +20,18 @@ from tasks.lanes import Lane, Service
 from tasks.ledger import pack_outcomes
 from tasks.store import JobStore
 
-__all__ = ["LANE", "audit", "make_completion", "make_overdue", "outlive_restart_grace", "submit", "take_tickets"]
+__all__ = [
+    "LANE",
+    "assert_expiry",
+    "audit",
+    "make_completion",
+    "make_overdue",
+    "outlive_restart_grace",
+    "run_out",
+    "submit",
+    "take_tickets",
+    "work_off",
+]
 
 LANE = Lane("fake", Service.BULK)
 
@@ -76,6 +87,29 @@ def take_tickets(redis: Redis) -> list[tuple[str, int]]:
         (job_id, chunk), _, _ = orjson.loads(base64.b64decode(orjson.loads(message)["body"]))
         found.append((job_id, chunk))
     return found
+
+
+def run_out(store: JobStore) -> None:
+    """Work until nothing has a turn any more."""
+    while tickets := store.dispatch(LANE):
+        for ticket in tickets:
+            claim = store.claim(ticket.job_id, ticket.chunk, "w")
+            store.complete(claim, make_completion(claim))
+
+
+def work_off(store: JobStore, chunks: int) -> list[str]:
+    """Complete so many chunks in the order of their tickets, refilling the window; return their jobs."""
+    queue = [(entry.decode().rsplit(":", 1)) for entry in store.redis.zrange(keys.lane_inflight(LANE), 0, -1)]
+    served = []
+    for _ in range(chunks):
+        queue += [[ticket.job_id, str(ticket.chunk)] for ticket in store.dispatch(LANE)]
+        if not queue:
+            break
+        job_id, number = queue.pop(0)
+        claim = store.claim(job_id, int(number), "w")
+        store.complete(claim, make_completion(claim))
+        served.append(job_id)
+    return served
 
 
 def audit(store: JobStore, blobs: Blobs, job_id: str) -> Job:

@@ -25,16 +25,6 @@ def settings(settings: Settings, folder: Path) -> Settings:
     return settings.model_copy(update={"results_url": f"file://{folder}", "results_inline_bytes": 100, "lease_s": 1.0})
 
 
-@pytest.fixture
-def store(redis: Redis, settings: Settings) -> JobStore:
-    return JobStore(redis, settings)
-
-
-@pytest.fixture
-def blobs(redis: Redis, settings: Settings) -> Blobs:
-    return open_blobs(redis, settings)
-
-
 def compute(store: JobStore, blobs: Blobs) -> None:
     for ticket in store.dispatch(LANE):
         claim = store.claim(ticket.job_id, ticket.chunk, "w")

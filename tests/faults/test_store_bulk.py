@@ -12,7 +12,7 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import bulk, frames, keys
-from tasks.blobs import Blobs, open_blobs
+from tasks.blobs import Blobs
 from tasks.bulk import WorkerContext, publish_tickets, run_chunk
 from tasks.celery import app, publisher
 from tasks.engine import Outcomes, Work
@@ -64,16 +64,6 @@ class Engine:
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     return settings.model_copy(update={"lease_s": 1.0})
-
-
-@pytest.fixture
-def store(redis: Redis, settings: Settings) -> JobStore:
-    return JobStore(redis, settings)
-
-
-@pytest.fixture
-def blobs(redis: Redis, settings: Settings) -> Blobs:
-    return open_blobs(redis, settings)
 
 
 @pytest.fixture

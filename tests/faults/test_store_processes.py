@@ -99,11 +99,6 @@ def store(redis: Redis, settings: Settings) -> Iterator[JobStore]:
 
 
 @pytest.fixture
-def blobs(redis: Redis, settings: Settings) -> Blobs:
-    return open_blobs(redis, settings)
-
-
-@pytest.fixture
 def start(settings: Settings, tmp_path: Path) -> Iterator[Callable[[], Worker]]:
     """Starts workers and ends them all after the test."""
     workers: list[Worker] = []

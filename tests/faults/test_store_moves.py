@@ -1,0 +1,216 @@
+"""What a user may do with a job and read of it, on a real server."""
+
+import threading
+
+import orjson
+import pytest
+
+from config.settings import Settings
+from tasks import keys
+from tasks.blobs import Blobs
+from tasks.claims import ClaimCode, Completed
+from tasks.errors import Conflict, NotFound
+from tasks.jobs import Counts, JobState
+from tasks.store import JobStore
+from tests.job_maker import (
+    LANE,
+    audit,
+    make_completion,
+    make_overdue,
+    outlive_restart_grace,
+    run_out,
+    submit,
+    work_off,
+)
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"lease_s": 1.0, "window": 3})
+
+
+# -- moves of a user
+
+
+def test_cancelling_drops_what_waits_and_keeps_what_is_done(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"] * 20)
+    store.dispatch(LANE)
+    done, held = store.claim(job.id, 0, "w"), store.claim(job.id, 1, "w")
+    store.complete(done, make_completion(done))
+    assert store.cancel(job.id).state is JobState.CANCELLING
+    assert store.cancel(job.id).state is JobState.CANCELLING
+    assert store.dispatch(LANE) == []
+    store.release(held)
+    cancelled = audit(store, blobs, job.id)
+    assert (cancelled.state, cancelled.counts) == (JobState.CANCELLED, Counts(20, 2))
+    assert [chunk.state for chunk in store.chunk_table(job.id)] == ["done"] + ["dropped"] * 9
+    assert store.cancel(job.id) == cancelled
+
+
+def test_a_claim_may_finish_while_its_job_is_cancelled(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"] * 20)
+    store.dispatch(LANE)
+    claim = store.claim(job.id, 0, "w")
+    store.cancel(job.id)
+    assert store.complete(claim, make_completion(claim))[0] is Completed.OK
+    assert audit(store, blobs, job.id).counts == Counts(20, 2)
+
+
+def test_a_job_whose_workers_are_all_dead_is_cancelled_when_their_leases_have_run_out(
+    store: JobStore, blobs: Blobs, settings: Settings
+) -> None:
+    outlive_restart_grace(store.redis, settings)
+    job = submit(store, blobs, ["x"])
+    store.dispatch(LANE)
+    store.claim(job.id, 0, "w")
+    assert store.cancel(job.id).state is JobState.CANCELLING
+    make_overdue(store.redis, job.id, 0)
+    # Nobody reaps; reading the job is enough.
+    assert store.get(job.id).state is JobState.CANCELLED
+
+
+def test_an_ended_job_cannot_be_moved(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"])
+    run_out(store)
+    for move in (store.cancel, store.pause, store.resume, store.retry_failed):
+        with pytest.raises(Conflict):
+            move(job.id)
+
+
+def test_a_paused_job_lets_others_pass_and_goes_on_where_it_was(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"] * 8)
+    store.dispatch(LANE)
+    claim = store.claim(job.id, 0, "w")
+    assert store.pause(job.id).state is JobState.PAUSED
+    other = submit(store, blobs, ["y"])
+    assert [ticket.job_id for ticket in store.dispatch(LANE)] == [other.id]
+    assert store.claim(job.id, 1, "w").code is ClaimCode.STOP
+    store.release(claim)
+    assert store.resume(job.id).state is JobState.RUNNING
+    assert [ticket.chunk for ticket in store.dispatch(LANE)] == [0, 1]
+    assert store.claim(job.id, 0, "w").attempt == 1
+    store.cancel(job.id)
+
+
+def test_a_job_ends_at_its_deadline(store: JobStore, blobs: Blobs, settings: Settings) -> None:
+    job = submit(store, blobs, ["x"] * 8, deadline_in_s=0.001)
+    ended = store.wait(job.id, "default", job.version, 5)
+    assert ended.state is JobState.EXPIRED
+    audit(store, blobs, job.id)
+
+
+def test_the_reaper_ends_a_job_at_its_deadline_when_its_claims_are_over(
+    store: JobStore, blobs: Blobs, settings: Settings
+) -> None:
+    outlive_restart_grace(store.redis, settings)
+    job = submit(store, blobs, ["x"] * 8, deadline_in_s=1000)
+    store.dispatch(LANE)
+    claim = store.claim(job.id, 0, "w")
+    store.redis.hset(keys.job(job.id), "deadline_ms", 1)
+    store.redis.zadd(keys.lane_deadlines(LANE), {job.id: 1})
+    store.reap(LANE)
+    assert store.heartbeat(claim, 1) is True
+    store.complete(claim, make_completion(claim))
+    assert audit(store, blobs, job.id).state is JobState.EXPIRED
+
+
+def test_only_the_failed_items_are_computed_again(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"] * 6)
+    claims = [store.claim(job.id, ticket.chunk, "w") for ticket in store.dispatch(LANE)]
+    for claim in claims:
+        store.complete(claim, make_completion(claim, failed=1 if claim.chunk == 1 else 0))
+    assert store.get(job.id).counts == Counts(6, 5, 1)
+    again = store.retry_failed(job.id)
+    assert (again.state, again.counts) == (JobState.RUNNING, Counts(6, 5, 0))
+    # A message from before the retry must not pass for its result.
+    assert store.complete(claims[1], make_completion(claims[1]))[0] is Completed.DUP
+    assert [ticket.chunk for ticket in store.dispatch(LANE)] == [1]
+    claim = store.claim(job.id, 1, "w")
+    assert (claim.redo, claim.attempt, claim.pointer) == (True, 1, "redis")
+    repeat = make_completion(claim)
+    store.complete(claim, type(repeat)(1, 0, 0, 3, repeat.frame, ""))
+    assert audit(store, blobs, job.id).counts == Counts(6, 6, 0)
+
+
+def test_a_retry_that_is_cancelled_leaves_the_job_as_it_was(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"] * 6)
+    for ticket in store.dispatch(LANE):
+        claim = store.claim(job.id, ticket.chunk, "w")
+        store.complete(claim, make_completion(claim, failed=1))
+    store.retry_failed(job.id)
+    store.dispatch(LANE)
+    claim = store.claim(job.id, 0, "w")
+    store.cancel(job.id)
+    store.release(claim)
+    assert audit(store, blobs, job.id).counts == Counts(6, 3, 3)
+
+
+def test_a_deleted_job_is_gone_for_everybody(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"] * 8, result_bytes=100, deadline_in_s=100)
+    store.dispatch(LANE)
+    claim, held = store.claim(job.id, 0, "w"), store.claim(job.id, 1, "w")
+    store.complete(claim, make_completion(claim))
+    blobs.delete(job.id, store.delete(job.id).chunks)
+    with pytest.raises(NotFound):
+        store.get(job.id)
+    assert store.heartbeat(held, 1) is True
+    assert store.complete(held, make_completion(held))[0] is Completed.GONE
+    assert store.redis.keys(f"*{job.id}*") == []
+    assert store.redis.zcard(keys.lane_inflight(LANE)) == 0
+    assert store.list("default") == []
+    assert store.redis.hget(keys.store_reserved(), job.id) is None
+
+
+# -- read
+
+
+def test_another_tenants_job_is_not_found(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"], tenant="one")
+    assert store.get(job.id, "one").tenant == "one"
+    for read in (store.get, store.cancel, store.pause, store.resume, store.retry_failed, store.delete):
+        with pytest.raises(NotFound):
+            read(job.id, "other")
+    assert store.list("other") == []
+
+
+def test_jobs_are_listed_newest_first_in_pages_without_the_expired(store: JobStore, blobs: Blobs) -> None:
+    jobs = [submit(store, blobs, ["x"], id=f"job_{number}") for number in range(5)]
+    store.redis.delete(keys.job(jobs[2].id))
+    store.cancel(jobs[1].id)
+    assert [job.id for job in store.list("default", limit=2)] == ["job_4", "job_3"]
+    assert [job.id for job in store.list("default", limit=9, after="job_3")] == ["job_1", "job_0"]
+    assert [job.id for job in store.list("default", states={JobState.CANCELLED})] == ["job_1"]
+    assert store.redis.zscore(keys.tenant_jobs("default"), "job_2") is None
+
+
+def test_a_reader_that_waits_is_woken_by_the_next_change(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"])
+    seen: list[JobState] = []
+    reader = threading.Thread(target=lambda: seen.append(store.wait(job.id, "default", job.version, 30).state))
+    reader.start()
+    store.cancel(job.id)
+    reader.join(10)
+    assert seen == [JobState.CANCELLED]
+    assert store.wait(job.id, "default", 10**6, 30).state is JobState.CANCELLED  # an ended job changes no more
+
+
+def test_progress_tells_speed_time_left_and_place_in_the_queue(store: JobStore, blobs: Blobs) -> None:
+    job, behind = submit(store, blobs, ["x"] * 20), submit(store, blobs, ["y"] * 20)
+    assert store.progress(job).tokens_per_s is None
+    assert {store.progress(job).position, store.progress(behind).position} == {0, 1}
+    work_off(store, 6)
+    progress = store.progress(store.get(job.id))
+    assert progress.tokens_per_s is not None
+    assert progress.eta_s is not None
+    assert progress.tokens_per_s > 0
+    assert progress.eta_s > 0
+
+
+def test_the_chunk_table_is_read_in_parts(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"] * 7)
+    assert [chunk.start for chunk in store.chunk_table(job.id)] == [0, 2, 4, 6]
+    assert [chunk.start for chunk in store.chunk_table(job.id, 1, 2)] == [2, 4]
+    assert store.chunk_table(job.id, 4, 2) == []
+    with pytest.raises(NotFound):
+        store.chunk_table("job_never")
+    assert orjson.loads(store.redis.hget(keys.job_chunks(job.id), "3"))["items"] == 1
