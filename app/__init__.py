@@ -9,8 +9,9 @@ from app.compression import install_compression
 from app.errors import install_errors
 from app.job_schemas import JobRequest, ResultPage
 from app.limits import Limiter, limit
+from app.metrics import Metrics, install_metrics
 from app.openapi import Api, register_schema
-from app.routes import batches, console, embeddings, files, job_events, job_results, jobs, models, ops, rerank
+from app.routes import batches, console, embeddings, files, job_events, job_results, jobs, metrics, models, ops, rerank
 from app.services import build_services, install_services
 from app.stalls import StallWatch
 from app.tracing import install_tracing
@@ -31,6 +32,7 @@ def create_app(settings: Settings) -> Flask:
     app.config["STALLS"] = StallWatch(settings.body_timeout_s)
     live = build_services(settings)
     install_services(app, live)
+    install_metrics(app, Metrics(live))
     install_errors(app)
     install_tracing(app)
     install_compression(app)
@@ -40,6 +42,7 @@ def create_app(settings: Settings) -> Flask:
     for front_door in (embeddings, rerank, jobs, job_results, job_events, files, batches, models, ops):
         app.register_api(front_door.blueprint)
     app.register_blueprint(console.blueprint)
+    app.register_blueprint(metrics.blueprint)
     for model in (JobRequest, ResultPage):
         register_schema(app, model)
     return app

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from flask import Flask, Response
+from flask import Flask, Response, g, has_app_context
 from flask_openapi3.types import ResponseDict
 from pydantic import BaseModel, ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
@@ -154,6 +154,8 @@ def render_error(error: TwolaneError) -> Response:
     """Return the answer for one of our own errors."""
     status = status_of(type(error))
     response = _respond(status, error.message, param=getattr(error, "param", None), code=error.code)
+    if has_app_context():
+        g.error_code = error.code  # counted with the answer, see `app.metrics`
     if isinstance(error, CapacityError | EngineClosed):
         response.headers["Retry-After"] = str(_whole_seconds(getattr(error, "retry_after_s", 1.0)))
     if isinstance(error, AuthenticationError):

@@ -17,7 +17,7 @@ __all__ = ["RequestIdFilter", "current_request_id", "install_tracing"]
 _log = logging.getLogger(__name__)
 _request_id: ContextVar[str] = ContextVar("twolane_request_id", default="")
 # Asked every few seconds by machines. "Not ready yet" is an answer, too: seen only when they break.
-_PROBES = frozenset({"/livez", "/readyz", "/health"})
+_PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 # A foreign id goes into our logs and headers: only what can neither break a line nor a header.
 _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,127}")
 

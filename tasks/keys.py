@@ -19,6 +19,7 @@ __all__ = [
     "lane_deadlines",
     "lane_inflight",
     "lane_load",
+    "lane_messages",
     "lane_ready",
     "lane_requests",
     "lane_workers",
@@ -95,6 +96,11 @@ def lane_load(lane: Lane) -> str:
     return f"{_PREFIX}:lane:{lane.queue}:load"
 
 
+def lane_messages(lane: Lane) -> str:
+    """List: Celery's messages of a bulk lane, in Celery's own format."""
+    return f"{BROKER_PREFIX}{lane.queue}"
+
+
 def lane_workers(model: str) -> str:
     """Sorted set: ready workers of a model, by the time (ms) at which they count as gone."""
     return f"{_PREFIX}:workers:{model}"
@@ -143,6 +149,11 @@ def store_sweep() -> str:
 def store_uploads() -> str:
     """Sorted set: ids whose inputs are being stored and that are no jobs yet, by the time (ms) of the last one."""
     return f"{_PREFIX}:store:uploads"
+
+
+def webhooks_due() -> str:
+    """Sorted set: jobs whose end a webhook has to be told of, by the time (ms) of the next attempt."""
+    return f"{_PREFIX}:webhooks:due"
 
 
 def tenant_queued(tenant: str) -> str:

@@ -1,0 +1,168 @@
+"""What stands in the store at a moment, for those who watch: depth and age of the lanes, jobs that have not ended.
+
+Owns the reading only. Nothing here changes the store or blocks it: many small reads, each a snapshot of its own, so the
+numbers of one reading may be some milliseconds apart.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from redis import Redis
+
+from config.settings import Settings
+from tasks import keys
+from tasks.lanes import Lane, Service
+
+__all__ = ["LaneReading", "Reading", "read_store"]
+
+_PER_TRIP = 1000
+# A watcher must not cost more than it is worth: beyond so many unfinished jobs the rest is not looked at.
+_MOST_JOBS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class LaneReading:
+    """One lane.
+
+    Attributes:
+        requests: requests of the synchronous hop that wait in its list.
+        tokens: estimated tokens that wait: in that list and, in a bulk lane, in chunks that are not done.
+        jobs_ready: jobs that have chunks without a ticket.
+        tickets: chunks that were published and are not claimed.
+        claims: chunks that a worker holds.
+        messages: Celery messages in the queue; copies and lost ones make it differ from `tickets`.
+        oldest_ticket_s: time since the oldest of the tickets was first published; after 5 min a lower bound.
+    """
+
+    lane: Lane
+    requests: int = 0
+    tokens: int = 0
+    jobs_ready: int = 0
+    tickets: int = 0
+    claims: int = 0
+    messages: int = 0
+    oldest_ticket_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The whole store."""
+
+    lanes: Sequence[LaneReading]
+    jobs: Mapping[str, int] = field(default_factory=dict)
+    memory_bytes: int = 0
+    memory_limit_bytes: int = 0
+    reserved_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Raw:
+    """What the first trip brings of one lane."""
+
+    requests: int
+    tokens: int
+    ready: list[bytes]
+    in_flight: list[tuple[bytes, float]]
+    messages: int
+
+
+def read_store(redis: Redis, settings: Settings, models: Iterable[str]) -> Reading:
+    """Read both lanes of the models (slugs), and what they share.
+
+    Raises:
+        redis.RedisError: the store does not answer.
+    """
+    lanes = [Lane(model, service) for model in models for service in (Service.INTERACTIVE, Service.BULK)]
+    raw, (now_s, memory, reserved, holders) = _read_lanes(redis, lanes)
+    jobs = _read_jobs(redis, _job_ids(raw, holders))
+    waiting = Counter[str]()
+    for model, _, tokens in jobs:
+        waiting[model] += tokens
+    readings = []
+    for lane, part in zip(lanes, raw, strict=True):
+        backlog = waiting[lane.model] if lane.service is Service.BULK else 0
+        readings.append(_describe(redis, lane, part, backlog, now_s, settings.ticket_timeout_s))
+    return Reading(
+        lanes=readings,
+        jobs=Counter(state for _, state, _ in jobs),
+        memory_bytes=int(memory["used_memory"]),
+        memory_limit_bytes=int(memory["maxmemory"]),
+        reserved_bytes=int(reserved or 0),
+    )
+
+
+def _read_lanes(redis: Redis, lanes: Sequence[Lane]) -> tuple[list[_Raw], tuple[float, Any, Any, list[bytes]]]:
+    pipeline = redis.pipeline(transaction=False)
+    for lane in lanes:
+        pipeline.llen(keys.lane_requests(lane))
+        pipeline.hget(keys.lane_load(lane), "waiting")
+        pipeline.zrange(keys.lane_ready(lane), 0, _MOST_JOBS - 1)
+        pipeline.zrange(keys.lane_inflight(lane), 0, -1, withscores=True)
+        pipeline.llen(keys.lane_messages(lane))
+    pipeline.time()
+    pipeline.info("memory")
+    pipeline.hget(keys.store_reserved(), "total")
+    pipeline.zrange(keys.store_reserved_until(), 0, _MOST_JOBS - 1)
+    answers = pipeline.execute()
+    (seconds, micros), memory, reserved, holders = answers[-4:]
+    raw = [
+        # The count of an empty list is healed by its next request, so it is not believed until then.
+        _Raw(requests, int(tokens or 0) if requests else 0, ready, in_flight, messages)
+        for requests, tokens, ready, in_flight, messages in zip(*[iter(answers[:-4])] * 5, strict=True)
+    ]
+    return raw, (seconds + micros / 1e6, memory, reserved, holders)
+
+
+def _job_ids(raw: Iterable[_Raw], holders: Iterable[bytes]) -> list[str]:
+    """Return the jobs that have not ended: they wait, are in flight, or hold a reservation for their results."""
+    found = set(holders)
+    for part in raw:
+        found.update(part.ready, (entry.rpartition(b":")[0] for entry, _ in part.in_flight))
+    return [job_id.decode() for job_id in found][:_MOST_JOBS]
+
+
+def _read_jobs(redis: Redis, job_ids: Sequence[str]) -> list[tuple[str, str, int]]:
+    """Return lane, state and waiting tokens of the jobs that still exist."""
+    found = []
+    for first in range(0, len(job_ids), _PER_TRIP):
+        pipeline = redis.pipeline(transaction=False)
+        for job_id in job_ids[first : first + _PER_TRIP]:
+            pipeline.hmget(keys.job(job_id), ["lane", "state", "estimated_tokens", "done_estimate"])
+        for lane, state, estimate, done in pipeline.execute():
+            if state is not None:
+                found.append((lane.decode(), state.decode(), max(0, int(estimate) - int(done or 0))))
+    return found
+
+
+def _describe(redis: Redis, lane: Lane, raw: _Raw, backlog: int, now_s: float, timeout_s: float) -> LaneReading:
+    pipeline = redis.pipeline(transaction=False)
+    for entry, _ in raw.in_flight:
+        job_id, _, number = entry.decode().rpartition(":")
+        pipeline.hget(keys.job_chunks(job_id), number)
+    chunks = [orjson.loads(line) if line else {} for line in pipeline.execute()] if raw.in_flight else []
+    ages = [
+        _ticket_age_s(until_ms / 1000, chunk.get("delay", 0) / 1000, now_s, timeout_s)
+        for chunk, (_, until_ms) in zip(chunks, raw.in_flight, strict=True)
+        if chunk.get("state") == "ticket"
+    ]
+    return LaneReading(
+        lane=lane,
+        requests=raw.requests,
+        tokens=raw.tokens + backlog,
+        jobs_ready=len(raw.ready),
+        tickets=len(ages),
+        claims=sum(chunk.get("state") == "claimed" for chunk in chunks),
+        messages=raw.messages,
+        oldest_ticket_s=max(ages, default=0.0),
+    )
+
+
+def _ticket_age_s(until_s: float, delay_s: float, now_s: float, timeout_s: float) -> float:
+    """Return how long ago a ticket was first published.
+
+    Its delay doubles with each repeat, so those before the last one add up to the delay less the first one.
+    """
+    return max(0.0, now_s - (until_s - delay_s)) + max(0.0, delay_s - timeout_s)
