@@ -6,6 +6,7 @@ record and tickets are written. Knows neither HTTP nor the shape of a body.
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from config.settings import Settings
 from tasks import frames
 from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.engine import Outcomes, Work
-from tasks.errors import InvalidRequest, NoWorker, TwolaneError
+from tasks.errors import InvalidRequest, LaneFull, NoWorker, TwolaneError
 from tasks.jobs import ChunkRecord, Counts, Idempotency, NewJob, new_job_id
 from tasks.lanes import Lane, Service
 
@@ -55,8 +56,13 @@ class Desk:
         """
         checked = self.inspect(order, items)
         tokens = self._estimate_tokens(order, checked)
-        small = self._is_small(len(checked), tokens)
-        return self._ask(order, checked, tokens, Service.INTERACTIVE if small else Service.BULK)
+        if self._is_small(len(checked), tokens):
+            return self._ask(order, checked, tokens, Service.INTERACTIVE)
+        # Each holds a thread for as long as minutes, and small calls need threads too.
+        with self._services.large_calls.seat() as seated:
+            if not seated:
+                raise LaneFull("too many large calls wait already; POST /v1/jobs queues this one", retry_after_s=2)
+            return self._ask(order, checked, tokens, Service.BULK)
 
     def submit(self, order: Order, items: Iterable[Item], idempotency: Settle, *, queue: bool = False) -> Submission:
         """Make a job of the items: answered at once when small, else queued.
@@ -112,12 +118,14 @@ class Desk:
 
     def _ask(self, order: Order, items: Sequence[Item], tokens: int, service: Service) -> Outcomes:
         charge_tokens(tokens)
+        large_until_s = time.monotonic() + self._settings.large_call_timeout_s
         work = Work(
             model=order.card.name,
             operation=order.operation,
             texts=[item.text for item in items],
             queries=[item.query or "" for item in items] if order.operation == "rerank" else None,
             service=service,
+            deadline_s=large_until_s if service is Service.BULK else None,
             instruction=order.params.instruction,
             dimensions=order.params.dimensions,
             truncate=order.params.truncate,
@@ -136,7 +144,7 @@ class Desk:
         counts = Counts(len(items), len(items) - failed, failed, int(outcomes.truncated.sum()))
         new = self.describe(order, new_job_id(), len(items), tokens)
         job, created = store.record_finished(new, frame, counts, int(outcomes.tokens.sum()), idempotency)
-        return Submission(job, frame if created else None)
+        return Submission(job, frame if created else None, created)
 
     # -- queued
 
@@ -164,7 +172,7 @@ class Desk:
                 self._discard(job_id, len(records))
         if created:
             self.publish(new.lane)
-        return Submission(job)
+        return Submission(job, created=created)
 
     def _discard(self, job_id: str, chunks: int) -> None:
         try:
@@ -212,6 +220,7 @@ class Desk:
             priority=min(order.priority, self._tenant.priority, key=_RANK.__getitem__),
             fingerprint=self._fingerprint(order.card),
             extra=order.extra,
+            webhook=order.webhook,
             result_bytes=total * item_bytes,
         )
 

@@ -43,6 +43,7 @@ class Services:
     interactive: InteractiveClient
     presence: Presence
     waiting: WaitingRoom
+    large_calls: WaitingRoom
     clock: ServerClock
     files: FileStore
     batches: BatchStore
@@ -86,6 +87,8 @@ def build_services(settings: Settings) -> Services:
         interactive=InteractiveClient(settings),
         presence=Presence(redis, (card.slug for card in catalog)),
         waiting=WaitingRoom(settings.web_threads // 2),
+        # With those above they leave an eighth of the threads to small calls.
+        large_calls=WaitingRoom(settings.web_threads * 3 // 8),
         clock=ServerClock(redis),
         files=FileStore(redis, settings),
         batches=BatchStore(redis, settings),

@@ -90,7 +90,10 @@ class Settings(BaseSettings):
     # -- interactive lane --------------------------------------------------------------------------------
     interactive_max_items: Count = Field(64, description="Largest request, in items, that counts as small.")
     interactive_max_tokens: Count = Field(16_384, description="Largest request, in tokens, that counts as small.")
-    interactive_timeout_s: Seconds = Field(30.0, description="How long a synchronous call may wait; then 504.")
+    interactive_timeout_s: Seconds = Field(30.0, description="How long a small call may wait; then 504.")
+    large_call_timeout_s: Seconds = Field(
+        300.0, description="How long a synchronous call that is not small may wait; then 504."
+    )
     lane_max_tokens: Count = Field(
         1_000_000, description="Tokens that may wait in one model's interactive lane; above it: 429."
     )

@@ -1,0 +1,65 @@
+"""Synchronous calls that are not small: answered in the call, for longer than small ones, and never on all threads."""
+
+from collections.abc import Iterator
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from stack.server import EmbeddedServer
+from tests.web import opened_app, running_worker, services_of, settings_of
+
+SMALL, LARGE = ["one text"], ["a text"] * 65
+CARD = """
+[[models]]
+name = "fake"
+source = "none:"
+family = "fake"
+backend = "fake"
+capabilities = ["dense"]
+dimension = 64
+max_tokens = 512
+pooling = "mean"
+knobs = { latency_ms = 900 }
+"""
+
+
+@pytest.fixture(scope="module")
+def app(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
+    folder = tmp_path_factory.mktemp("data")
+    catalog = folder / "models.toml"
+    catalog.write_text(CARD, "utf-8")
+    # A pass takes longer than a small call may wait. Eight threads: three of them for large calls.
+    settings = settings_of(server, folder, catalog_file=catalog, interactive_timeout_s=0.5, web_threads=8)
+    with running_worker(settings), opened_app(settings) as app:
+        yield app
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+def test_a_large_call_may_take_longer_than_a_small_one(client: FlaskClient) -> None:
+    assert client.post("/v1/embeddings", json={"model": "fake", "input": SMALL}).status_code == 504
+    answer = client.post("/v1/embeddings", json={"model": "fake", "input": LARGE})
+    assert answer.status_code == 200, answer.json
+    assert len((answer.json or {})["data"]) == len(LARGE)
+
+
+def test_large_calls_leave_threads_to_small_ones(app: Flask, client: FlaskClient) -> None:
+    room = services_of(app).large_calls
+    seats = [room.take() for _ in range(3)]
+    assert None not in seats
+    try:
+        answer = client.post("/v1/embeddings", json={"model": "fake", "input": LARGE})
+        assert (answer.status_code, (answer.json or {})["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert 1 <= int(answer.headers["Retry-After"]) <= 60
+        assert "/v1/jobs" in (answer.json or {})["error"]["message"]
+        # The small one is admitted: it ends by its own deadline.
+        assert client.post("/v1/embeddings", json={"model": "fake", "input": SMALL}).status_code == 504
+    finally:
+        for give_back in seats:
+            assert give_back is not None
+            give_back()
+    assert client.post("/v1/embeddings", json={"model": "fake", "input": LARGE}).status_code == 200
