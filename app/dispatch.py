@@ -144,7 +144,7 @@ class Desk:
         counts = Counts(len(items), len(items) - failed, failed, int(outcomes.truncated.sum()))
         new = self.describe(order, new_job_id(), len(items), tokens)
         job, created = store.record_finished(new, frame, counts, int(outcomes.tokens.sum()), idempotency)
-        return Submission(job, frame if created else None)
+        return Submission(job, frame if created else None, created)
 
     # -- queued
 
@@ -172,7 +172,7 @@ class Desk:
                 self._discard(job_id, len(records))
         if created:
             self.publish(new.lane)
-        return Submission(job)
+        return Submission(job, created=created)
 
     def _discard(self, job_id: str, chunks: int) -> None:
         try:
@@ -220,6 +220,7 @@ class Desk:
             priority=min(order.priority, self._tenant.priority, key=_RANK.__getitem__),
             fingerprint=self._fingerprint(order.card),
             extra=order.extra,
+            webhook=order.webhook,
             result_bytes=total * item_bytes,
         )
 

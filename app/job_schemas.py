@@ -25,6 +25,7 @@ __all__ = [
     "ResultView",
     "SubmitHeaders",
     "SubmitOptions",
+    "WebhookRequest",
 ]
 
 _MAX_QUERIES = 10_000
@@ -63,6 +64,8 @@ _ITEMS_SCHEMA = {
     ],
 }
 Items = Annotated[list[Item], PlainValidator(_check_items), WithJsonSchema(_ITEMS_SCHEMA)]
+WebhookUrl = Annotated[str, Field(max_length=2048)]
+WebhookSecret = Annotated[str, Field(max_length=200)]
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=_MAX_METADATA)]
 
 
@@ -75,6 +78,17 @@ class HowToCompute(BaseModel):
     truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none fails the item.")
     dtype: Literal["float32", "float16"] | None = Field(None, description="Precision at rest. Default: float32.")
     priority: Literal["low", "normal", "high"] | None = Field(None, description="Default: normal.")
+
+
+class WebhookRequest(BaseModel):
+    """Whom to tell of a job's end (Standard Webhooks)."""
+
+    model_config = ConfigDict(strict=True)
+
+    url: WebhookUrl = Field(description="http or https; leads to a public address.")
+    secret: WebhookSecret | None = Field(
+        None, description="whsec_ and base64. Left out, one is made and shown in the answer, once."
+    )
 
 
 class QueryGroup(BaseModel):
@@ -99,6 +113,7 @@ class JobRequest(HowToCompute):
     queries: Annotated[list[QueryGroup], Field(min_length=1, max_length=_MAX_QUERIES)] | None = Field(
         None, description="For rerank: several queries, each with its documents."
     )
+    webhook: WebhookRequest | None = Field(None, description="Whom to tell of the job's end.")
     metadata: Metadata | None = Field(None, description="At most 16 strings of yours; they come back with the job.")
 
     @model_validator(mode="after")
@@ -147,6 +162,16 @@ class SubmitHeaders(BaseModel):
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
         None, alias="Idempotency-Key", description="The same key and payload give the same job."
     )
+    webhook_url: WebhookUrl | None = Field(
+        None, alias="Webhook-Url", description="For NDJSON: whom to tell of the end."
+    )
+    webhook_secret: WebhookSecret | None = Field(
+        None, alias="Webhook-Secret", description="For NDJSON: whsec_ and base64."
+    )
+
+    def webhook(self) -> WebhookRequest | None:
+        """Return what the headers say of a webhook."""
+        return WebhookRequest(url=self.webhook_url, secret=self.webhook_secret) if self.webhook_url else None
 
 
 class ReadHeaders(BaseModel):
@@ -217,6 +242,19 @@ class ResultItem(BaseModel):
     error: ItemFailure | None = None
 
 
+class WebhookObject(BaseModel):
+    """Whom a job tells of its end, and what became of it."""
+
+    url: str
+    status: Literal["waiting", "pending", "retrying", "delivered", "failed"]
+    attempts: int
+    last_attempt_at: float | None
+    next_attempt_at: float | None
+    answer: int | None = Field(description="HTTP status of the last attempt; null: there was no answer.")
+    error: str | None
+    secret: str | None = Field(None, description="Only in the answer to the call that made it.")
+
+
 class JobObject(BaseModel):
     """A job."""
 
@@ -240,6 +278,7 @@ class JobObject(BaseModel):
     params: dict[str, Any]
     fingerprint: str
     metadata: dict[str, str]
+    webhook: WebhookObject | None
     error: str | None
     links: dict[str, str]
     results: list[ResultItem] | None = Field(None, description="Only when the job was answered at once.")

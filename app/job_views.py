@@ -15,7 +15,7 @@ from app.results import ItemShape, Results, read_frame
 from app.services import Services
 from app.waiting import Preferences
 from config.catalog import ModelCard
-from tasks.jobs import Job, JobProgress
+from tasks.jobs import Job, JobProgress, WebhookState
 
 __all__ = ["job_etag", "render_estimate", "render_job", "render_submission", "view_job"]
 
@@ -61,6 +61,7 @@ def view_job(job: Job, progress: JobProgress) -> dict[str, Any]:
         },
         "fingerprint": job.fingerprint,
         "metadata": job.extra.get("metadata") or {},
+        "webhook": _view_webhook(job.webhook),
         "error": job.error or None,
         "links": _links(job),
     }
@@ -73,11 +74,22 @@ def render_job(live: Services, job: Job, *, status: int = 200) -> Response:
     return _add_headers(response, job, progress)
 
 
-def render_submission(live: Services, submission: Submission, preferences: Preferences) -> Response:
-    """Return the answer to a new job: 200 with results when it was answered at once or has ended by now, else 202."""
+def render_submission(
+    live: Services, submission: Submission, preferences: Preferences, new_secret: str = ""
+) -> Response:
+    """Return the answer to a new job: 200 with results when it was answered at once or has ended by now, else 202.
+
+    Args:
+        live: the services.
+        submission: the job.
+        preferences: what the caller prefers; honoured ones are named.
+        new_secret: the webhook's secret, if it was made here; it is shown now and never again.
+    """
     job = submission.job
     progress = JobProgress() if job.ended else live.store.progress(job)
     body = view_job(job, progress)
+    if new_secret and submission.created:
+        body["webhook"]["secret"] = new_secret
     if job.ended and job.counts.total <= live.settings.interactive_max_items:
         body["results"] = _inline_results(live, submission)
     response = _add_headers(json_response(body, 200 if job.ended else 202), job, progress)
@@ -116,6 +128,20 @@ def _add_headers(response: Response, job: Job, progress: JobProgress) -> Respons
         wait_s = math.ceil(progress.eta_s or _RETRY_AFTER_MIN_S)
         response.headers["Retry-After"] = str(min(max(wait_s, _RETRY_AFTER_MIN_S), _RETRY_AFTER_MAX_S))
     return response
+
+
+def _view_webhook(state: WebhookState | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
+    return {
+        "url": state.url,
+        "status": state.status,
+        "attempts": state.attempts,
+        "last_attempt_at": state.last_attempt_at,
+        "next_attempt_at": state.next_attempt_at,
+        "answer": state.answer,
+        "error": state.error or None,
+    }
 
 
 def _links(job: Job) -> Mapping[str, str]:

@@ -11,7 +11,7 @@ from app.schemas import EmbeddingsRequest, RerankRequest
 from config.catalog import ModelCard
 from tasks.engine import Operation
 from tasks.errors import InvalidRequest, WrongCapability
-from tasks.jobs import Job, JobParams
+from tasks.jobs import Job, JobParams, Webhook
 from tasks.lanes import Service
 
 __all__ = [
@@ -39,6 +39,8 @@ class Order:
         params: how.
         extra: what the job record keeps of the request.
         items_field: name of the request's field that holds the items, for error messages.
+        webhook: whom to tell of the job's end.
+        new_secret: its secret, if it was made here and the caller does not know it yet.
     """
 
     card: ModelCard
@@ -47,6 +49,8 @@ class Order:
     priority: Priority = "normal"
     extra: Mapping[str, object] = field(default_factory=dict)
     items_field: str = "input"
+    webhook: Webhook | None = None
+    new_secret: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,12 @@ class Submission:
     Attributes:
         job: its record.
         frame: its result frame, when it was answered at once.
+        created: False when the idempotency key stood for it already.
     """
 
     job: Job
     frame: bytes | None = None
+    created: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from granian.server import Server
 from app import create_app
 from app.batching.steward import Steward
 from app.tracing import RequestIdFilter
+from app.webhooks.courier import Courier
 from config.keyring import check_exposure
 from config.logging import configure_logging
 from config.settings import Settings
@@ -97,6 +98,7 @@ def _load(settings: Settings) -> Any:
     app = create_app(settings)
     # Here and not in `create_app`: a test that only asks the app one thing needs no thread.
     Steward(app.extensions["twolane"]).start()
+    Courier(app.extensions["twolane"]).start()
     return app
 
 

@@ -146,6 +146,16 @@ class Settings(BaseSettings):
     batch_max_metadata_key_chars: Count = Field(64, description="Longest key of a batch's metadata in characters.")
     batch_max_metadata_value_chars: Count = Field(512, description="Longest value of a batch's metadata in characters.")
 
+    # -- webhooks ----------------------------------------------------------------------------------------
+    webhook_allow_private: bool = Field(
+        False,  # noqa: FBT003 - a field's default has no name
+        description="Whether webhooks may lead to private and loopback addresses: for tests and intranets.",
+    )
+    webhook_timeout_s: Seconds = Field(10.0, description="How long one attempt to tell a job's end may take.")
+    webhook_retry_s: Seconds = Field(
+        5.0, description="Delay before the second attempt; the last of eight comes some 32 hours after the first."
+    )
+
     # -- worker and engine -------------------------------------------------------------------------------
     device: str = Field("auto", description="auto (every GPU, else the CPU), cpu, cuda, or a list as cuda:0,cuda:1.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

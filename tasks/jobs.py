@@ -26,6 +26,8 @@ __all__ = [
     "JobState",
     "NewJob",
     "Priority",
+    "Webhook",
+    "WebhookState",
     "new_job_id",
 ]
 
@@ -56,6 +58,35 @@ class JobParams:
     dimensions: int | None = None
     truncate: Literal["end", "start", "none"] = "end"
     dtype: Literal["float32", "float16"] = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Whom to tell of a job's end, and the key that signs what is sent (Standard Webhooks, `whsec_...`)."""
+
+    url: str
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookState:
+    """What became of telling a job's end. Never holds the secret.
+
+    Attributes:
+        status: `waiting` for the end, `pending` before the first attempt, `retrying`, `delivered`, or `failed` at last.
+        attempts: attempts that were finished.
+        last_attempt_at, next_attempt_at: seconds since the epoch.
+        answer: HTTP status of the last attempt; None when there was no answer.
+        error: a sentence about the last attempt, empty when it succeeded.
+    """
+
+    url: str
+    status: str = "waiting"
+    attempts: int = 0
+    last_attempt_at: float | None = None
+    next_attempt_at: float | None = None
+    answer: int | None = None
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +179,8 @@ class Job:
     deadline_at: float | None = None
     # The request's own description of itself: document counts per query, metadata, custom fields.
     extra: Mapping[str, object] = field(default_factory=dict)
+    # None: nobody is told of its end.
+    webhook: WebhookState | None = None
 
     @property
     def ended(self) -> bool:
@@ -181,6 +214,7 @@ class NewJob:
     input_bytes: int = 0
     result_bytes: int = 0
     deadline_in_s: float | None = None
+    webhook: Webhook | None = None
 
 
 @dataclass(frozen=True, slots=True)

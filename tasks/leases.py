@@ -189,4 +189,4 @@ def _scope(job_id: str, lane: Lane) -> list[str]:
     """Return the keys that every transition of a job takes, in the order of `lua/_job.lua`."""
     own = [keys.job(job_id), keys.job_chunks(job_id), keys.job_pending(job_id), keys.job_events(job_id)]
     shared = [keys.lane_ready(lane), keys.lane_inflight(lane), keys.lane_clock(lane), keys.lane_deadlines(lane)]
-    return [*own, *shared, keys.store_reserved(), keys.store_reserved_until()]
+    return [*own, *shared, keys.store_reserved(), keys.store_reserved_until(), keys.webhooks_due()]

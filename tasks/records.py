@@ -10,7 +10,7 @@ from typing import Any, Final
 import orjson
 
 from tasks.claims import Claim, ClaimCode
-from tasks.jobs import ChunkRecord, ChunkState, Counts, Job, JobParams, JobProgress, JobState, NewJob
+from tasks.jobs import ChunkRecord, ChunkState, Counts, Job, JobParams, JobProgress, JobState, NewJob, WebhookState
 from tasks.lanes import Lane, Service
 
 __all__ = ["WEIGHTS", "lane_of", "read_chunk", "read_claim", "read_job", "read_progress", "write_chunk", "write_job"]
@@ -43,6 +43,8 @@ def write_job(job: NewJob, *, outside: bool) -> list[str]:
         "outside": int(outside),
         "extra": orjson.dumps(dict(job.extra)).decode(),
     }
+    if job.webhook is not None:
+        fields["webhook"] = orjson.dumps(asdict(job.webhook)).decode()
     return [str(part) for field in fields.items() for part in field]
 
 
@@ -81,6 +83,7 @@ def read_job(record: Mapping[bytes, bytes]) -> Job:
         error=text.get("error", ""),
         version=number("version"),
         extra=orjson.loads(text["extra"]),
+        webhook=_webhook(text.get("webhook"), text.get("delivery")),
     )
 
 
@@ -149,7 +152,22 @@ def lane_of(job: Job) -> Lane:
     return Lane(job.lane, Service.BULK)
 
 
-def _seconds(milliseconds: str | None) -> float | None:
+def _webhook(webhook: str | None, delivery: str | None) -> WebhookState | None:
+    if webhook is None:
+        return None
+    url, noted = orjson.loads(webhook)["url"], orjson.loads(delivery or "{}")
+    return WebhookState(
+        url=url,
+        status=noted.get("status", "waiting"),
+        attempts=noted.get("attempts", 0),
+        last_attempt_at=_seconds(noted.get("last_ms")),
+        next_attempt_at=_seconds(noted.get("next_ms")),
+        answer=noted.get("answer"),
+        error=noted.get("error", ""),
+    )
+
+
+def _seconds(milliseconds: str | float | None) -> float | None:
     return None if milliseconds is None else float(milliseconds) / 1000
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
@@ -22,6 +23,7 @@ from app.job_schemas import (
     ReadHeaders,
     SubmitHeaders,
     SubmitOptions,
+    WebhookRequest,
 )
 from app.job_views import job_etag, render_estimate, render_job, render_submission, view_job
 from app.openapi import describe_json_or_ndjson
@@ -29,6 +31,7 @@ from app.orders import Order, Submission, resolve_params
 from app.services import services
 from app.uploads import PayloadHash, read_items, split_lines
 from app.waiting import Preferences, parse_prefer
+from app.webhooks.requests import choose_webhook
 from config.catalog import ModelCard
 from tasks.chunking import Item
 from tasks.engine import Operation
@@ -63,7 +66,7 @@ def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
         return render_estimate(services(), order.card, desk.estimate(order, items))
     preferences = parse_prefer(header.prefer or "")
     submission = desk.submit(order, items, payload.settle, queue=preferences.respond_async)
-    return render_submission(services(), _wait_for(submission, preferences), preferences)
+    return render_submission(services(), _wait_for(submission, preferences), preferences, order.new_secret)
 
 
 @blueprint.get("/v1/jobs", responses=documented(JobList, NotFound))
@@ -143,10 +146,12 @@ def _read_upload(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, It
         raise InvalidRequest("an NDJSON body needs `model` among the query parameters", param="model")
     card = find_card(services().catalog, query.model)
     operation: Operation = query.type or "embeddings"
-    payload = PayloadHash(header.idempotency_key, query.model_dump_json().encode())
+    asked = header.webhook()
+    described = query.model_dump_json() + (asked.model_dump_json() if asked else "")
+    payload = PayloadHash(header.idempotency_key, described.encode())
     lines = split_lines(payload.tap(stream_body(request, settings.max_upload_bytes)), settings.max_line_bytes)
     items = read_items(lines, query.query, rerank=operation == "rerank")
-    return _order(query, card, operation, {}), items, payload
+    return _add_webhook(_order(query, card, operation, {}), asked), items, payload
 
 
 def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHash]:
@@ -157,7 +162,8 @@ def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHas
         extra["metadata"] = body.metadata
     if body.type == "rerank":
         extra["documents_per_query"] = [len(group.documents) for group in body.groups()]
-    return _order(body, card, body.type, extra), body.items(), PayloadHash.of_json(header.idempotency_key, body)
+    order = _add_webhook(_order(body, card, body.type, extra), body.webhook)
+    return order, body.items(), PayloadHash.of_json(header.idempotency_key, body)
 
 
 def _order(how: HowToCompute, card: ModelCard, operation: Operation, extra: dict[str, object]) -> Order:
@@ -171,6 +177,13 @@ def _order(how: HowToCompute, card: ModelCard, operation: Operation, extra: dict
     )
     field = "input" if operation == "embeddings" else "documents"
     return Order(card, operation, params, how.priority or "normal", extra, field)
+
+
+def _add_webhook(order: Order, asked: WebhookRequest | None) -> Order:
+    if asked is None:
+        return order
+    webhook = choose_webhook(asked.url, asked.secret, allow_private=services().settings.webhook_allow_private)
+    return replace(order, webhook=webhook, new_secret="" if asked.secret else webhook.secret)
 
 
 def _states(names: str | None) -> frozenset[JobState] | None:
@@ -189,7 +202,7 @@ def _states(names: str | None) -> frozenset[JobState] | None:
 def _wait_for(submission: Submission, preferences: Preferences) -> Submission:
     if submission.job.ended or not preferences.wait_s:
         return submission
-    return Submission(_wait(submission.job, preferences.wait_s, lambda job: job.ended))
+    return replace(submission, job=_wait(submission.job, preferences.wait_s, lambda job: job.ended))
 
 
 def _wait(job: Job, wait_s: float, done: Callable[[Job], bool]) -> Job:

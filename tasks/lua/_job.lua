@@ -1,9 +1,10 @@
 -- Shared piece: one job's keys and the steps that several transitions have in common. Put before every script of a job.
 -- KEYS 1 job record, 2 chunk table, 3 pending chunk numbers, 4 events, 5 lane: ready jobs, 6 lane: tickets and claims,
---      7 lane: virtual clock, 8 lane: deadlines, 9 reserved bytes, 10 reservations by expiry
+--      7 lane: virtual clock, 8 lane: deadlines, 9 reserved bytes, 10 reservations by expiry,
+--      11 ends that a webhook has to be told of
 -- ARGV 1 job id, 2 how long the lane's keys live untouched (ms)
 local JOB, CHUNKS, PENDING, EVENTS, READY, INFLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local CLOCK, DEADLINES, RESERVED, RESERVED_UNTIL = KEYS[7], KEYS[8], KEYS[9], KEYS[10]
+local CLOCK, DEADLINES, RESERVED, RESERVED_UNTIL, WEBHOOKS = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local JOB_ID, LANE_TTL_MS = ARGV[1], ARGV[2]
 
 local TIME = redis.call('TIME')
@@ -111,6 +112,16 @@ local function unreserve(amount)
   end
 end
 
+-- Note in the same step that somebody has to be told of the end, so that no death of a process can lose it.
+local function note_end(state)
+  if redis.call('HEXISTS', JOB, 'webhook') == 0 then return end
+  local number = redis.call('HINCRBY', JOB, 'ends', 1)
+  local delivery = { number = number, event = state, at_ms = NOW_MS, attempts = 0, status = 'pending', next_ms = NOW_MS }
+  redis.call('HSET', JOB, 'delivery', cjson.encode(delivery))
+  redis.call('ZADD', WEBHOOKS, NOW_MS, JOB_ID)
+  redis.call('PEXPIRE', WEBHOOKS, LANE_TTL_MS)
+end
+
 local function end_job(job, state)
   set(job, 'state', state)
   redis.call('HSET', JOB, 'ended_ms', NOW_MS)
@@ -118,6 +129,7 @@ local function end_job(job, state)
   redis.call('ZREM', READY, JOB_ID)
   redis.call('ZREM', DEADLINES, JOB_ID)
   unreserve(math.huge)
+  note_end(state)
 end
 
 -- End the job if nothing more can happen to it; call after every step that may have been its last.

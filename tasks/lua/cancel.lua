@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Cancel a job, or end one whose deadline has passed. Repeatable.
--- KEYS 1-10 see _job
+-- KEYS 1-11 see _job
 -- ARGV 1-2 see _job, 3 cancelled | expired
 -- Answers OK, ENDED (it had ended by itself) or GONE
 -- include: _job

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- A worker takes a chunk. The attempt is counted here, before the device is touched.
--- KEYS 1-10 see _job
+-- KEYS 1-11 see _job
 -- ARGV 1-2 see _job, 3 chunk number, 4 worker id, 5 nonce of this call, 6 lease (ms), 7 attempts before the chunk is given up
 -- Answers {code} or, for OK and POISON, {code, fence, chunk (JSON), operation, model, params, outside}
 -- include: _job

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Store a chunk's result and count it, once; the last chunk ends the job. The first writer wins: a result is a result even
 -- if its lease ran out, and whoever claimed the chunk since is told to stop by its next heartbeat.
--- KEYS 1-10 see _job, 11 result of the chunk, 12 input of the chunk
+-- KEYS 1-11 see _job, 12 result of the chunk, 13 input of the chunk
 -- ARGV 1-2 see _job, 3 chunk number, 4 fence, 5 completed, 6 failed, 7 truncated, 8 tokens, 9 pointer, 10 size (bytes),
 --      11 result frame, or '' where it lies outside, 12 a sentence about the first failed item or ''
 -- Answers {OK | DUP | GONE, state of the job, head of the ready jobs or ''}
@@ -24,9 +24,9 @@ if chunk.state == 'pending' then
 end
 let_go(number)
 
-if ARGV[9] == 'redis' then redis.call('SET', KEYS[11], ARGV[11], 'PXAT', job.expires_ms) end
+if ARGV[9] == 'redis' then redis.call('SET', KEYS[12], ARGV[11], 'PXAT', job.expires_ms) end
 -- Texts are kept only while an item of theirs may have to be computed again.
-if failed == 0 then redis.call('UNLINK', KEYS[12]) end
+if failed == 0 then redis.call('UNLINK', KEYS[13]) end
 
 local first_time = not chunk.redo
 chunk.state, chunk.pointer, chunk.size, chunk.redo = 'done', ARGV[9], tonumber(ARGV[10]), nil

@@ -1,6 +1,6 @@
 #!lua
 -- Create a job, or keep one that was answered at once. Its inputs are stored already.
--- KEYS 1-10 see _job, 11 the tenant's jobs, 12 idempotency key, 13 unfinished uploads, 14 result of chunk 0
+-- KEYS 1-11 see _job, 12 the tenant's jobs, 13 idempotency key, 14 unfinished uploads, 15 result of chunk 0
 -- ARGV 1-2 see _job, 3 fields of the record (JSON, flat), 4 lines of the chunk table (JSON list), 5 payload hash or '',
 --      6 id of a vanished job that the idempotency key may still name or '', 7 how long the job lives (ms),
 --      8 limit of the store where the server has none (bytes), 9 input bytes, 10 result bytes, 11 deadline from now (ms)
@@ -8,7 +8,7 @@
 -- Answers {CREATED | EXISTS | MISMATCH | FULL | TOO_LARGE, job id}
 -- include: _room
 -- include: _job
-local TENANT_JOBS, IDEMPOTENCY, UPLOADS, RESULT = KEYS[11], KEYS[12], KEYS[13], KEYS[14]
+local TENANT_JOBS, IDEMPOTENCY, UPLOADS, RESULT = KEYS[12], KEYS[13], KEYS[14], KEYS[15]
 local payload_hash, ttl_ms = ARGV[5], tonumber(ARGV[7])
 
 if redis.call('EXISTS', JOB) == 1 then return { 'CREATED', JOB_ID } end

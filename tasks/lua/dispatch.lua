@@ -1,14 +1,14 @@
 #!lua flags=allow-oom
 -- Give the job's next chunk a ticket, if the lane's window has room. The caller publishes it afterwards; if that fails,
 -- the ticket becomes overdue and is published again.
--- KEYS 1-10 see _job, 11 the lane's ready workers
+-- KEYS 1-11 see _job, 12 the lane's ready workers
 -- ARGV 1-2 see _job, 3 window, 4 tickets per ready worker, 5 how long a ticket waits before it is overdue (ms)
 -- Answers {TICKET | FULL | NEXT, chunk number or '', head of the ready jobs or '', room left]
 -- include: _job
 local heaviest = 16
 
 local function room()
-  local workers = redis.call('ZCOUNT', KEYS[11], NOW_MS, '+inf')
+  local workers = redis.call('ZCOUNT', KEYS[12], NOW_MS, '+inf')
   return math.max(tonumber(ARGV[3]), workers * tonumber(ARGV[4])) - redis.call('ZCARD', INFLIGHT)
 end
 

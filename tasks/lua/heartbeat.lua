@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Renew a lease, if the claim still holds and its work has moved; say whether to stop.
--- KEYS 1-10 see _job
+-- KEYS 1-11 see _job
 -- ARGV 1-2 see _job, 3 chunk number, 4 fence, 5 progress since the claim, 6 lease (ms)
 -- Answers GO or STOP
 -- include: _job

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Note which items go to the device next; those noted before came back alive. Renews the lease.
--- KEYS 1-10 see _job
+-- KEYS 1-11 see _job
 -- ARGV 1-2 see _job, 3 chunk number, 4 fence, 5 positions (JSON list), 6 lease (ms)
 -- Answers GO or STOP
 -- include: _job

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Settle one overdue ticket or claim; any process may do it, and twice does no harm.
--- KEYS 1-10 see _job
+-- KEYS 1-11 see _job
 -- ARGV 1-2 see _job, 3 chunk number, 4 longest delay between two copies of a ticket (ms)
 -- Answers PUBLISH (the ticket has to be sent again), BACK (a claim was taken back), or NONE
 -- include: _job

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- A worker gives a chunk back without a result: because it is going away (the attempt does not count), or because
 -- computing failed as a whole (it does).
--- KEYS 1-10 see _job
+-- KEYS 1-11 see _job
 -- ARGV 1-2 see _job, 3 chunk number, 4 fence, 5 how long to wait before the next ticket (ms), 6 '1' if the attempt counts
 -- Answers OK, or LOST if the claim did not hold any more
 -- include: _job
