@@ -9,6 +9,7 @@ import importlib
 import sys
 import time
 import traceback
+from dataclasses import replace
 
 from rich.console import Console
 
@@ -35,7 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 150)
     cores = machine.split_cores()
     description = machine.describe()
-    bench = Bench(QUICK if options.quick else FULL, cores, with_peers=options.peers, say=_log)
+    plan = QUICK if options.quick else FULL
+    device = "cuda" if description["gpus"] else "cpu"
+    if device == "cuda":  # what takes a CPU seconds is over before a GPU is warm
+        plan = replace(plan, passages=plan.job_passages, shape_passages=plan.job_passages)
+    bench = Bench(plan, cores, with_peers=options.peers, device=device, say=_log)
     if not cores.apart:
         bench.sheet.leave_out("cores of its own for the load generator", "this machine has too few")
     failed = _run(bench, options.suites or list(SUITES))
@@ -44,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         "quick": bench.plan.quick,
         "rounds": bench.plan.rounds,
         "suites": options.suites or list(SUITES),
+        "complete": not options.suites and bench.with_peers,
         "server_cores": list(cores.server),
         "client_cores": list(cores.client),
         "corpus": bench.corpus.describe(),

@@ -68,7 +68,7 @@ QUICK = Plan(
     passages=240,
     job_passages=1800,
     hold_s=2.0,
-    pace_s=8.0,
+    pace_s=12.0,
     clients=(1, 64),
     fake_items=20_000,
     upload_lines=50_000,
@@ -79,12 +79,17 @@ QUICK = Plan(
 
 @dataclass
 class Bench:
-    """One run."""
+    """One run.
+
+    Attributes:
+        device: `cpu`, or `cuda` where a GPU is: then everybody is measured on the first one.
+    """
 
     plan: Plan
     cores: Cores
     sheet: Sheet = field(default_factory=Sheet)
     with_peers: bool = True
+    device: str = "cpu"
     say: Callable[[str], None] = print
 
     @cached_property

@@ -15,32 +15,41 @@ from numpy.typing import NDArray
 __all__ = ["Gemm", "encoder_flops"]
 
 _SIZES = (512, 1024, 2048, 4096)
+_GPU_SIZES = (2048, 4096, 8192)
+_AT_A_TIME = 4
 _LEAST_S = 0.4
 
 
 class Gemm:
-    """Square products; `run` returns FLOP/s for each size of `_SIZES`, whatever it is given."""
+    """Square products, with as many threads as the process is given; `run` returns FLOP/s for each of some sizes."""
 
-    def __init__(self, dtype: str = "bfloat16", threads: int = 2) -> None:
+    def __init__(self, device: str = "cpu") -> None:
         import torch  # noqa: PLC0415 - only this process needs it
 
-        torch.set_num_threads(threads)
-        self._torch, self._dtype = torch, getattr(torch, dtype)
+        self._torch, self._device = torch, device
+        self._sizes = _SIZES if device == "cpu" else _GPU_SIZES
 
     def run(self, items: list[Any]) -> NDArray[np.float32]:
-        """Return FLOP/s, shape (len(_SIZES),)."""
+        """Return FLOP/s, shape (sizes,), whatever it is given."""
         del items
-        return np.array([self._rate(size) for size in _SIZES], dtype=np.float32)
+        return np.array([self._rate(size) for size in self._sizes], dtype=np.float32)
 
     def _rate(self, size: int) -> float:
+        like: dict[str, Any] = {"dtype": self._torch.bfloat16, "device": self._device}
         with self._torch.inference_mode():
-            left, right = (self._torch.randn(size, size, dtype=self._dtype) for _ in range(2))
-            left @ right
+            left, right = (self._torch.randn(size, size, **like) for _ in range(2))
+            self._multiply(left, right, 1)
             started_s, done = time.perf_counter(), 0
             while (spent_s := time.perf_counter() - started_s) < _LEAST_S:
-                left @ right
-                done += 1
+                self._multiply(left, right, _AT_A_TIME)
+                done += _AT_A_TIME
         return 2 * size**3 * done / spent_s
+
+    def _multiply(self, left: Any, right: Any, times: int) -> None:
+        for _ in range(times):
+            left @ right
+        if self._device != "cpu":  # a GPU only queues the product
+            self._torch.cuda.synchronize()
 
 
 def encoder_flops(folder: Path, tokens: NDArray[np.int64]) -> float:

@@ -3,7 +3,6 @@
 Owns formats and file names. Every figure comes from the sheet.
 """
 
-import datetime as dt
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from benchmarks import machine as machines
 from benchmarks.goals import Verdict, judge
+from benchmarks.processes import BUILD
 from benchmarks.sheet import Row, Sheet
 
 __all__ = ["print_tables", "write_docs", "write_results"]
@@ -46,11 +46,14 @@ def print_tables(console: Console, sheet: Sheet) -> None:
 
 
 def write_results(sheet: Sheet, machine: dict[str, Any], run: dict[str, Any]) -> Path:
-    """Write everything of a run into `benchmarks/results/<date>-<machine>.json` and return the path."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    today = dt.datetime.now(dt.UTC).strftime("%Y-%m-%d")
-    quick = "-quick" if run.get("quick") else ""
-    path = RESULTS / f"{today}-{machines.name(machine)}{quick}.json"
+    """Write everything of a run into `<date>-<machine>.json` and return the path.
+
+    Full runs are kept in `benchmarks/results`, quick ones below `build`: their figures are good for nothing.
+    """
+    folder = BUILD / "results" if run["quick"] else RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    part = "" if run["complete"] else "-" + "-".join(run["suites"])
+    path = folder / f"{run['date']}-{machines.name(machine)}{part}.json"
     document = {
         "machine": machine,
         "run": run,

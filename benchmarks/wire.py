@@ -9,10 +9,11 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-__all__ = ["Answer", "Pool"]
+__all__ = ["Answer", "Incoming", "Pool"]
 
 _READ_BYTES = 2**18
 _LOST = 0
+_HEAD_MISSING, _CHUNKED = -1, -2
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +26,53 @@ class Answer:
     body_bytes: int
 
 
-@dataclass(slots=True)
+class Incoming:
+    """The bytes of one answer as they come in (RFC 9112, section 6: a length is given, or the body is chunked)."""
+
+    __slots__ = ("_end", "_head_bytes", "_received")
+
+    def __init__(self) -> None:
+        self._received = bytearray()
+        self._head_bytes = 0
+        self._end = _HEAD_MISSING
+
+    @property
+    def status(self) -> int:
+        """Status of an answer whose head is complete."""
+        return int(self._received[9:12])
+
+    @property
+    def body_bytes(self) -> int:
+        """Bytes behind the head so far."""
+        return len(self._received) - self._head_bytes if self._head_bytes else 0
+
+    def feed(self, received: bytes) -> bool:
+        """Take bytes and return whether the answer is complete."""
+        self._received += received
+        if self._end == _HEAD_MISSING:
+            self._read_head()
+        if self._end == _CHUNKED:
+            return self._received.endswith(b"0\r\n\r\n")
+        return self._end != _HEAD_MISSING and len(self._received) >= self._end
+
+    def _read_head(self) -> None:
+        head_end = self._received.find(b"\r\n\r\n")
+        if head_end < 0:
+            return
+        self._head_bytes = head_end + 4
+        head = bytes(self._received[:head_end]).lower()
+        start = head.find(b"\r\ncontent-length:")
+        if start < 0:
+            self._end = _CHUNKED
+        else:
+            self._end = self._head_bytes + int(head[start + 17 :].split(b"\r\n", 1)[0])
+
+
+@dataclass(slots=True, eq=False)
 class _Connection:
     socket: socket.socket
     since_s: float = 0.0
-    received: bytearray = field(default_factory=bytearray)
-    # Where the answer ends in `received`; -1 until the head is complete, -2 for a chunked body.
-    end: int = -1
-    head: int = 0
+    incoming: Incoming = field(default_factory=Incoming)
 
 
 class Pool:
@@ -47,8 +87,7 @@ class Pool:
     def send(self, request: bytes, since_s: float | None = None) -> None:
         """Send one request; its latency counts from `since_s`, or else from now."""
         connection = self._free.pop() if self._free else self._connect()
-        connection.received.clear()
-        connection.end, connection.head = -1, 0
+        connection.incoming = Incoming()
         connection.since_s = time.perf_counter() if since_s is None else since_s
         self.waiting += 1
         connection.socket.settimeout(None)  # a large body may not fit into the send buffer at once
@@ -86,13 +125,11 @@ class Pool:
             received = b""
         if not received:
             return self._drop(connection)
-        connection.received += received
-        return self._finish(connection) if _complete(connection) else None
-
-    def _finish(self, connection: _Connection) -> Answer:
+        if not connection.incoming.feed(received):
+            return None
         self.waiting -= 1
         self._free.append(connection)
-        return _answer(connection, int(connection.received[9:12]))
+        return _answer(connection, connection.incoming.status)
 
     def _drop(self, connection: _Connection) -> Answer | None:
         self._selector.unregister(connection.socket)
@@ -106,27 +143,4 @@ class Pool:
 
 def _answer(connection: _Connection, status: int) -> Answer:
     now_s = time.perf_counter()
-    body_bytes = max(0, len(connection.received) - connection.head)
-    return Answer(now_s, (now_s - connection.since_s) * 1000, status, body_bytes)
-
-
-def _complete(connection: _Connection) -> bool:
-    """Return whether the whole answer is there (RFC 9112, section 6: length given, or chunked)."""
-    received = connection.received
-    if connection.end == -1:
-        head_end = received.find(b"\r\n\r\n")
-        if head_end < 0:
-            return False
-        connection.head = head_end + 4
-        length = _content_length(bytes(received[:head_end]).lower())
-        connection.end = -2 if length is None else connection.head + length
-    if connection.end == -2:
-        return received.endswith(b"0\r\n\r\n")
-    return len(received) >= connection.end
-
-
-def _content_length(head: bytes) -> int | None:
-    start = head.find(b"\r\ncontent-length:")
-    if start < 0:
-        return None
-    return int(head[start + 17 :].split(b"\r\n", 1)[0])
+    return Answer(now_s, (now_s - connection.since_s) * 1000, status, connection.incoming.body_bytes)

@@ -2,7 +2,7 @@
 
 Written after main.py of github.com/xuzeyu91/AntSK-PyApi: the same endpoint, models and call, without its error texts
 and model download. Two things are given to it that it does not have: the model's correct pooling, and texts cut at
-the 256 tokens where the others cut them too. `python -m benchmarks.peers.antsk_app FOLDER PORT`.
+the 256 tokens where the others cut them too. `python -m benchmarks.peers.antsk_app FOLDER PORT DEVICE`.
 """
 
 import sys
@@ -41,11 +41,16 @@ class EmbeddingResponse(BaseModel):
     usage: dict[str, int]
 
 
-def make_app(folder: str) -> FastAPI:
+def make_app(folder: str, device: str) -> FastAPI:
     """Load the model and return the application."""
     app = FastAPI()
     model = FlagEmbedding.FlagModel(
-        folder, pooling_method="mean", use_fp16=False, devices="cpu", query_max_length=256, passage_max_length=256
+        folder,
+        pooling_method="mean",
+        use_fp16=device == "cuda",
+        devices="cuda:0" if device == "cuda" else device,
+        query_max_length=256,
+        passage_max_length=256,
     )
 
     @app.get("/health")
@@ -65,4 +70,4 @@ def make_app(folder: str) -> FastAPI:
 
 
 if __name__ == "__main__":
-    uvicorn.run(make_app(sys.argv[1]), host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")
+    uvicorn.run(make_app(sys.argv[1], sys.argv[3]), host="127.0.0.1", port=int(sys.argv[2]), log_level="warning")

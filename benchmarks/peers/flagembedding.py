@@ -19,11 +19,11 @@ class Embedder:
         pooling: cls or mean; FlagEmbedding does not read it from the checkpoint.
         batch_size: texts per forward pass; its own default is 256.
         max_tokens: where texts are cut.
-        bf16: real bfloat16, which on the CPU needs the device spelled `cpu:0`; `cpu` only rounds the weights.
+        device: `cpu`, `cuda`, or `cpu:0`, which is run in real bfloat16 where `cpu` only rounds the weights.
     """
 
     def __init__(
-        self, folder: str, pooling: str = "cls", batch_size: int = 256, max_tokens: int = 256, *, bf16: bool = False
+        self, folder: str, pooling: str = "cls", batch_size: int = 256, max_tokens: int = 256, device: str = "cpu"
     ) -> None:
         from FlagEmbedding import FlagModel  # noqa: PLC0415 - the peers' imports are part of their load time
 
@@ -33,9 +33,9 @@ class Embedder:
             batch_size=batch_size,
             passage_max_length=max_tokens,
             query_max_length=max_tokens,
-            use_fp16=False,
-            use_bf16=bf16,
-            devices="cpu:0" if bf16 else "cpu",
+            use_fp16=device == "cuda",
+            use_bf16=device == "cpu:0",
+            devices=_place(device),
         )
         self._max_tokens = max_tokens
 
@@ -47,10 +47,10 @@ class Embedder:
 class M3Embedder:
     """`BGEM3FlagModel.encode`, dense vectors alone."""
 
-    def __init__(self, folder: str, batch_size: int = 256, max_tokens: int = 512) -> None:
+    def __init__(self, folder: str, batch_size: int = 256, max_tokens: int = 512, device: str = "cpu") -> None:
         from FlagEmbedding import BGEM3FlagModel  # noqa: PLC0415 - the peers' imports are part of their load time
 
-        self._model = BGEM3FlagModel(folder, use_fp16=False, devices="cpu", batch_size=batch_size)
+        self._model = BGEM3FlagModel(folder, use_fp16=device == "cuda", devices=_place(device), batch_size=batch_size)
         self._max_tokens = max_tokens
 
     def run(self, items: list[Any]) -> NDArray[np.float32]:
@@ -61,12 +61,19 @@ class M3Embedder:
 class Reranker:
     """`FlagReranker.compute_score` with its sigmoid."""
 
-    def __init__(self, folder: str, batch_size: int = 128, max_tokens: int = 512) -> None:
+    def __init__(self, folder: str, batch_size: int = 128, max_tokens: int = 512, device: str = "cpu") -> None:
         from FlagEmbedding import FlagReranker  # noqa: PLC0415 - the peers' imports are part of their load time
 
-        self._model = FlagReranker(folder, use_fp16=False, devices="cpu", batch_size=batch_size, max_length=max_tokens)
+        self._model = FlagReranker(
+            folder, use_fp16=device == "cuda", devices=_place(device), batch_size=batch_size, max_length=max_tokens
+        )
 
     def run(self, items: list[Any]) -> NDArray[np.float32]:
         """Return (n,) scores in [0, 1] of [query, document] pairs."""
         pairs = [(query, document) for query, document in items]
         return np.asarray(self._model.compute_score(pairs, normalize=True), dtype=np.float32)
+
+
+def _place(device: str) -> str:
+    """Name one GPU: without a number FlagEmbedding takes all that it sees."""
+    return "cuda:0" if device == "cuda" else device

@@ -43,7 +43,7 @@ class Server:
         self.program.stop()
 
 
-def start_infinity(cores: Sequence[int]) -> Server:
+def start_infinity(cores: Sequence[int], device: str = "cpu") -> Server:
     """Start infinity-emb in its own environment with its own defaults, on as many threads as cores.
 
     Raises:
@@ -51,7 +51,7 @@ def start_infinity(cores: Sequence[int]) -> Server:
         RuntimeError: it did not start; the message holds the end of its log.
     """
     python = environment.make_infinity()
-    command = [str(python.with_name("infinity_emb")), *_infinity_arguments("torch", str(model_folder()))]
+    command = [str(python.with_name("infinity_emb")), *_infinity_arguments("torch", str(model_folder()), device)]
     return _start_infinity("infinity-emb torch", command, cores, {})
 
 
@@ -74,7 +74,7 @@ def start_infinity_onnx(cores: Sequence[int]) -> Server:
     return _start_infinity("infinity-emb onnx", command, cores, env, folder)
 
 
-def start_antsk(cores: Sequence[int]) -> Server:
+def start_antsk(cores: Sequence[int], device: str = "cpu") -> Server:
     """Start the AntSK-PyApi way (`antsk_app`) under uvicorn.
 
     Raises:
@@ -83,15 +83,15 @@ def start_antsk(cores: Sequence[int]) -> Server:
     """
     overlay = environment.make_overlay()
     port = free_port()
-    command = [sys.executable, "-m", "benchmarks.peers.antsk_app", str(model_folder()), str(port)]
+    command = [sys.executable, "-m", "benchmarks.peers.antsk_app", str(model_folder()), str(port), device]
     program = Program("antsk", command, cores, {**_threads(cores), "PYTHONPATH": str(overlay)})
     wait_until(lambda: answers(port, "/health"), program)
     return Server("AntSK-PyApi way", program, port, "/v1/embeddings", "minilm")
 
 
-def _infinity_arguments(engine: str, model: str) -> list[str]:
+def _infinity_arguments(engine: str, model: str, device: str = "cpu") -> list[str]:
     names = ["--model-id", model, "--served-model-name", "minilm"]
-    return ["v2", *names, "--engine", engine, "--device", "cpu", "--host", "127.0.0.1", "--log-level", "warning"]
+    return ["v2", *names, "--engine", engine, "--device", device, "--host", "127.0.0.1", "--log-level", "warning"]
 
 
 def _start_infinity(

@@ -35,7 +35,7 @@ def run(bench: Bench) -> None:
     with ExitStack() as stack:
         contenders = [stack.enter_context(one) for one in _start(bench)]
         ours = stack.enter_context(bench.try_start("the stack", lambda: Ours("stack-engine", bench.cores.server)))
-        gemm = stack.enter_context(Hosted("gemm", "benchmarks.gemm:Gemm", {}, bench.cores.server))
+        gemm = stack.enter_context(Hosted("gemm", "benchmarks.gemm:Gemm", {"device": bench.device}, bench.cores.server))
         for number in range(bench.plan.rounds):
             bench.say(f"  round {number + 1} of {bench.plan.rounds}")
             _measure_gemm(bench, gemm)
@@ -48,25 +48,23 @@ def run(bench: Bench) -> None:
 
 def _start(bench: Bench) -> list[Hosted]:
     """Start all libraries; each holds its model in a process of its own and sleeps between its turns."""
-    folder = str(model_folder())
-    data = str((BUILD / "data" / "bare").absolute())
-    ours = {"model": MODEL, "data_dir": data}
+    ours = {"model": MODEL, "data_dir": str((BUILD / "data" / "bare").absolute())}
+    peer = {"folder": str(model_folder()), "device": bench.device}
+    flag = {**peer, "pooling": "mean"}
     wanted: list[tuple[str, str, dict[str, Any]]] = [
         (ENGINE, "benchmarks.bare_engine:BareEngine", ours),
         (ENGINE_FP32, "benchmarks.bare_engine:Fp32Engine", ours),
-        (REFERENCE, _SENTENCE, {"folder": folder}),
+        (REFERENCE, _SENTENCE, peer),
     ]
     if bench.with_peers:
         wanted += [
-            ("sentence-transformers bf16", _SENTENCE, {"folder": folder, "dtype": "bfloat16"}),
-            ("FlagEmbedding, batch 32", _FLAG, {"folder": folder, "pooling": "mean", "batch_size": 32}),
-            ("FlagEmbedding, default (256)", _FLAG, {"folder": folder, "pooling": "mean"}),
-            (
-                "FlagEmbedding, batch 32, cpu:0 bf16",
-                _FLAG,
-                {"folder": folder, "pooling": "mean", "batch_size": 32, "bf16": True},
-            ),
+            ("sentence-transformers bf16", _SENTENCE, {**peer, "dtype": "bfloat16"}),
+            ("FlagEmbedding, batch 32", _FLAG, {**flag, "batch_size": 32}),
+            ("FlagEmbedding, default (256)", _FLAG, flag),
         ]
+    if bench.with_peers and bench.device == "cpu":
+        bf16 = {**flag, "batch_size": 32, "device": "cpu:0"}
+        wanted.append(("FlagEmbedding, batch 32, cpu:0 bf16", _FLAG, bf16))
     started = [
         bench.try_start(name, partial(Hosted, name, target, kwargs, bench.cores.server))
         for name, target, kwargs in wanted

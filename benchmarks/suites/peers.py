@@ -46,10 +46,11 @@ def _start(bench: Bench) -> Iterator[Ours | Server]:
     starts: list[tuple[str, Callable[[], Ours | Server]]] = [("the stack", lambda: Ours("stack-peers", cores))]
     if bench.with_peers:
         starts += [
-            ("infinity-emb torch", lambda: start_infinity(cores)),
-            ("infinity-emb onnx", lambda: start_infinity_onnx(cores)),
-            (ANTSK, lambda: start_antsk(cores)),
+            ("infinity-emb torch", lambda: start_infinity(cores, bench.device)),
+            (ANTSK, lambda: start_antsk(cores, bench.device)),
         ]
+    if bench.with_peers and bench.device == "cpu":
+        starts.append(("infinity-emb onnx", lambda: start_infinity_onnx(cores)))
     for what, start in starts:
         server = bench.try_start(what, start)
         if server is not None:

@@ -42,7 +42,9 @@ def _measure_shape(bench: Bench, shape: Shape, folder: Path) -> None:
     items = _items(bench, shape)
     tokens = _count_tokens(folder, items)
     with ExitStack() as stack:
-        gemm = stack.enter_context(Hosted("gemm-shapes", "benchmarks.gemm:Gemm", {}, bench.cores.server))
+        gemm = stack.enter_context(
+            Hosted("gemm-shapes", "benchmarks.gemm:Gemm", {"device": bench.device}, bench.cores.server)
+        )
         contenders = [stack.enter_context(one) for one in _start(bench, shape, folder)]
         for number in range(bench.plan.rounds):
             bench.say(f"  {shape.name}, round {number + 1} of {bench.plan.rounds}")
@@ -66,7 +68,7 @@ def _start(bench: Bench, shape: Shape, folder: Path) -> list[Hosted]:
     ours = {"model": shape.name, "data_dir": str((BUILD / "data" / "bare").absolute()), "catalog_file": cards}
     flag = {"encoder": "Embedder", "bge-m3": "M3Embedder", "cross-encoder": "Reranker"}[shape.family]
     sentence = "Reranker" if shape.family == "cross-encoder" else "Embedder"
-    options = {"folder": str(folder), "max_tokens": _MAX_TOKENS}
+    options = {"folder": str(folder), "max_tokens": _MAX_TOKENS, "device": bench.device}
     wanted: list[tuple[str, str, dict[str, Any]]] = [
         ("Twolane engine", "benchmarks.bare_engine:BareEngine", ours),
         ("sentence-transformers fp32", f"benchmarks.peers.sentence_transformers:{sentence}", options),

@@ -1,0 +1,116 @@
+"""The arithmetic of the benchmark: a wrong ratio would be believed."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.bench import FULL, QUICK, Bench
+from benchmarks.corpus import repeat
+from benchmarks.gemm import encoder_flops
+from benchmarks.goals import GOALS, judge
+from benchmarks.machine import Cores, describe, name
+from benchmarks.report import DOCS, write_docs
+from benchmarks.sheet import Sheet
+from benchmarks.wire import Incoming
+
+
+def fill(sheet: Sheet, subject: str, *samples: float, suite: str = "engine", metric: str = "passages") -> None:
+    for sample in samples:
+        sheet.add((suite, subject), metric, sample, "tokens/s", "higher")
+
+
+def test_a_ratio_compares_what_was_measured_in_the_same_round() -> None:
+    sheet = Sheet()
+    fill(sheet, "ours", 100, 10, 40)  # the machine was slow in the second round, for both
+    fill(sheet, "theirs", 50, 5, 10)
+    assert sheet.ratio(sheet.find("engine", "ours", "passages"), sheet.find("engine", "theirs", "passages")) == 2
+
+
+def test_a_ratio_of_unequal_rounds_compares_the_medians() -> None:
+    sheet = Sheet()
+    fill(sheet, "ours", 100, 10, 40)
+    fill(sheet, "theirs", 20)
+    assert sheet.ratio(sheet.find("engine", "ours", "passages"), sheet.find("engine", "theirs", "passages")) == 2
+
+
+def test_a_value_that_is_no_number_is_left_out_and_said() -> None:
+    sheet = Sheet()
+    fill(sheet, "ours", math.nan)
+    assert not list(sheet.rows())
+    assert len(sheet.left_out) == 1
+
+
+def test_only_targets_that_were_measured_are_judged() -> None:
+    sheet = Sheet()
+    assert judge(sheet) == []
+    fill(sheet, "Twolane engine", 45.0)
+    fill(sheet, "FlagEmbedding, batch 32", 10.0)
+    fill(sheet, "FlagEmbedding, default (256)", 9.0)
+    met = {verdict.text: verdict.met for verdict in judge(sheet)}
+    assert met == {"engine by FlagEmbedding at batch 32": True, "engine by FlagEmbedding's default": False}
+
+
+def test_every_target_names_a_row_that_a_suite_writes() -> None:
+    suites = "".join(path.read_text("utf-8") for path in Path("benchmarks/suites").glob("*.py"))
+    servers = Path("benchmarks/peers/servers.py").read_text("utf-8")
+    for goal in GOALS:
+        for _, subject, metric in filter(None, (goal.over, goal.under)):
+            assert f'"{subject}"' in suites + servers, subject
+            assert metric.startswith(("1 client", "64 clients", "under bulk, p99")) or f'"{metric}"' in suites, metric
+
+
+@pytest.mark.parametrize(
+    ("received", "complete"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Le", False),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nab", False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", True),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", False),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n", True),
+    ],
+)
+def test_the_load_generator_knows_where_an_answer_ends(received: bytes, complete: bool) -> None:
+    assert Incoming().feed(received) is complete
+
+
+def test_a_repeated_text_is_never_the_same_twice() -> None:
+    texts = list(repeat(["a", "b"], 7))
+    assert len(texts) == len(set(texts)) == 7
+    assert texts[:2] == ["a", "b"]
+
+
+def test_operations_are_counted_by_weights_and_by_pairs_of_tokens(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 2, "hidden_size": 4, "intermediate_size": 16}')
+    linear = 2 * (4 * 4 * 4 + 2 * 4 * 16)
+    counted = encoder_flops(tmp_path, np.array([3, 5]))
+    assert counted == 2 * linear * 8 + 4 * 2 * 4 * (9 + 25)
+
+
+def test_the_summary_replaces_only_what_stands_between_its_marks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = DOCS.read_text("utf-8")
+    target = tmp_path / "benchmarks.md"
+    target.write_text(page)
+    monkeypatch.setattr("benchmarks.report.DOCS", target)
+    bench = Bench(QUICK, Cores((0,), (1,)))
+    fill(bench.sheet, "Twolane engine", 45.0)
+    run = {"server_cores": [0], "client_cores": [1], "date": "2026-01-01", "rounds": 1}
+    write_docs(bench.sheet, describe(), run)
+    first = target.read_text("utf-8")
+    write_docs(bench.sheet, describe(), run)
+    assert target.read_text("utf-8") == first
+    assert "Twolane engine" in first
+    assert first.startswith(page.split("<!-- begin", 1)[0])
+
+
+def test_a_quick_run_says_that_it_is_one() -> None:
+    assert QUICK.quick
+    assert not FULL.quick
+
+
+def test_a_machine_is_named_by_its_processor() -> None:
+    assert name({"cpu": "AMD EPYC (Genoa) 9R14", "usable": 4, "gpus": []}) == "amd-epyc-genoa-9r14-4c"
