@@ -27,10 +27,12 @@ if #live == 0 then
   return answer
 end
 
--- An empty list heals the count: a worker may have died between taking requests and counting them.
+-- While the list is empty, what is counted is in the hands of workers: they may have died, so it refuses nothing, and
+-- they may put it back, so it stays counted. The next settlement that finds the list empty forgets it.
+local counted = tonumber(redis.call('HGET', KEYS[2], 'waiting') or 0)
 local waiting = 0
 if redis.call('LLEN', KEYS[1]) > 0 then
-  waiting = tonumber(redis.call('HGET', KEYS[2], 'waiting') or 0)
+  waiting = counted
 end
 
 local function milliseconds_to_drain(tokens)
@@ -56,6 +58,7 @@ for i = 2, #ARGV do
   else
     redis.call('RPUSH', KEYS[1], struct.pack('<d', now_ms + left_ms) .. string.sub(ARGV[i], 9))
     waiting = waiting + tokens
+    counted = counted + tokens
     keep_ms = math.max(keep_ms, left_ms)
   end
 end
@@ -63,7 +66,7 @@ end
 if keep_ms > 0 then
   -- Nobody wants what is in the list after the last deadline.
   keep_ms = math.ceil(math.max(keep_ms, redis.call('PTTL', KEYS[1])))
-  redis.call('HSET', KEYS[2], 'waiting', string.format('%.0f', waiting))
+  redis.call('HSET', KEYS[2], 'waiting', string.format('%.0f', counted))
   redis.call('PEXPIRE', KEYS[1], keep_ms)
   redis.call('PEXPIRE', KEYS[2], keep_ms)
 end

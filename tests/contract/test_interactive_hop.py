@@ -53,9 +53,11 @@ def announced(redis: Redis, rate: float = 1000.0) -> Iterator[None]:
     facts = WorkerFacts("w1", "here", 1, "cpu", "float32", "f", rate)
     announcer = Announcer(redis, "w1", lambda: {"fake": facts}, 5.0)
     announcer.start()
-    eventually(lambda: redis.exists(keys.lane_workers("fake")))
-    yield
-    announcer.stop()
+    try:
+        eventually(lambda: redis.exists(keys.lane_workers("fake")))
+        yield
+    finally:
+        announcer.stop()
 
 
 @contextmanager
@@ -63,11 +65,14 @@ def serving(url: str, engine: Engine) -> Iterator[threading.Event]:
     assert CARD is not None
     stop = threading.Event()
     with connect(url, name="worker", block_s=1) as client, announced(client):
-        thread = threading.Thread(target=serve, args=(client, [CARD], engine, stop))
+        # A failing test must end it too, and what cannot be ended must not keep the test run from ending.
+        thread = threading.Thread(target=serve, args=(client, [CARD], engine, stop), daemon=True)
         thread.start()
-        yield stop
-        stop.set()
-        thread.join()
+        try:
+            yield stop
+        finally:
+            stop.set()
+            thread.join(20)
 
 
 @pytest.fixture
@@ -227,7 +232,7 @@ def test_what_a_full_engine_refuses_waits_where_other_workers_see_it(
         asked = [ask_in_thread(client, work(str(i))) for i in range(6)]
         eventually(lambda: len(engine.seen) == 2 and redis.llen(keys.lane_requests(LANE)) == 4)
         eventually(lambda: redis.hget(keys.lane_load(LANE), "waiting") == b"20")
-        assert redis.pttl(keys.lane_requests(LANE)) > 0
+        eventually(lambda: redis.pttl(keys.lane_requests(LANE)) > 0)
         engine.hold = False
         engine.release()
         for thread, ended in asked:
