@@ -33,6 +33,7 @@ class Tenant:
         key_id: a short name of the key for counters and logs; it gives nothing of the key away.
         models: lower-case names and aliases that the key may use; None: all.
         requests_per_minute: None: no limit; likewise the other limits.
+        cache, dedupe: whether values are taken over where a request does not say.
     """
 
     name: str
@@ -43,6 +44,8 @@ class Tenant:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_queued_items: int | None = None
+    cache: bool = False
+    dedupe: bool = False
 
     def may_use(self, card: ModelCard) -> bool:
         """Tell whether the key's allow-list names this model, by its name or an alias."""
@@ -51,7 +54,8 @@ class Tenant:
     def write_rights(self) -> dict[str, object]:
         """Return what later work on behalf of this key has to know, as JSON values."""
         models = sorted(self.models) if self.models is not None else None
-        return {"priority": self.priority, "models": models, "max_queued_items": self.max_queued_items}
+        limits = {"priority": self.priority, "models": models, "max_queued_items": self.max_queued_items}
+        return {**limits, "cache": self.cache, "dedupe": self.dedupe}
 
     @classmethod
     def from_rights(cls, name: str, rights: Mapping[str, Any]) -> Self:
@@ -59,7 +63,14 @@ class Tenant:
         models = rights.get("models")
         allowed = frozenset(models) if models is not None else None
         queued = rights.get("max_queued_items")
-        return cls(name, priority=rights.get("priority", "normal"), models=allowed, max_queued_items=queued)
+        return cls(
+            name,
+            priority=rights.get("priority", "normal"),
+            models=allowed,
+            max_queued_items=queued,
+            cache=rights.get("cache", False),
+            dedupe=rights.get("dedupe", False),
+        )
 
 
 # Without a keys file there is one tenant, who may do everything; the server then binds a loopback address only.
@@ -153,4 +164,6 @@ def _describe_tenant(key: Key) -> Tenant:
         requests_per_minute=key.requests_per_minute,
         tokens_per_minute=key.tokens_per_minute,
         max_queued_items=key.max_queued_items,
+        cache=key.cache,
+        dedupe=key.dedupe,
     )

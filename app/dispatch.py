@@ -21,10 +21,11 @@ from app.services import Services
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks import frames
+from tasks.cache import tenant_scope
 from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.engine import Outcomes, Work
 from tasks.errors import InvalidRequest, LaneFull, NoWorker, TwolaneError
-from tasks.jobs import ChunkRecord, Counts, Idempotency, NewJob, new_job_id
+from tasks.jobs import ChunkRecord, Counts, Idempotency, JobParams, NewJob, new_job_id
 from tasks.lanes import Lane, Service
 
 __all__ = ["Desk"]
@@ -129,6 +130,7 @@ class Desk:
             instruction=order.params.instruction,
             dimensions=order.params.dimensions,
             truncate=order.params.truncate,
+            reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
         )
         return self._services.interactive.ask(work, tokens)
 
@@ -141,7 +143,7 @@ class Desk:
         outcomes = self._ask(order, items, tokens, Service.INTERACTIVE)
         frame = _pack_result(order, items, outcomes)
         failed = len(outcomes.errors)
-        counts = Counts(len(items), len(items) - failed, failed, int(outcomes.truncated.sum()))
+        counts = Counts(len(items), len(items) - failed, failed, int(outcomes.truncated.sum()), outcomes.cached or 0)
         new = self.describe(order, new_job_id(), len(items), tokens)
         job, created = store.record_finished(new, frame, counts, int(outcomes.tokens.sum()), idempotency)
         return Submission(job, frame if created else None, created)
@@ -215,7 +217,7 @@ class Desk:
             lane=Lane(order.card.slug, Service.BULK),
             total=total,
             estimated_tokens=tokens,
-            params=order.params,
+            params=self._settle_reuse(order.params),
             # A key may lower what it has, never raise it.
             priority=min(order.priority, self._tenant.priority, key=_RANK.__getitem__),
             fingerprint=self._fingerprint(order.card),
@@ -223,6 +225,12 @@ class Desk:
             webhook=order.webhook,
             result_bytes=total * item_bytes,
         )
+
+    def _settle_reuse(self, params: JobParams) -> JobParams:
+        """Fill in what the key says where the request says nothing."""
+        cache = self._tenant.cache if params.cache is None else params.cache
+        dedupe = self._tenant.dedupe if params.dedupe is None else params.dedupe
+        return replace(params, cache=cache, dedupe=dedupe)
 
     def _fingerprint(self, card: ModelCard) -> str:
         workers = self._services.presence.ready_models().get(card.slug, [])

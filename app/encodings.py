@@ -81,4 +81,5 @@ def render_ranking(
 
 def _usage(outcomes: Outcomes) -> dict[str, int]:
     tokens = int(outcomes.tokens.sum())
-    return {"prompt_tokens": tokens, "total_tokens": tokens}
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return usage if outcomes.cached is None else {**usage, "cached_items": outcomes.cached}

@@ -78,6 +78,8 @@ class HowToCompute(BaseModel):
     truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none fails the item.")
     dtype: Literal["float32", "float16"] | None = Field(None, description="Precision at rest. Default: float32.")
     priority: Literal["low", "normal", "high"] | None = Field(None, description="Default: normal.")
+    cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
+    dedupe: bool | None = Field(None, description="Compute equal texts of the job once. Default: no.")
 
 
 class WebhookRequest(BaseModel):
@@ -219,6 +221,7 @@ class JobCounts(BaseModel):
     completed: int
     failed: int
     truncated: int
+    cached: int = Field(description="Items whose value was taken over instead of computed.")
 
 
 class ItemFailure(BaseModel):

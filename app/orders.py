@@ -4,7 +4,7 @@ Owns the values between routes and desk, and what of an order can be checked aga
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from app.schemas import EmbeddingsRequest, RerankRequest
@@ -94,12 +94,12 @@ def order_embeddings(body: EmbeddingsRequest, card: ModelCard) -> Order:
         instruction=body.instruction,
         truncate=body.truncate,
     )
-    return Order(card, "embeddings", params)
+    return Order(card, "embeddings", replace(params, cache=body.cache))
 
 
 def order_ranking(body: RerankRequest, card: ModelCard) -> Order:
     """Return what a body of the rerank routes asks for, be it a call or a line of a batch."""
-    params = resolve_params(card, instruction=body.instruction)
+    params = replace(resolve_params(card, instruction=body.instruction), cache=body.cache)
     return Order(card, "rerank", params, items_field="documents")
 
 

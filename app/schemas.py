@@ -134,6 +134,7 @@ class EmbeddingsRequest(_Body):
         None, description="query: the model's own instruction is put before the text."
     )
     instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
+    cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
     truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none refuses it.")
     returns: Returns | None = Field(None, alias="return", description="Kinds of vectors. Default: dense.")
 
@@ -147,6 +148,7 @@ class RerankRequest(_Body):
     top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="How many of the best. Default: all.")
     return_documents: bool | None = Field(None, description="Whether documents come back. Default: false.")
     instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
+    cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
 
 
 class Usage(BaseModel):
@@ -154,6 +156,7 @@ class Usage(BaseModel):
 
     prompt_tokens: int
     total_tokens: int
+    cached_items: int | None = Field(None, description="With `cache`: items whose value was taken over.")
 
 
 class EmbeddingObject(BaseModel):

@@ -146,6 +146,12 @@ class Settings(BaseSettings):
     batch_max_metadata_key_chars: Count = Field(64, description="Longest key of a batch's metadata in characters.")
     batch_max_metadata_value_chars: Count = Field(512, description="Longest value of a batch's metadata in characters.")
 
+    # -- reuse -------------------------------------------------------------------------------------------
+    cache_max_bytes: Count = Field(
+        256 * 2**20, description="Memory for kept values of each tenant, and of each job that asks for `dedupe`."
+    )
+    cache_ttl_s: Seconds = Field(86_400.0, description="How long a kept value may be taken over.")
+
     # -- webhooks ----------------------------------------------------------------------------------------
     webhook_allow_private: bool = Field(
         False,  # noqa: FBT003 - a field's default has no name

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from redis import RedisError
 
+from tasks.cache import job_scope, tenant_scope
 from tasks.claims import Claim, ClaimCode
 from tasks.engine import Engine, ItemError, Outcomes, Work
 from tasks.errors import CapacityError, EngineClosed, TwolaneError
@@ -146,7 +147,15 @@ class ChunkWork:
             instruction=claim.params.instruction,
             dimensions=claim.params.dimensions,
             truncate=claim.params.truncate,
+            reuse=_scope(claim),
         )
+
+
+def _scope(claim: Claim) -> str:
+    """Return where values may be taken over from: a tenant's keep those of a job, too."""
+    if claim.params.cache:
+        return tenant_scope(claim.tenant)
+    return job_scope(claim.job_id) if claim.params.dedupe else ""
 
 
 def plan_carefully(positions: Sequence[int], suspects: Sequence[int]) -> Iterator[list[int]]:

@@ -46,6 +46,7 @@ class Claim:
         suspects: positions that were on the device when an earlier claim died.
         poison: positions that ended two workers; they are errors and must not be computed.
         outside: whether the job is so large that its results do not belong into Redis.
+        tenant: whose job it is.
         redo: only the items that failed before are to be computed; the frame at `pointer` has the others.
     """
 
@@ -62,6 +63,7 @@ class Claim:
     suspects: tuple[int, ...] = ()
     poison: tuple[int, ...] = ()
     outside: bool = False
+    tenant: str = ""
     redo: bool = False
     pointer: str = ""
 
@@ -78,6 +80,7 @@ class Completion:
     Attributes:
         frame: the result frame, see `tasks.frames`.
         error: a sentence about the first failed item.
+        cached: completed items whose value was taken over.
     """
 
     completed: int
@@ -86,6 +89,7 @@ class Completion:
     tokens: int
     frame: bytes
     error: str = ""
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ class Outcome:
             "failed": self.counts.failed,
             "truncated": self.counts.truncated,
             "tokens": self.tokens,
+            "cached": self.counts.cached,
             "error": error,
         }
         return [orjson.dumps(values), self.frame]

@@ -40,6 +40,7 @@ class Work:
         dimensions: cut embeddings to this length and normalize again; None keeps the model's own.
         truncate: cut a text that is too long at its `end` or its `start`; `none` makes it an item error with
             code `context_length_exceeded`.
+        reuse: scope in which values that were computed before may be taken over, see `tasks.cache`; empty: none.
         deadline_s: `time.monotonic()` after which nobody waits for it any more; None never.
     """
 
@@ -51,6 +52,7 @@ class Work:
     instruction: str | None = None
     dimensions: int | None = None
     truncate: Literal["end", "start", "none"] = "end"
+    reuse: str = ""
     deadline_s: float | None = None
 
 
@@ -63,12 +65,14 @@ class Outcomes:
         tokens: int32, shape (n,): tokens that the model read, special tokens included, after truncation.
         truncated: bool, shape (n,): whether text was cut off.
         errors: the failed items by position.
+        cached: items whose value was taken over instead of computed; None: nobody looked.
     """
 
     values: NDArray[np.float32]
     tokens: NDArray[np.int32]
     truncated: NDArray[np.bool_]
     errors: Mapping[int, ItemError] = field(default_factory=dict)
+    cached: int | None = None
 
 
 class Engine(Protocol):

@@ -70,6 +70,7 @@ def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> byte
         "instruction": work.instruction,
         "dimensions": work.dimensions,
         "truncate": work.truncate,
+        "reuse": work.reuse,
     }
     try:
         return _TOKENS.pack(tokens) + frames.pack(header)
@@ -107,6 +108,7 @@ def _work(header: Mapping[str, Any]) -> Work:
         instruction=header["instruction"],
         dimensions=header["dimensions"],
         truncate=header["truncate"],
+        reuse=header.get("reuse", ""),
     )
 
 
@@ -114,7 +116,7 @@ def encode_outcomes(number: int, outcomes: Outcomes) -> bytes:
     """Return the reply that carries outcomes."""
     failed = {str(position): [error.code, error.message] for position, error in outcomes.errors.items()}
     columns = {"values": outcomes.values, "tokens": outcomes.tokens, "truncated": outcomes.truncated}
-    return _NUMBER.pack(number) + frames.pack({"errors": failed}, columns)
+    return _NUMBER.pack(number) + frames.pack({"errors": failed, "cached": outcomes.cached}, columns)
 
 
 def encode_failure(number: int, error: BaseException) -> bytes:
@@ -155,7 +157,8 @@ def decode_reply(reply: bytes) -> Outcomes:
     if "failure" in header:
         raise _failure(header["failure"])
     failed = {int(position): ItemError(*pair) for position, pair in header["errors"].items()}
-    return Outcomes(columns["values"].astype(np.float32, copy=False), columns["tokens"], columns["truncated"], failed)
+    values = columns["values"].astype(np.float32, copy=False)
+    return Outcomes(values, columns["tokens"], columns["truncated"], failed, header.get("cached"))
 
 
 def _failure(details: Mapping[str, Any]) -> errors.TwolaneError:

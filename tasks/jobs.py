@@ -58,6 +58,9 @@ class JobParams:
     dimensions: int | None = None
     truncate: Literal["end", "start", "none"] = "end"
     dtype: Literal["float32", "float16"] = "float32"
+    # Whether values may be taken over from the tenant's earlier work, or within the job; None: as the key says.
+    cache: bool | None = None
+    dedupe: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +150,8 @@ class Counts:
     completed: int = 0
     failed: int = 0
     truncated: int = 0
+    # Of the completed ones, those whose value was taken over instead of computed.
+    cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)

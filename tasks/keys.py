@@ -151,6 +151,21 @@ def store_uploads() -> str:
     return f"{_PREFIX}:store:uploads"
 
 
+def cache_values(scope: str) -> str:
+    """Hash: values that were computed before, by their digest; of one tenant or one job, see `tasks.cache`."""
+    return f"{_PREFIX}:{{cache:{scope}}}:values"
+
+
+def cache_times(scope: str) -> str:
+    """Sorted set: these digests by the time (ms) at which they were put."""
+    return f"{_PREFIX}:{{cache:{scope}}}:times"
+
+
+def cache_bytes(scope: str) -> str:
+    """String: bytes that these values take."""
+    return f"{_PREFIX}:{{cache:{scope}}}:bytes"
+
+
 def webhooks_due() -> str:
     """Sorted set: jobs whose end a webhook has to be told of, by the time (ms) of the next attempt."""
     return f"{_PREFIX}:webhooks:due"

@@ -105,7 +105,16 @@ class Leases:
         blobs = [keys.job_result(claim.job_id, claim.chunk), keys.job_input(claim.job_id, claim.chunk)]
         counts: list[Argument] = [completion.completed, completion.failed, completion.truncated, completion.tokens]
         frame = completion.frame if pointer == IN_REDIS else b""
-        args = [claim.chunk, claim.fence, *counts, pointer, len(completion.frame), frame, completion.error]
+        args = [
+            claim.chunk,
+            claim.fence,
+            *counts,
+            pointer,
+            len(completion.frame),
+            frame,
+            completion.error,
+            completion.cached,
+        ]
         code, _, head = self._run("complete", claim.job_id, lane, args, blobs)
         return Completed(code.decode()), head.decode()
 

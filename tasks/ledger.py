@@ -52,6 +52,7 @@ class Ledger:
         self._tokens = np.zeros(size, np.int32)
         self._truncated = np.zeros(size, np.bool_)
         self._errors: dict[int, ItemError] = {}
+        self._cached = 0
         self.asked: list[int] = list(range(size))
         if before is not None:
             self._take_over(before)
@@ -65,6 +66,7 @@ class Ledger:
 
     def put(self, positions: Sequence[int], outcomes: Outcomes) -> None:
         """Enter the outcomes of these items."""
+        self._cached += outcomes.cached or 0
         if len(positions) == len(self._tokens):
             self._values, self._tokens, self._truncated = outcomes.values, outcomes.tokens, outcomes.truncated
         else:
@@ -92,6 +94,7 @@ class Ledger:
             tokens=int(self._tokens[rows].sum()),
             frame=frame,
             error=self._describe(failed[0]) if failed else "",
+            cached=self._cached,
         )
 
     def _describe(self, position: int) -> str:

@@ -67,7 +67,7 @@ def read_job(record: Mapping[bytes, bytes]) -> Job:
         model=text["model"],
         lane=text["lane"],
         state=JobState(text["state"]),
-        counts=Counts(number("total"), number("completed"), number("failed"), number("truncated")),
+        counts=Counts(number("total"), number("completed"), number("failed"), number("truncated"), number("cached")),
         chunks=number("chunks"),
         chunks_done=number("chunks_done"),
         tokens=number("tokens"),
@@ -112,7 +112,7 @@ def read_claim(job_id: str, chunk: int, answer: Sequence[Any]) -> Claim:
     code = ClaimCode(answer[0].decode())
     if code not in (ClaimCode.OK, ClaimCode.POISON):
         return Claim(code, job_id, chunk)
-    _, fence, line, operation, model, params, outside = answer
+    _, fence, line, operation, model, params, outside, tenant = answer
     values = orjson.loads(line)
     return Claim(
         code=code,
@@ -128,6 +128,7 @@ def read_claim(job_id: str, chunk: int, answer: Sequence[Any]) -> Claim:
         suspects=tuple(sorted(int(position) for position in values.get("deaths", {}))),
         poison=tuple(sorted(values.get("poison", ()))),
         outside=outside == b"1",
+        tenant=tenant.decode(),
         redo="redo" in values,
         pointer=values.get("pointer", ""),
     )

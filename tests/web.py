@@ -24,10 +24,12 @@ from stack.server import EmbeddedServer
 from tasks import bulk
 from tasks.blobs import open_blobs
 from tasks.bulk import WorkerContext
+from tasks.cache import ContentCache
 from tasks.celery import make_app
 from tasks.connections import connect
 from tasks.lanes import Lane, Service
 from tasks.presence import Announcer, Presence, WorkerFacts
+from tasks.reuse import ReusingEngine
 from tasks.serving import serve
 from tasks.store import JobStore
 from workers.engine.device import DeviceEngine
@@ -68,14 +70,18 @@ def running_worker(settings: Settings) -> Iterator[DeviceEngine]:
     """A ready worker for the settings' models; gone at the end."""
     cards, stop = cards_of(settings), threading.Event()
     with contextlib.ExitStack() as stack:
-        engine = stack.enter_context(DeviceEngine(settings, load_models(cards, settings)))
+        models = load_models(cards, settings)
+        engine = stack.enter_context(DeviceEngine(settings, models))
         hop = stack.enter_context(connect(settings.redis_url, name="test-serve", block_s=1))
         state = stack.enter_context(connect(settings.redis_url, name="test-state"))
-        context = WorkerContext(JobStore(state, settings), open_blobs(state, settings), engine, settings, "w-test")
+        fingerprints = {name: model.fingerprint for name, model in models.items()}
+        reusing = ReusingEngine(engine, fingerprints, ContentCache(state, settings))
+        stack.callback(reusing.close)
+        context = WorkerContext(JobStore(state, settings), open_blobs(state, settings), reusing, settings, "w-test")
         facts = {card.slug: WorkerFacts("w-test", "here", 1, "cpu", "float32", "fp-1", 1000.0) for card in cards}
         announcer = Announcer(state, "w-test", lambda: facts, settings.worker_ttl_s)
         threads = [
-            threading.Thread(target=serve, args=(hop, cards, engine, stop)),
+            threading.Thread(target=serve, args=(hop, cards, reusing, stop)),
             threading.Thread(target=_take_tickets, args=(settings, cards, context, stop)),
         ]
         for thread in threads:

@@ -23,11 +23,13 @@ from config.logging import configure_logging
 from config.settings import Settings
 from tasks.blobs import open_blobs
 from tasks.bulk import WorkerContext
+from tasks.cache import ContentCache
 from tasks.celery import app
 from tasks.connections import connect
 from tasks.errors import ConfigError, TwolaneError
 from tasks.lanes import Lane, Service
 from tasks.presence import Announcer, WorkerFacts
+from tasks.reuse import ReusingEngine
 from tasks.store import JobStore
 from workers.listener import Listener
 from workers.pinning import plan_cores
@@ -99,8 +101,9 @@ class _Parts:
         self._worker_id = worker_id
         redis = connect(settings.redis_url, name="worker", timeout_s=_STORE_TIMEOUT_S, retries=1)
         store = JobStore(redis, settings)
-        app.twolane = WorkerContext(store, open_blobs(redis, settings), self.engine, settings, worker_id)
-        self._listener = Listener(settings, cards, self.engine)
+        engine = _reuse(settings, self._models, self.engine)
+        app.twolane = WorkerContext(store, open_blobs(redis, settings), engine, settings, worker_id)
+        self._listener = Listener(settings, cards, engine)
         self._reaper = Reaper(store, [Lane(card.slug, Service.BULK) for card in cards])
         announcing = connect(settings.redis_url, name="announce")
         self._announcer = Announcer(announcing, worker_id, self._facts, settings.worker_ttl_s)
@@ -171,11 +174,16 @@ def _load(settings: Settings, cards: list[ModelCard]) -> "tuple[dict[str, Loaded
     return models, engine
 
 
+def _reuse(settings: Settings, models: "Mapping[str, LoadedModel]", engine: "DeviceEngine") -> ReusingEngine:
+    fingerprints = {name: model.fingerprint for name, model in models.items()}
+    return ReusingEngine(engine, fingerprints, ContentCache(connect(settings.redis_url, name="cache"), settings))
+
+
 def close_engine(**_: object) -> None:
     """End the engine when the pool has ended its chunks."""
     context: WorkerContext | None = getattr(app, "twolane", None)
     if context is not None:
-        context.engine.close()  # type: ignore[attr-defined] # the protocol for tasks has no end; the real engine does
+        context.engine.close()  # type: ignore[attr-defined] # the protocol for tasks has no end; a worker's engine has
 
 
 def set_up_logging(**_: object) -> None:

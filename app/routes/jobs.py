@@ -176,6 +176,7 @@ def _order(how: HowToCompute, card: ModelCard, operation: Operation, extra: dict
         dtype=how.dtype,
     )
     field = "input" if operation == "embeddings" else "documents"
+    params = replace(params, cache=how.cache, dedupe=how.dedupe)
     return Order(card, operation, params, how.priority or "normal", extra, field)
 
 

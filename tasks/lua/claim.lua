@@ -2,7 +2,7 @@
 -- A worker takes a chunk. The attempt is counted here, before the device is touched.
 -- KEYS 1-11 see _job
 -- ARGV 1-2 see _job, 3 chunk number, 4 worker id, 5 nonce of this call, 6 lease (ms), 7 attempts before the chunk is given up
--- Answers {code} or, for OK and POISON, {code, fence, chunk (JSON), operation, model, params, outside}
+-- Answers {code} or, for OK and POISON, {code, fence, chunk (JSON), operation, model, params, outside, tenant}
 -- include: _job
 local number, nonce, lease_ms = ARGV[3], ARGV[5], tonumber(ARGV[6])
 local job = read_job()
@@ -13,8 +13,8 @@ if not chunk then
 end
 
 local function claimed(code)
-  local record = redis.call('HMGET', JOB, 'operation', 'model', 'params', 'outside')
-  return { code, chunk.fence, cjson.encode(chunk), record[1], record[2], record[3], record[4] }
+  local record = redis.call('HMGET', JOB, 'operation', 'model', 'params', 'outside', 'tenant')
+  return { code, chunk.fence, cjson.encode(chunk), record[1], record[2], record[3], record[4], record[5] }
 end
 
 local function ceiling()

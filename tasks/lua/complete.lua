@@ -3,7 +3,8 @@
 -- if its lease ran out, and whoever claimed the chunk since is told to stop by its next heartbeat.
 -- KEYS 1-11 see _job, 12 result of the chunk, 13 input of the chunk
 -- ARGV 1-2 see _job, 3 chunk number, 4 fence, 5 completed, 6 failed, 7 truncated, 8 tokens, 9 pointer, 10 size (bytes),
---      11 result frame, or '' where it lies outside, 12 a sentence about the first failed item or ''
+--      11 result frame, or '' where it lies outside, 12 a sentence about the first failed item or '',
+--      13 items whose value was taken over
 -- Answers {OK | DUP | GONE, state of the job, head of the ready jobs or ''}
 -- include: _job
 local number = ARGV[3]
@@ -39,6 +40,7 @@ add(job, 'completed', completed)
 add(job, 'failed', failed)
 redis.call('HINCRBY', JOB, 'truncated', truncated)
 redis.call('HINCRBY', JOB, 'tokens', tokens)
+if tonumber(ARGV[13]) > 0 then redis.call('HINCRBY', JOB, 'cached', ARGV[13]) end
 add(job, 'chunks_done', 1)
 if first_time then
   redis.call('HINCRBY', JOB, 'done_estimate', chunk.tokens)

@@ -62,7 +62,7 @@ if finished then
   chunk.completed, chunk.failed, chunk.truncated = finished.completed, finished.failed, finished.truncated
   chunk.spent = finished.tokens
   write_chunk(0, chunk)
-  for _, field in ipairs({ 'completed', 'failed', 'truncated', 'tokens' }) do set(job, field, finished[field]) end
+  for _, field in ipairs({ 'completed', 'failed', 'truncated', 'tokens', 'cached' }) do set(job, field, finished[field]) end
   redis.call('HSET', JOB, 'chunks_done', 1, 'started_ms', NOW_MS, 'error', finished.error)
   job.chunks_done = 1
   settle(job)

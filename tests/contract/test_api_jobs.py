@@ -77,7 +77,7 @@ def test_a_small_job_is_answered_at_once_and_kept_like_any_other(client: FlaskCl
     got = np.array([item["embedding"] for item in job["results"]], np.float32)
     np.testing.assert_allclose(got, vectors[:2], atol=1e-6)
     kept = client.get(f"/v1/jobs/{job['id']}").json or {}
-    assert kept["counts"] == {"total": 2, "completed": 2, "failed": 0, "truncated": 0}
+    assert kept["counts"] == {"total": 2, "completed": 2, "failed": 0, "truncated": 0, "cached": 0}
     assert kept["fingerprint"] == "fp-1"
     page = client.get(f"/v1/jobs/{job['id']}/results").json or {}
     assert page["data"] == job["results"]
@@ -199,11 +199,14 @@ def test_a_repeated_upload_leaves_no_second_copy_of_its_texts(client: FlaskClien
 
 def test_a_job_tells_what_became_of_it(ended: dict[str, Any]) -> None:
     assert ended["object"] == "job"
-    assert ended["counts"] == {"total": 700, "completed": 700, "failed": 0, "truncated": 0}
+    assert ended["counts"] == {"total": 700, "completed": 700, "failed": 0, "truncated": 0, "cached": 0}
     assert ended["chunks"] == {"total": 7, "done": 7}
     assert ended["tokens"] > 700
     assert ended["created_at"] <= ended["started_at"] <= ended["ended_at"] < ended["expires_at"]
-    assert ended["params"] == {"instruction": None, "dimensions": None, "truncate": "end", "dtype": "float32"}
+    assert ended["params"] == {"instruction": None, "dimensions": None, "truncate": "end", "dtype": "float32"} | {
+        "cache": False,
+        "dedupe": False,
+    }
 
 
 def test_a_job_that_did_not_change_is_a_304(client: FlaskClient, ended: dict[str, Any]) -> None:

@@ -140,7 +140,13 @@ def test_an_item_that_fails_has_its_error_and_its_neighbours_their_vectors(clien
     answer = client.post("/v1/jobs", json=body, headers={"Prefer": prefer})
     job = wait_for_end(client, (answer.json or {})["id"])
     assert job["status"] == "succeeded"
-    assert job["counts"] == {"total": 3, "completed": 2, "failed": 1, "truncated": job["counts"]["truncated"]}
+    assert job["counts"] == {
+        "total": 3,
+        "completed": 2,
+        "failed": 1,
+        "truncated": job["counts"]["truncated"],
+        "cached": 0,
+    }
     address = f"/v1/jobs/{job['id']}/results"
     items = (client.get(address).json or {})["data"]
     assert items[1]["error"]["code"] == "context_length_exceeded"

@@ -69,7 +69,7 @@ def test_a_small_job_is_answered_at_once_and_kept(http: httpx.Client) -> None:
     assert job["status"] == "succeeded"
     assert len(job["results"]) == 2
     kept = http.get(f"/v1/jobs/{job['id']}").json()
-    assert kept["counts"] == {"total": 2, "completed": 2, "failed": 0, "truncated": 0}
+    assert kept["counts"] == {"total": 2, "completed": 2, "failed": 0, "truncated": 0, "cached": 0}
     np.testing.assert_allclose(vectors(http, job["id"]), reference(["a", "b"]), atol=1e-4)
 
 
