@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     print_tables(console, bench.sheet)
     path = write_results(bench.sheet, description, run)
     console.print(f"written: {path}", markup=False)
-    if options.docs:
+    if options.docs or (run["complete"] and not run["quick"]):
         write_docs(bench.sheet, description, run)
     return 1 if failed else 0
 
@@ -70,7 +70,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("suites", nargs="*", choices=[[], *SUITES], metavar="suite", help="which suites; default: all")
     parser.add_argument("--quick", action="store_true", help="one small round: finds mistakes, not figures")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="measure ours alone")
-    parser.add_argument("--docs", action="store_true", help="write the summary into docs/benchmarks.md")
+    parser.add_argument(
+        "--docs", action="store_true", help="write the summary into docs/benchmarks.md, as a whole run does"
+    )
     return parser.parse_args(arguments)
 
 

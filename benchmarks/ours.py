@@ -28,6 +28,7 @@ __all__ = ["MODEL", "JobRun", "Ours"]
 MODEL = "all-MiniLM-L6-v2"
 _READ_BYTES = 2**20
 _LONGEST_WAIT_S = 20
+_STANDSTILL_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +116,14 @@ class Ours:
         """Return a job when it has ended.
 
         Raises:
-            RuntimeError: it ended without success, or with failed items: its time would mean nothing.
+            RuntimeError: it ended without success, or with failed items, or stood still: its time would mean nothing.
         """
+        moved_s, done = time.monotonic(), -1
         while (job := self.job(job_id, _LONGEST_WAIT_S))["status"] in {"queued", "running"}:
+            if job["counts"]["completed"] != done:
+                moved_s, done = time.monotonic(), job["counts"]["completed"]
+            if time.monotonic() - moved_s > _STANDSTILL_S:
+                raise RuntimeError(f"the job stands still: {job}; the end of the log:\n{self.program.tail()}")
             time.sleep(0.01)  # the waiting room may have been full
         if job["status"] != "succeeded" or job["counts"]["failed"]:
             raise RuntimeError(f"the job did not succeed: {job}")
