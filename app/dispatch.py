@@ -18,13 +18,14 @@ from app.limits import charge_tokens
 from app.orders import Estimate, Order, Priority, Submission, check_capability
 from app.quota import release_queue, reserve_queue
 from app.services import Services
+from app.uploads import PayloadHash
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks import frames
 from tasks.cache import tenant_scope
 from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.engine import Outcomes, Work
-from tasks.errors import InvalidRequest, LaneFull, NoWorker, TwolaneError
+from tasks.errors import Conflict, InvalidRequest, LaneFull, NoWorker, TwolaneError
 from tasks.jobs import ChunkRecord, Counts, Idempotency, JobParams, NewJob, new_job_id
 from tasks.lanes import Lane, Service
 
@@ -87,6 +88,28 @@ class Desk:
         if not self._is_small(len(head), tokens):
             return self._queue(order, itertools.chain(head, stream), idempotency)
         return self._serve(order, head, tokens, idempotency)
+
+    def repeat(self, order: Order, items: Iterable[Item], payload: PayloadHash) -> Submission | None:
+        """Return the job that the caller's idempotency key stands for; None: the key is new.
+
+        A stream is read to its end, to know whether it is the same, and nothing of it is stored.
+
+        Raises:
+            IdempotencyMismatch: the key was used with another payload.
+            InvalidRequest: an item is bad.
+            Conflict: the job was deleted meanwhile.
+        """
+        store, tenant = self._services.store, self._tenant.name
+        if payload.key is None or not store.knows(tenant, payload.key):
+            return None
+        if not payload.complete:
+            for _ in self._check(order, items):
+                pass
+        settled = payload.settle()
+        known = store.find(tenant, settled) if settled is not None else None
+        if known is None:
+            raise Conflict("the job of this idempotency key was deleted just now: send the request again")
+        return Submission(known)
 
     def estimate(self, order: Order, items: Iterable[Item]) -> Estimate:
         """Tell what a job would cost; nothing is stored.

@@ -110,7 +110,10 @@ class JobRequest(HowToCompute):
     type: Literal["embeddings", "rerank"]
     model: ModelName = Field(description="Name or alias of a model, see /v1/models.")
     input: Items | None = Field(None, description="For embeddings: texts, or objects with a text and an id of yours.")
-    query: str | None = Field(None, description="For rerank, with documents.")
+    input_file_id: str | None = Field(
+        None, max_length=200, description="Instead: an uploaded file of yours, one item a line as in an NDJSON body."
+    )
+    query: str | None = Field(None, description="For rerank, with documents or a file.")
     documents: Documents | None = None
     queries: Annotated[list[QueryGroup], Field(min_length=1, max_length=_MAX_QUERIES)] | None = Field(
         None, description="For rerank: several queries, each with its documents."
@@ -120,10 +123,16 @@ class JobRequest(HowToCompute):
 
     @model_validator(mode="after")
     def _require_items(self) -> Self:
+        if self.input_file_id is not None:
+            if self.input is not None or self.documents is not None or self.queries is not None:
+                raise PydanticCustomError("invalid_value", "a job with `input_file_id` has all its items in the file")
+            return self
         if self.type == "embeddings" and self.input is None:
-            raise PydanticCustomError("missing", "`input` is required for a job of type embeddings")
+            raise PydanticCustomError("missing", "`input` or `input_file_id` is required for a job of type embeddings")
         if self.type == "rerank" and self.queries is None and (self.query is None or self.documents is None):
-            raise PydanticCustomError("missing", "a job of type rerank needs `query` and `documents`, or `queries`")
+            raise PydanticCustomError(
+                "missing", "a job of type rerank needs `query` and `documents`, `queries` or `input_file_id`"
+            )
         return self
 
     def groups(self) -> list[QueryGroup]:

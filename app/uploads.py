@@ -20,8 +20,10 @@ __all__ = ["PayloadHash", "read_items", "split_lines"]
 class PayloadHash:
     """Tells whether two requests with one idempotency key are the same; fed while the body is read."""
 
-    def __init__(self, key: str | None, *parts: bytes) -> None:
-        self._key = key
+    def __init__(self, key: str | None, *parts: bytes, complete: bool = False) -> None:
+        self.key = key
+        # Whether nothing more is to come: else the hash is only known when the body was read.
+        self.complete = complete
         self._hash = hashlib.blake2b(digest_size=16)
         for part in parts:
             self._hash.update(len(part).to_bytes(8, "little") + part)
@@ -30,8 +32,9 @@ class PayloadHash:
     def of_json(cls, key: str | None, body: BaseModel) -> Self:
         """Return the hash of a JSON body as it was understood: spaces and the order of fields do not count."""
         if key is None:
-            return cls(None)
-        return cls(key, orjson.dumps(body.model_dump(warnings=False), option=orjson.OPT_SORT_KEYS))
+            return cls(None, complete=True)
+        described = orjson.dumps(body.model_dump(warnings=False), option=orjson.OPT_SORT_KEYS)
+        return cls(key, described, complete=True)
 
     def tap(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
         """Yield the blocks, counted in."""
@@ -41,7 +44,7 @@ class PayloadHash:
 
     def settle(self) -> Idempotency | None:
         """Return the key with the hash of all that was read so far; None without a key."""
-        return Idempotency(self._key, self._hash.hexdigest()) if self._key is not None else None
+        return Idempotency(self.key, self._hash.hexdigest()) if self.key is not None else None
 
 
 def split_lines(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:

@@ -109,10 +109,21 @@ class ByteWriter:
 
 
 def read_blocks(handle: IO[bytes]) -> Iterator[bytes]:
-    """Yield an open file in blocks and close it."""
+    """Yield an open file in blocks and close it.
+
+    Raises:
+        StoreUnavailable: the storage does not answer.
+    """
     with handle:
-        while block := handle.read(_BLOCK_BYTES):
+        while block := _read_block(handle):
             yield block
+
+
+def _read_block(handle: IO[bytes]) -> bytes:
+    try:
+        return handle.read(_BLOCK_BYTES)
+    except OSError as error:
+        raise _translate(error) from error
 
 
 def _translate(error: OSError) -> CapacityError:

@@ -54,6 +54,11 @@ class JobStore(Leases):
         reserved = [keys.store_reserved(), keys.store_reserved_until()]
         _refuse(self._scripts.call("room", reserved, [self.settings.store_max_bytes, size_bytes, new_bytes]))
 
+    def knows(self, tenant: str, key: str) -> bool:
+        """Return whether the idempotency key stands for a job, whatever its payload was."""
+        known = cast("bytes | None", self.redis.get(keys.idempotency(tenant, key)))
+        return known is not None and self.exists(orjson.loads(known)["job"])
+
     def find(self, tenant: str, idempotency: Idempotency) -> Job | None:
         """Return the job that the key stands for, if any.
 

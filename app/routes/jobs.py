@@ -1,7 +1,7 @@
 """Jobs: the one door that decides, and what can be done with a job afterwards."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from flask import Response, request
@@ -33,6 +33,7 @@ from app.uploads import PayloadHash, read_items, split_lines
 from app.waiting import Preferences, parse_prefer
 from app.webhooks.requests import choose_webhook
 from config.catalog import ModelCard
+from tasks.bytestore import read_blocks
 from tasks.chunking import Item
 from tasks.engine import Operation
 from tasks.errors import Conflict, InvalidRequest, NotFound, StoreFull
@@ -65,7 +66,9 @@ def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
     if query.dry_run:
         return render_estimate(services(), order.card, desk.estimate(order, items))
     preferences = parse_prefer(header.prefer or "")
-    submission = desk.submit(order, items, payload.settle, queue=preferences.respond_async)
+    submission = desk.repeat(order, items, payload)
+    if submission is None:
+        submission = desk.submit(order, items, payload.settle, queue=preferences.respond_async)
     return render_submission(services(), _wait_for(submission, preferences), preferences, order.new_secret)
 
 
@@ -160,10 +163,19 @@ def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHas
     extra: dict[str, object] = {}
     if body.metadata:
         extra["metadata"] = body.metadata
-    if body.type == "rerank":
+    if body.type == "rerank" and body.input_file_id is None:
         extra["documents_per_query"] = [len(group.documents) for group in body.groups()]
     order = _add_webhook(_order(body, card, body.type, extra), body.webhook)
-    return order, body.items(), PayloadHash.of_json(header.idempotency_key, body)
+    items = body.items() if body.input_file_id is None else _read_file(body.input_file_id, body)
+    return order, items, PayloadHash.of_json(header.idempotency_key, body)
+
+
+def _read_file(file_id: str, body: JobRequest) -> Iterator[Item]:
+    """Yield the items of an uploaded file. Nothing is looked up before the first: a repeat does not need the file."""
+    live = services()
+    file = live.files.get(file_id, current_tenant().name)
+    lines = split_lines(read_blocks(live.files.open(file)), live.settings.max_line_bytes)
+    yield from read_items(lines, body.query, rerank=body.type == "rerank")
 
 
 def _order(how: HowToCompute, card: ModelCard, operation: Operation, extra: dict[str, object]) -> Order:
