@@ -21,7 +21,7 @@ budgets = st.integers(1, 5000)
 
 
 def a_request(row_lengths: list[int], service: Service = Service.BULK) -> Request:
-    model: Any = SimpleNamespace(backend=SimpleNamespace(dimension=2))
+    model: Any = SimpleNamespace(backend=SimpleNamespace(dimension=2, parallel=1))
     request = Request(model, service, None, lambda values, errors: None)  # type: ignore[arg-type, return-value]
     request.add_rows([Tokens(np.zeros(length, np.int32)) for length in row_lengths])
     return request
@@ -34,6 +34,15 @@ def test_a_run_is_within_the_budget_and_as_long_as_it_can_be(rows: list[int], bu
     assert 1 <= count <= len(rows)
     assert count == 1 or count * max(rows[:count]) <= budget
     assert count == len(rows) or (count + 1) * max(rows[: count + 1]) > budget
+
+
+@given(lengths, budgets, st.integers(2, 4))
+def test_a_run_is_a_multiple_of_what_the_device_computes_side_by_side(rows: list[int], budget: int, side: int) -> None:
+    rows.sort()
+    count = pick_run(rows, lambda longest: budget, side)
+    assert count == len(rows) or count % side == 0
+    assert count <= side or count * max(rows[:count]) <= budget
+    assert count >= min(side, len(rows))
 
 
 @given(lengths, budgets, st.data())

@@ -73,7 +73,7 @@ def test_a_failure_in_the_loop_itself_settles_every_waiter_and_the_engine_goes_o
         monkeypatch.undo()
         raise KeyError("a bug in the loop")
 
-    monkeypatch.setattr(engine._loop._shares, "choose", fail)
+    monkeypatch.setattr(engine._loops[0]._shares, "choose", fail)
     backend.gate.set()
     for future in waiting:
         with pytest.raises(WorkError, match="the engine failed"):
@@ -91,7 +91,7 @@ def test_a_failure_behind_a_pass_settles_the_rows_of_that_pass(
         monkeypatch.undo()
         raise KeyError("a bug")
 
-    monkeypatch.setattr(engine._loop.passes, "run", fail)
+    monkeypatch.setattr(engine._loops[0].passes, "run", fail)
     backend.gate.set()
     with pytest.raises(WorkError, match="the engine failed"):
         waiting.result(10)

@@ -12,18 +12,20 @@ __all__ = ["Budget", "pick_around", "pick_run"]
 Budget = Callable[[int], int]
 
 
-def pick_run(lengths: Iterable[int], budget: Budget) -> int:
+def pick_run(lengths: Iterable[int], budget: Budget, multiple: int = 1) -> int:
     """Return how many rows from the front of a run sorted by length, up or down, fit into one pass; at least one.
 
     Args:
         lengths: tokens per row, ascending or descending, at least one row.
-        budget: padded tokens allowed, by the longest row. The first row is taken even where it is over the budget.
+        budget: padded tokens allowed, by the longest row.
+        multiple: rows that the device computes side by side. So many are taken even where they are over the budget,
+            and the count is a multiple of it while rows last.
     """
     count, longest = 0, 0
     for length in lengths:
         longest = max(longest, length)
-        if count and (count + 1) * longest > budget(longest):
-            break
+        if count >= multiple and (count + 1) * longest > budget(longest):
+            return count - count % multiple
         count += 1
     return count
 

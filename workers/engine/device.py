@@ -17,13 +17,14 @@ from tasks.lanes import Service
 from workers.engine.intake import admit
 from workers.engine.loop import DeviceLoop, Limits
 from workers.engine.queue import WorkQueue
+from workers.engine.shares import Shares
 from workers.engine.warmup import warm_up
 from workers.models.base import LoadedModel
 
 __all__ = ["DeviceEngine"]
 
-# Defaults by device, measured: on a CPU throughput is flat from about 1,000 tokens per pass.
-_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 65_536
+# Defaults by device, measured: on two cores throughput is flat from 1,024 tokens per stream.
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 2048, 65_536
 _CPU_LATENCY_MS, _GPU_LATENCY_MS = 25.0, 10.0
 # Bulk rows are sorted by length among so many passes' worth of tokens.
 _WINDOW_PASSES = 16
@@ -40,7 +41,7 @@ class DeviceEngine:
         self._lanes = settings.lanes
         self._limits = _limits(settings, models)
         self._queue = WorkQueue(settings.engine_max_tokens, _WINDOW_PASSES * self._limits.batch_tokens)
-        self._loop = DeviceLoop(self._queue, models, self._limits)
+        self._loops = self._start_loops(Shares(settings.bulk_min_share, self._limits.latency_ms / 1000))
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -79,37 +80,51 @@ class DeviceEngine:
         Raises:
             tasks.errors.WorkError: a model cannot make a vector.
         """
-        for model in self._models.values():
-            self._loop.call(partial(warm_up, model, self._loop.passes, self._limits.batch_tokens)).result()
+        for loop in self._loops:
+            for model in loop.models.values():
+                loop.call(partial(warm_up, model, loop.passes, self._limits.batch_tokens)).result()
 
     def healthy(self) -> bool:
         """Return whether the engine can make vectors now, as its last pass or probe showed. Costs nothing."""
-        stuck = self._loop.watchdog.running_s() > self._limits.pass_timeout_s / 2
-        return self._loop.alive and self._loop.health.well and not stuck
+        return all(loop.is_well() for loop in self._loops)
 
     def stats(self) -> dict[str, float]:
         """Return what an operator wants to see: waiting tokens by class, passes, rate, last pass."""
-        passes = self._loop.passes
         return {
             "interactive_tokens": self._queue.waiting_tokens(Service.INTERACTIVE),
             "bulk_tokens": self._queue.waiting_tokens(Service.BULK),
-            "passes": passes.count,
-            "last_pass_ms": passes.last_ms,
-            "tokens_per_s": passes.tokens_per_s,
+            "passes": self.progress(),
+            "last_pass_ms": self._loops[0].passes.last_ms,
+            "tokens_per_s": self._loops[0].passes.tokens_per_s,
         }
 
     def progress(self) -> int:
         """See `tasks.engine.Engine.progress`."""
-        return self._loop.passes.count
+        return sum(loop.passes.count for loop in self._loops)
 
     def close(self) -> None:
         """End waiting work with EngineClosed, let the current pass end, stop the thread. Idempotent."""
         self._closed = True
-        self._loop.close(_CLOSE_S)
+        self._queue.close()
+        for loop in self._loops:
+            loop.close(_CLOSE_S)
+
+    def _start_loops(self, shares: Shares) -> tuple[DeviceLoop, ...]:
+        """Start one thread for the device, and a second for the interactive rows of models that have an express."""
+        loops = [DeviceLoop(self._queue, self._models, self._limits, shares, interactive_only=False)]
+        if express := _express(self._models):
+            loops.append(DeviceLoop(self._queue, express, self._limits, shares, interactive_only=True))
+        return tuple(loops)
 
     def _retry_after_s(self, tokens: int) -> float:
-        rate = self._loop.passes.tokens_per_s
+        rate = self._loops[0].passes.tokens_per_s
         return min(max(tokens / rate, _LEAST_RETRY_S), _MOST_RETRY_S) if rate else _LEAST_RETRY_S
+
+
+def _express(models: Mapping[str, LoadedModel]) -> dict[str, LoadedModel]:
+    """Return the models that have an express, with that for a backend."""
+    ways = {name: model.backend.express for name, model in models.items()}
+    return {name: replace(models[name], backend=way) for name, way in ways.items() if way is not None}
 
 
 def _limits(settings: Settings, models: Mapping[str, LoadedModel]) -> Limits:
@@ -117,6 +132,5 @@ def _limits(settings: Settings, models: Mapping[str, LoadedModel]) -> Limits:
     return Limits(
         batch_tokens=settings.max_batch_tokens or (_CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS),
         latency_ms=settings.latency_target_ms or (_CPU_LATENCY_MS if on_cpu else _GPU_LATENCY_MS),
-        bulk_min_share=settings.bulk_min_share,
         pass_timeout_s=settings.pass_timeout_s,
     )

@@ -86,8 +86,9 @@ class BulkLane:
     the direction lets them go first, so no length waits for ever however much arrives.
     """
 
-    def __init__(self, window_tokens: int) -> None:
+    def __init__(self, window_tokens: int, multiple: int = 1) -> None:
         self._window_tokens = window_tokens
+        self._multiple = multiple
         self._waiting: deque[Row] = deque()
         # Sorted so that the next row is the last one: taking from a list's end is cheap.
         self._window: list[Row] = []
@@ -104,7 +105,7 @@ class BulkLane:
         """Take the next run of the window."""
         if self._waiting and self._is_low(budget):
             self._refill()
-        count = pick_run(map(len, reversed(self._window)), budget)
+        count = self._count(budget)
         taken = self._window[-count:]
         del self._window[-count:]
         return taken
@@ -116,7 +117,10 @@ class BulkLane:
 
     def _is_low(self, budget: Budget) -> bool:
         """Whether what is left of the window does not fill a pass."""
-        return not self._window or pick_run(map(len, reversed(self._window)), budget) == len(self._window)
+        return self._count(budget) == len(self._window)
+
+    def _count(self, budget: Budget) -> int:
+        return pick_run(map(len, reversed(self._window)), budget, self._multiple)
 
     def _refill(self) -> None:
         self._down = not self._down

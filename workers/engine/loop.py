@@ -1,6 +1,7 @@
-"""The thread that owns the device: it takes batches from the queue and runs them, one after the other.
+"""The thread that owns a device: it takes batches from the queue and runs them, one after the other.
 
-Owns the device. Every call into a backend comes from here, probes and warm-up too, so no backend needs a lock.
+Owns the backends that it is given. Every call into them comes from here, probes and warm-up too, so no backend needs
+a lock. Where the backends have an express, a second loop owns those and serves the interactive rows.
 """
 
 import functools
@@ -39,28 +40,45 @@ class Limits:
 
     Attributes:
         batch_tokens: padded tokens of any pass.
-        latency_ms: what a bulk pass may take while interactive traffic is seen.
-        bulk_min_share: bulk's part of device time under constant interactive load.
+        latency_ms: what a bulk pass may take while interactive traffic is seen; an interactive one twice as long.
         pass_timeout_s: a pass longer than this ends the process.
     """
 
     batch_tokens: int
     latency_ms: float
-    bulk_min_share: float
     pass_timeout_s: float
 
 
 class DeviceLoop:
     """Runs until it is closed. A failure inside it ends the work that waits, and the loop goes on."""
 
-    def __init__(self, work: WorkQueue, models: Mapping[str, LoadedModel], limits: Limits) -> None:
+    def __init__(
+        self,
+        work: WorkQueue,
+        models: Mapping[str, LoadedModel],
+        limits: Limits,
+        shares: Shares,
+        *,
+        interactive_only: bool,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            work: where rows wait.
+            models: the loaded models, by card name.
+            limits: bound each pass.
+            shares: shared by all loops on a device.
+            interactive_only: this loop owns expresses. Another one serves their bulk rows, and leaves out the
+                interactive rows of models that have an express.
+        """
         self.watchdog = Watchdog(limits.pass_timeout_s)
         self.health = Health()
         self._cost = CostModel()
         self._sizes = SafeSizes(limits.batch_tokens)
         self.passes = Passes(self._cost, self._sizes, self.watchdog)
-        self._shares = Shares(limits.bulk_min_share, limits.latency_ms / 1000)
-        self._work, self._models, self._limits = work, models, limits
+        self.models = models
+        self._work, self._limits = work, limits
+        self._shares, self._interactive_only = shares, interactive_only
         self._probes = {name: model.tokenizer.encode(["probe"], "end")[0].tokens for name, model in models.items()}
         self._errands: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         self._contended = False
@@ -68,10 +86,10 @@ class DeviceLoop:
         self._thread = threading.Thread(target=self._run, name="engine-device", daemon=True)
         self._thread.start()
 
-    @property
-    def alive(self) -> bool:
-        """Whether the thread runs."""
-        return self._thread.is_alive()
+    def is_well(self) -> bool:
+        """Return whether the thread runs, its last pass or probe gave a vector, and no pass seems to hang."""
+        stuck = self.watchdog.running_s() > self._limits.pass_timeout_s / 2
+        return self._thread.is_alive() and self.health.well and not stuck
 
     def call(self, errand: Callable[[], None]) -> Future[None]:
         """Run a function on the device's thread, between two passes."""
@@ -101,39 +119,56 @@ class DeviceLoop:
             self._run_errands(closed=True)
 
     def _turn(self) -> None:
-        batch = self._work.take(self._choose, self._budget, self.health.probe_due_s())
+        batch = self._work.take(self, self.health.probe_due_s())
         self._run_errands()
         if batch is not None:
             self._run_batch(batch)
         elif self.health.probe_due_s() == 0:
             self._probe()
 
-    def _choose(self, interactive: bool, bulk: bool) -> Service:  # noqa: FBT001 - the queue calls it by position
+    def interrupted(self) -> bool:
+        """See `Taker.interrupted`."""
+        return not self._errands.empty()
+
+    def choose(self, interactive: bool, bulk: bool) -> Service:  # noqa: FBT001 - called by position
+        """See `Taker.choose`."""
         self._contended = interactive and bulk
         return self._shares.choose(interactive=interactive, bulk=bulk)
 
-    def _budget(self, model: str, service: Service) -> Budget:
-        """Bound a pass by memory, and a bulk pass also by time while somebody may be waiting for an answer."""
-        short = service is Service.BULK and self._work.interactive_age_s() < _RECENT_S
+    def serves(self, model: str, service: Service) -> bool:
+        """See `Taker.serves`."""
+        if service is Service.BULK:
+            return not self._interactive_only
+        return model in self.models and (self._interactive_only or self.models[model].backend.express is None)
+
+    def budget(self, model: str, service: Service) -> Budget:
+        """Bound a pass by memory, and by time where somebody may be waiting for the next one."""
+        within_ms = self._pass_ms(service)
 
         @functools.cache
         def budget(longest: int) -> int:
             tokens = self._sizes.limit(model, longest)
-            if short:
-                tokens = min(tokens, self._cost.tokens_within(model, longest, self._limits.latency_ms))
-            return tokens
+            return tokens if within_ms is None else min(tokens, self._cost.tokens_within(model, longest, within_ms))
 
         return budget
+
+    def _pass_ms(self, service: Service) -> float | None:
+        if service is Service.INTERACTIVE:
+            return 2 * self._limits.latency_ms
+        return self._limits.latency_ms if self._work.interactive_age_s() < _RECENT_S else None
 
     def _run_batch(self, batch: Batch) -> None:
         started_s = time.perf_counter()
         try:
-            well = self.passes.run(self._models[batch.model], batch.rows)
+            well = self.passes.run(self.models[batch.model], batch.rows)
         except BaseException as error:
+            log.exception("%s: a batch failed outside the model; its requests are ended", batch.model)
             for request in {row.request for row in batch.rows}:
                 self._work.forget(request)
                 request.fail(WorkError(f"the engine failed: {error}"))
-            raise
+            if not isinstance(error, Exception):
+                raise
+            well = False
         self._shares.charge(batch.service, time.perf_counter() - started_s, contended=self._contended)
         if well:
             self.health.note(well=True)
@@ -147,7 +182,7 @@ class DeviceLoop:
         for name, tokens in self._probes.items():
             try:
                 with self.watchdog.watch():
-                    _, bad = run_guarded(self._models[name].backend, [tokens])
+                    _, bad = run_guarded(self.models[name].backend, [tokens])
                 well = well and not bad.any()
             except Exception:
                 log.exception("%s: the engine cannot make a vector", name)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 from tasks.engine import Outcomes
 from tasks.errors import DeadlineExceeded, EngineClosed, LaneFull
@@ -20,15 +21,10 @@ from workers.engine.batching import Budget
 from workers.engine.lanes import BulkLane, InteractiveLane, RowLane
 from workers.engine.requests import Request, Row
 
-__all__ = ["Batch", "Budgets", "Choose", "WorkQueue"]
+__all__ = ["Batch", "Taker", "WorkQueue"]
 
 # Answered requests whose deadlines may stay noted.
 _SLACK = 256
-
-# From the model's name and the class of service to the budget of the next pass.
-Budgets = Callable[[str, Service], Budget]
-# From whether interactive rows wait, and whether bulk rows do, to the class that goes next.
-Choose = Callable[[bool, bool], Service]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +36,28 @@ class Batch:
     rows: list[Row]
 
 
+class Taker(Protocol):
+    """Who takes batches: the loop of a device. Its methods are called under the queue's lock and must be quick."""
+
+    def choose(self, interactive: bool, bulk: bool) -> Service:  # noqa: FBT001 - called by position
+        """Return the class that goes next, given in which classes rows wait; in one of them they do."""
+        ...
+
+    def serves(self, model: str, service: Service) -> bool:
+        """Return whether this model's rows of this class are the taker's."""
+        ...
+
+    def budget(self, model: str, service: Service) -> Budget:
+        """Return what bounds the next pass."""
+        ...
+
+    def interrupted(self) -> bool:
+        """Return whether the taker has something else to do than to wait; see `WorkQueue.wake`."""
+        ...
+
+
 class WorkQueue:
-    """Rows that wait for the device. Thread-safe: any thread puts, one takes."""
+    """Rows that wait for the device. Thread-safe."""
 
     def __init__(self, max_tokens: int, window_tokens: int) -> None:
         """Bound each class of service to `max_tokens`; sort bulk rows by length among `window_tokens`."""
@@ -56,7 +72,6 @@ class WorkQueue:
         self._deadlines: list[tuple[float, int, Request]] = []
         self._order = itertools.count()
         self._interactive_at_s = float("-inf")
-        self._woken = False
         self._closed = False
 
     def put(self, request: Request, retry_after_s: Callable[[int], float]) -> None:
@@ -84,20 +99,21 @@ class WorkQueue:
             raise LaneFull(f"{waiting} tokens wait in this worker already", retry_after_s=retry_after_s(waiting))
         request.future.add_done_callback(lambda future: self._forget_cancelled(request, future))
 
-    def take(self, choose: Choose, budgets: Budgets, timeout_s: float) -> Batch | None:
-        """Remove and return the rows of the next pass; None when none came in time, or after `wake`."""
+    def take(self, taker: Taker, timeout_s: float) -> Batch | None:
+        """Remove and return the rows of the taker's next pass; None after the timeout, or when it is interrupted."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._woken or bool(self._waiting), timeout_s)
-            self._woken = False
+            self._changed.wait_for(lambda: self._closed or taker.interrupted() or bool(self._find(taker)), timeout_s)
             expired = self._pop_expired()
-            batch = self._next_batch(choose, budgets) if self._waiting else None
+            found = self._find(taker)
+            batch = self._take(taker, *found) if found else None
+            # Another taker may have waited for these rows to be gone.
+            self._changed.notify_all()
         _expire(expired)
         return batch
 
     def wake(self) -> None:
-        """Let a waiting `take` return."""
+        """Let every waiting `take` look again whether it is interrupted."""
         with self._changed:
-            self._woken = True
             self._changed.notify_all()
 
     def end_all(self, error: Exception) -> None:
@@ -136,7 +152,9 @@ class WorkQueue:
         service, model = request.service, request.model.card.name
         lanes = self._lanes[service]
         if model not in lanes:
-            lanes[model] = InteractiveLane() if service is Service.INTERACTIVE else BulkLane(self._window_tokens)
+            parallel = request.model.backend.parallel
+            bulk = service is Service.BULK
+            lanes[model] = BulkLane(self._window_tokens, parallel) if bulk else InteractiveLane()
         lanes[model].put(request)
         self._waiting[request] = tokens
         self._tokens[service] += tokens
@@ -153,13 +171,19 @@ class WorkQueue:
             heapq.heapify(self._deadlines)
         heapq.heappush(self._deadlines, (deadline_s, next(self._order), request))
 
-    def _next_batch(self, choose: Choose, budgets: Budgets) -> Batch:
-        service = choose(self.has_waiting(Service.INTERACTIVE), self.has_waiting(Service.BULK))
+    def _find(self, taker: Taker) -> tuple[str, Service] | None:
+        """Return the model and class whose turn it is, if it is the taker's."""
+        if not self._waiting:
+            return None
+        service = taker.choose(self.has_waiting(Service.INTERACTIVE), self.has_waiting(Service.BULK))
+        lanes = self._lanes[service].items()
+        return next(((name, service) for name, lane in lanes if len(lane) and taker.serves(name, service)), None)
+
+    def _take(self, taker: Taker, model: str, service: Service) -> Batch:
         lanes = self._lanes[service]
-        model = next(name for name, lane in lanes.items() if len(lane))
         # To the end of the line: models with waiting rows take turns.
         lanes[model] = lanes.pop(model)
-        rows = lanes[model].take(budgets(model, service))
+        rows = lanes[model].take(taker.budget(model, service))
         taken: defaultdict[Request, int] = defaultdict(int)
         for row in rows:
             taken[row.request] += len(row)

@@ -78,7 +78,7 @@ def _load_openvino(card: ModelCard, folder: Path, settings: Settings) -> LoadedM
     return LoadedModel(
         card=card,
         tokenizer=read_tokenizer(exported / TOKENIZER, card.max_tokens, traits.fallback_id),
-        backend=module.OpenVinoBackend(exported, traits, dtype, _threads(settings)),
+        backend=module.compile_exported(exported, traits, dtype, _threads(settings)),
         fingerprint=make_fingerprint(card, folder, traits.pooling, dtype),
     )
 

@@ -31,19 +31,24 @@ class Tokens:
 
 
 class Backend(Protocol):
-    """Runs batches of one model.
+    """Runs batches of one model. Called by one thread at a time.
 
     Attributes:
         kind: name of the backend, as a card may ask for it.
         device: `cpu`, `cuda:0`, ...
         dtype: precision of the arithmetic: float32, bfloat16 or float16.
         dimension: length of the vectors; None when the model gives scores.
+        parallel: rows that are computed side by side, each on cores of its own; a batch should be a multiple of it.
+        express: a second way to run the same weights, quick for few rows, that another thread may use while this one
+            runs a batch; None where the device does one thing at a time.
     """
 
     kind: str
     device: str
     dtype: str
     dimension: int | None
+    parallel: int
+    express: "Backend | None"
 
     def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """Run one forward pass over rows of similar length.

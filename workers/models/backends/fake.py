@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from config.catalog import ModelCard
 from tasks.errors import OutOfMemory
-from workers.models.backends.base import Tokens
+from workers.models.backends.base import Backend, Tokens
 from workers.models.tokenizer import Encoded, Truncate
 
 __all__ = ["FakeBackend", "FakeTokenizer"]
@@ -65,6 +65,8 @@ class FakeBackend:
     """See `workers.models.backends.base.Backend`."""
 
     kind = "fake"
+    parallel = 1
+    express: Backend | None = None
     device = "cpu"
     dtype = "float32"
 

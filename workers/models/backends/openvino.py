@@ -2,10 +2,13 @@
 
 Owns how a batch is spread over the cores. Measured on two cores with MiniLM: two streams of one thread each compute
 10-16% more tokens per second than one stream of two threads, provided that both get the same share; one short row is
-a third faster with all threads in one stream. So the model is compiled both ways and each batch goes the faster one.
+a third faster with all threads in one stream. So the model is compiled both ways. Bulk batches take the streams; the
+other way is `express`, and since both may run at once, a short request does not wait for the batch before it: the
+system's scheduler gives it the cores in between, at no measurable cost for the batch.
 """
 
 import itertools
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +22,8 @@ from workers.models.backends.base import Tokens
 from workers.models.backends.padding import pad
 from workers.models.export import MODEL, import_openvino
 
-__all__ = ["OpenVinoBackend", "Traits"]
+__all__ = ["OpenVinoBackend", "Traits", "compile_exported"]
 
-# What one stream with all threads reaches of the speed of one stream per thread.
-_JOINT_EFFICIENCY = 0.87
 _HINTS = {"bfloat16": "bf16", "float32": "f32"}
 
 
@@ -38,29 +39,24 @@ class Traits:
 
 
 class OpenVinoBackend:
-    """See `workers.models.backends.base.Backend`."""
+    """See `workers.models.backends.base.Backend`. One thread per instance; instances share the graph."""
 
     kind = "openvino"
     device = "cpu"
 
-    def __init__(self, folder: Path, traits: Traits, dtype: str, threads: int) -> None:
-        """Compile the exported model of `folder` for `threads` cores; `dtype` is float32 or bfloat16."""
-        self.dtype = dtype
-        self.dimension = traits.dimension
-        self._traits, self._threads = traits, threads
-        openvino = import_openvino()
-        self._core = openvino.Core()
-        self._model = self._core.read_model(folder / MODEL)
-        self._joint = self._compile(dtype, streams=1)[0]
-        self._streams = self._compile(dtype, streams=threads) if threads > 1 else [self._joint]
-        self._exact: Any = None
+    def __init__(self, graph: "_Graph", streams: int, express: "OpenVinoBackend | None") -> None:
+        self.dtype = graph.dtype
+        self.dimension = graph.traits.dimension
+        self.parallel = streams
+        self.express = express
+        self._graph = graph
+        self._requests = graph.compile(graph.dtype, streams)
 
     def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run`."""
-        parts = _split(rows, len(self._streams))
         full = False
         try:
-            return self._run_joint(self._joint, rows) if len(parts) == 1 else self._run_parts(parts)
+            return self._run_parts(_split(rows, self.parallel))
         except MemoryError:
             full = True
         except RuntimeError as error:
@@ -71,33 +67,15 @@ class OpenVinoBackend:
         raise OutOfMemory(f"{len(rows)} rows of up to {max(map(len, rows))} tokens do not fit into memory")
 
     def run_exact(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
-        """See `Backend.run_exact`. The float32 model is compiled when it is first needed."""
-        if self._exact is None:
-            self._exact = self._compile("float32", streams=1)[0]
-        return self._run_joint(self._exact, rows)
+        """See `Backend.run_exact`."""
+        return self._graph.run_exact(rows)
 
     def free_memory(self) -> None:
-        """See `Backend.free_memory`."""
-
-    def _compile(self, dtype: str, streams: int) -> list[Any]:
-        """Return one request per stream."""
-        config = {
-            "INFERENCE_PRECISION_HINT": _HINTS[dtype],
-            "INFERENCE_NUM_THREADS": self._threads,
-            "NUM_STREAMS": streams,
-            # The worker's parent chose the cores; OpenVINO would pin to the first ones of the machine.
-            "ENABLE_CPU_PINNING": False,
-        }
-        compiled = self._core.compile_model(self._model, "CPU", config)
-        return [compiled.create_infer_request() for _ in range(streams)]
-
-    def _run_joint(self, request: Any, rows: Sequence[Tokens]) -> NDArray[np.float32]:
-        request.infer(self._inputs(rows), share_inputs=True)
-        return _output(request)
+        """See `Backend.free_memory`. There is nothing to free: OpenVINO keeps what the largest batch needed."""
 
     def _run_parts(self, parts: Sequence[Sequence[Tokens]]) -> NDArray[np.float32]:
-        requests = self._streams[: len(parts)]
-        inputs = [self._inputs(part) for part in parts]
+        requests = self._requests[: len(parts)]
+        inputs = [self._graph.inputs(part) for part in parts]
         started = []
         try:
             for request, batch in zip(requests, inputs, strict=True):
@@ -109,10 +87,50 @@ class OpenVinoBackend:
                 request.wait()
         return np.concatenate([_output(request) for request in requests])
 
-    def _inputs(self, rows: Sequence[Tokens]) -> dict[str, NDArray[np.int64]]:
-        ids, mask, types = pad(rows, self._traits.pad_id)
+
+class _Graph:
+    """An exported model in memory, to be compiled in several ways. Thread-safe."""
+
+    def __init__(self, folder: Path, traits: Traits, dtype: str, threads: int) -> None:
+        self.traits = traits
+        self.dtype = dtype
+        self._threads = threads
+        self._core = import_openvino().Core()
+        self._model = self._core.read_model(folder / MODEL)
+        self._exact: Any = None
+        self._lock = threading.Lock()
+
+    def compile(self, dtype: str, streams: int) -> list[Any]:
+        """Return one request per stream; together they use all threads."""
+        config = {
+            "INFERENCE_PRECISION_HINT": _HINTS[dtype],
+            "INFERENCE_NUM_THREADS": self._threads,
+            "NUM_STREAMS": streams,
+            # The worker's parent chose the cores; OpenVINO would pin to the first ones of the machine.
+            "ENABLE_CPU_PINNING": False,
+        }
+        compiled = self._core.compile_model(self._model, "CPU", config)
+        return [compiled.create_infer_request() for _ in range(streams)]
+
+    def run_exact(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
+        """Run in float32; that model is compiled when it is first needed."""
+        with self._lock:
+            if self._exact is None:
+                self._exact = self.compile("float32", streams=1)[0]
+            self._exact.infer(self.inputs(rows), share_inputs=True)
+            return _output(self._exact)
+
+    def inputs(self, rows: Sequence[Tokens]) -> dict[str, NDArray[np.int64]]:
+        """Pad rows to the inputs of the model."""
+        ids, mask, types = pad(rows, self.traits.pad_id)
         inputs = {"input_ids": ids, "attention_mask": mask}
-        return inputs | {"token_type_ids": types} if self._traits.reads_types else inputs
+        return inputs | {"token_type_ids": types} if self.traits.reads_types else inputs
+
+
+def compile_exported(folder: Path, traits: Traits, dtype: str, threads: int) -> OpenVinoBackend:
+    """Return a backend with its express, both on the same `threads` cores; `dtype` is float32 or bfloat16."""
+    graph = _Graph(folder, traits, dtype, threads)
+    return OpenVinoBackend(graph, threads, express=OpenVinoBackend(graph, 1, express=None))
 
 
 def _output(request: Any) -> NDArray[np.float32]:
@@ -121,11 +139,6 @@ def _output(request: Any) -> NDArray[np.float32]:
 
 
 def _split(rows: Sequence[Tokens], streams: int) -> list[Sequence[Tokens]]:
-    """Cut a batch into one part per stream, or leave it whole where the parts would be too unequal to pay."""
-    if streams == 1 or len(rows) < 2:
-        return [rows]
+    """Cut a batch into one part of neighbours per stream."""
     edges = np.linspace(0, len(rows), min(streams, len(rows)) + 1).round().astype(int).tolist()
-    parts = [rows[start:end] for start, end in itertools.pairwise(edges)]
-    largest = max(len(part) * max(map(len, part)) for part in parts)
-    whole = len(rows) * max(map(len, rows))
-    return parts if largest * streams * _JOINT_EFFICIENCY < whole else [rows]
+    return [rows[start:end] for start, end in itertools.pairwise(edges)]

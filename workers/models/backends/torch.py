@@ -21,6 +21,8 @@ class TorchBackend:
     """See `workers.models.backends.base.Backend`."""
 
     kind = "torch"
+    parallel = 1
+    express = None
 
     def __init__(self, weights: Weights, device: str, dtype: str) -> None:
         """Move the weights to the device; they are already in `dtype`."""

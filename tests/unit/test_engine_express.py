@@ -1,0 +1,99 @@
+"""Where a device can run two batches at once, interactive rows do not wait for the bulk batch before them."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from config.settings import Settings
+from tasks.engine import Work
+from tasks.errors import EngineClosed
+from tasks.lanes import Service
+from tests.engine_work import wait_until
+from tests.fakes import GatedBackend, fake_model
+from workers.engine import DeviceEngine
+
+Parts = tuple[DeviceEngine, GatedBackend, GatedBackend]
+
+
+@pytest.fixture
+def parts() -> Iterator[Parts]:
+    """An engine with a bulk pass on the device, held by its gate; the express's gate is closed too."""
+    model = fake_model(gated=True)
+    main, express = model.backend, GatedBackend(model.card)
+    assert isinstance(main, GatedBackend)
+    main.express = express
+    with DeviceEngine(Settings(_env_file=None, max_batch_tokens=64), {"fake": model}) as engine:
+        engine.submit(work(["the bulk pass"]))
+        assert main.entered.wait(10)
+        yield engine, main, express
+        main.gate.set()
+        express.gate.set()
+
+
+def work(texts: list[str], service: Service = Service.BULK) -> Work:
+    return Work("fake", "embeddings", texts, service=service)
+
+
+def test_interactive_rows_are_computed_while_a_bulk_pass_runs(parts: Parts) -> None:
+    engine, main, express = parts
+    quick = engine.submit(work(["quick"], Service.INTERACTIVE))
+    express.gate.set()
+    assert quick.result(10).values.any()
+    assert len(main.passes) == 1
+    assert len(express.passes) == 1
+
+
+def test_no_bulk_pass_starts_while_interactive_rows_wait(parts: Parts) -> None:
+    engine, main, express = parts
+    bulk = engine.submit(work(["more bulk"]))
+    first = engine.submit(work(["first"], Service.INTERACTIVE))
+    assert express.entered.wait(10)
+    second = engine.submit(work(["second"], Service.INTERACTIVE))
+    main.gate.set()
+    assert not bulk.done()
+    assert len(main.passes) == 1
+    express.gate.set()
+    for future in (first, second, bulk):
+        assert future.result(10).values.any()
+    assert [len(rows) for rows in main.passes] == [1, 1]
+
+
+def test_bulk_rows_never_take_the_express(parts: Parts) -> None:
+    engine, main, express = parts
+    waiting = [engine.submit(work([f"text {at}"])) for at in range(20)]
+    main.gate.set()
+    for future in waiting:
+        future.result(10)
+    assert not express.passes
+
+
+def test_an_engine_is_well_only_if_both_ways_are(parts: Parts) -> None:
+    engine, _, express = parts
+    express.gate.set()
+    assert engine.healthy()
+    express.broken = RuntimeError("no express")
+    assert engine.submit(work(["quick"], Service.INTERACTIVE)).result(10).errors
+    wait_until(lambda: not engine.healthy())
+    express.broken = None
+    wait_until(engine.healthy)
+
+
+def test_closing_ends_what_waits_for_either_way(parts: Parts) -> None:
+    engine, main, express = parts
+    engine.submit(work(["quick"], Service.INTERACTIVE))
+    assert express.entered.wait(10)
+    waiting = [engine.submit(work(["waits"], service)) for service in Service]
+    main.gate.set()
+    express.gate.set()
+    engine.close()
+    ended = [future.exception(10) for future in waiting]
+    assert all(error is None or isinstance(error, EngineClosed) for error in ended)
+
+
+def test_both_ways_are_warmed_up(parts: Parts) -> None:
+    engine, main, express = parts
+    main.gate.set()
+    express.gate.set()
+    engine.warm_up()
+    assert len(main.passes) > 5
+    assert len(express.passes) > 5
