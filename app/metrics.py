@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis import RedisError
 
@@ -84,7 +84,7 @@ class _SharedState(Collector):
     def __init__(self, live: Services) -> None:
         self._live = live
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         live = self._live
         cards = [card for name in live.settings.models if (card := live.catalog.find(name)) is not None]
         slugs = list(dict.fromkeys(card.slug for card in cards))
@@ -101,11 +101,15 @@ class _SharedState(Collector):
         yield from _describe_lanes(reading.lanes, ready)
 
 
-def _describe_store(reading: Reading) -> Iterator[GaugeMetricFamily]:
+def _describe_store(reading: Reading) -> Iterator[Metric]:
     yield _gauge("twolane_store_memory_bytes", {(): reading.memory_bytes})
     yield _gauge("twolane_store_memory_limit_bytes", {(): reading.memory_limit_bytes})
     yield _gauge("twolane_store_reserved_bytes", {(): reading.reserved_bytes})
     yield _gauge("twolane_jobs", {(state,): reading.jobs.get(state, 0) for state in _JOB_STATES})
+    yield _gauge("twolane_webhooks_waiting", {(): reading.webhooks_waiting})
+    yield _count(
+        "twolane_cache_lookups_total", {(name,): reading.cache_lookups.get(name, 0) for name in ("hit", "miss")}
+    )
 
 
 def _describe_workers(slugs: Sequence[str], ready: Mapping[str, Sequence[WorkerFacts]]) -> Iterator[GaugeMetricFamily]:
@@ -142,6 +146,14 @@ def _drain_s(tokens: int, tokens_per_s: float) -> float:
     if tokens == 0:
         return 0.0
     return tokens / tokens_per_s if tokens_per_s > 0 else float("inf")
+
+
+def _count(name: str, values: Mapping[tuple[str, ...], float]) -> CounterMetricFamily:
+    metric = find_metric(name)
+    family = CounterMetricFamily(metric.name, metric.description, labels=metric.labels)
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
 
 
 def _gauge(name: str, values: Mapping[tuple[str, ...], float]) -> GaugeMetricFamily:

@@ -42,6 +42,10 @@ METRICS = (
     Metric("twolane_workers_ready", "Workers that have loaded and warmed the model.", ("model",)),
     Metric("twolane_workers_tokens_per_second", "Speed that the ready workers announce, in sum.", ("model",)),
     Metric("twolane_jobs", "Jobs that have not ended, by state.", ("state",)),
+    Metric("twolane_webhooks_waiting", "Ends of jobs that a webhook has to be told of, now or later."),
+    Metric(
+        "twolane_cache_lookups_total", "Values that were looked for before computing, by hit and miss.", ("result",)
+    ),
     # What this web process did.
     Metric("twolane_http_requests_total", "Answers by route and status.", ("process", "method", "route", "status")),
     Metric("twolane_http_request_seconds", "Time until an answer begins.", ("process", "route")),

@@ -90,7 +90,8 @@ class ContentCache:
 
     def find(self, scope: str, digests: Sequence[bytes]) -> dict[bytes, Entry]:
         """Return the entries that there are."""
-        names, found = [keys.cache_values(scope), keys.cache_times(scope)], dict[bytes, Entry]()
+        names = [keys.cache_values(scope), keys.cache_times(scope), keys.cache_lookups()]
+        found: dict[bytes, Entry] = {}
         for first in range(0, len(digests), _PER_CALL):
             asked = digests[first : first + _PER_CALL]
             values = cast("list[bytes | None]", self._scripts.call("cache_get", names, [self._ttl_ms, *asked]))

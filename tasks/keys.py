@@ -166,6 +166,11 @@ def cache_bytes(scope: str) -> str:
     return f"{_PREFIX}:{{cache:{scope}}}:bytes"
 
 
+def cache_lookups() -> str:
+    """Hash: values of all scopes that were looked for, as `hit` and `miss`."""
+    return f"{_PREFIX}:cache:lookups"
+
+
 def webhooks_due() -> str:
     """Sorted set: jobs whose end a webhook has to be told of, by the time (ms) of the next attempt."""
     return f"{_PREFIX}:webhooks:due"

@@ -56,6 +56,8 @@ class Reading:
     memory_bytes: int = 0
     memory_limit_bytes: int = 0
     reserved_bytes: int = 0
+    webhooks_waiting: int = 0
+    cache_lookups: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,7 @@ def read_store(redis: Redis, settings: Settings, models: Iterable[str]) -> Readi
     """
     lanes = [Lane(model, service) for model in models for service in (Service.INTERACTIVE, Service.BULK)]
     raw, (now_s, memory, reserved, holders) = _read_lanes(redis, lanes)
+    webhooks, lookups = _read_delivery(redis)
     jobs = _read_jobs(redis, _job_ids(raw, holders))
     waiting = Counter[str]()
     for model, _, tokens in jobs:
@@ -91,6 +94,8 @@ def read_store(redis: Redis, settings: Settings, models: Iterable[str]) -> Readi
         memory_bytes=int(memory["used_memory"]),
         memory_limit_bytes=int(memory["maxmemory"]),
         reserved_bytes=int(reserved or 0),
+        webhooks_waiting=webhooks,
+        cache_lookups=lookups,
     )
 
 
@@ -114,6 +119,14 @@ def _read_lanes(redis: Redis, lanes: Sequence[Lane]) -> tuple[list[_Raw], tuple[
         for requests, tokens, ready, in_flight, messages in zip(*[iter(answers[:-4])] * 5, strict=True)
     ]
     return raw, (seconds + micros / 1e6, memory, reserved, holders)
+
+
+def _read_delivery(redis: Redis) -> tuple[int, Mapping[str, int]]:
+    pipeline = redis.pipeline(transaction=False)
+    pipeline.zcard(keys.webhooks_due())
+    pipeline.hgetall(keys.cache_lookups())
+    waiting, lookups = pipeline.execute()
+    return waiting, {name.decode(): int(count) for name, count in lookups.items()}
 
 
 def _job_ids(raw: Iterable[_Raw], holders: Iterable[bytes]) -> list[str]:

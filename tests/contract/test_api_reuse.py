@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from redis import Redis
 
 from config.settings import Settings
 from stack.server import EmbeddedServer
+from tasks.readings import read_store
 from tests.web import opened_app, running_worker, settings_of, wait_for_end
 
 # `keen` has the cache by default.
@@ -152,3 +154,14 @@ def test_other_dimensions_are_other_values(ada: FlaskClient, texts: list[str]) -
     assert usage["cached_items"] == 0
     assert short.shape == (3, 8)
     np.testing.assert_array_equal(embed(ada, texts[:3], cache=True, dimensions=8)[0], short)
+
+
+def test_hits_and_misses_are_counted_for_the_operator(
+    ada: FlaskClient, server: EmbeddedServer, texts: list[str]
+) -> None:
+    with Redis.from_url(server.url) as redis:
+        before = read_store(redis, Settings(_env_file=None), ["fake"]).cache_lookups
+        for _ in range(2):
+            embed(ada, texts[:4], cache=True)
+        after = read_store(redis, Settings(_env_file=None), ["fake"]).cache_lookups
+    assert {name: after[name] - before.get(name, 0) for name in after} == {"hit": 4, "miss": 4}
