@@ -134,7 +134,7 @@ def _measure_recovery(bench: Bench, ours: Ours) -> None:
 
     The slow fake model takes about a second for a chunk of short texts, as a real one would for passages.
     """
-    job = ours.submit(lines(repeat(bench.corpus.queries, 60 * 256)))
+    job = ours.submit(lines(repeat(bench.corpus.queries, 40 * 256)))
     with Redis.from_url(ours.redis_url) as redis:
         store = JobStore(redis, Settings(_env_file=None, redis_url=ours.redis_url))
         held = _wait_for(lambda: {c.index for c in store.chunk_table(job["id"]) if c.state == "claimed"})
