@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml requirements.lock scripts/setup.sh
 	@scripts/setup.sh
 	@touch $@
 
-.PHONY: help setup demo serve test check faults bench soak format docs lock clean
+.PHONY: help setup demo serve test check faults bench format docs lock clean
 
 help: ## show this list
 	@echo "Twolane: embeddings and reranking, small requests at once, large corpora as jobs."
@@ -45,9 +45,6 @@ faults: $(STAMP) ## the slow tests: processes killed, frozen, fed duplicates
 
 bench: $(STAMP) ## measure, print the tables, write benchmarks/results
 	@$(BIN)/python -m benchmarks
-
-soak: $(STAMP) ## hold a load for a long time and watch memory (SOAK_MINUTES=)
-	@$(BIN)/python -m benchmarks.soak
 
 ##@ Work on it
 setup: $(STAMP) ## the virtual environment with everything locked (PYTHON=, TORCH=cpu|default, TORCH_INDEX_URL=)

@@ -37,6 +37,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
     for name in OURS:
         if "command" in SERVICES[name]:
             yield f"compose:{name}", SERVICES[name]["command"]
+    for line in re.findall(r"^\t@\$\(BIN\)/(python -m .+)$", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE):
+        if "pytest" not in line:
+            yield "Makefile", line.split()
     for path in DOCKERFILES:
         command = re.findall(r"^CMD (\[.+\])$", path.read_text("utf-8"), re.MULTILINE)[-1]
         yield path.name, yaml.safe_load(command)
