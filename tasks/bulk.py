@@ -49,7 +49,7 @@ class WorkerContext:
     sharing: Sharing = field(default_factory=Sharing)
 
 
-@app.task(name=RUN_CHUNK)  # type: ignore[untyped-decorator]  # Celery has no types
+@app.task(name=RUN_CHUNK, Request="tasks.delivery:Delivery")  # type: ignore[untyped-decorator]  # Celery has no types
 def run_chunk(job_id: str, chunk: int) -> None:
     """Take the chunk that a ticket names and bring it to its end, or leave it to the reaper."""
     context: WorkerContext = app.twolane
@@ -101,8 +101,11 @@ def _publish(settings: Settings, lane: Lane, tickets: Iterable[Ticket]) -> int:
     for ticket in tickets:
         try:
             publisher(settings).send_task(RUN_CHUNK, (ticket.job_id, ticket.chunk), queue=lane.queue)
-        except (KombuError, RedisError, OSError) as error:
+        # AttributeError: kombu 5.7, when another thread has just closed the lost connection of this channel.
+        except (KombuError, RedisError, OSError, AttributeError) as error:
             _log.warning("the broker takes no tickets, the reaper will try again: %s", error)
+            # Not the broken connection once more: the next ticket goes through a new one.
+            publisher.cache_clear()
             break
         published += 1
     return published
