@@ -66,6 +66,8 @@ class Plan:
             "FLOWER_BASIC_AUTH": f"{self.settings.flower_user}:{self.flower_password}",
             "FLOWER_ADDRESS": _HOST,
             "FLOWER_PORT": str(self.settings.flower_port),
+            # The arguments of a ticket are its job and its chunk.
+            "FLOWER_TASKS_COLUMNS": "name,args,state,received,runtime,worker",
             "FLOWER_LOGGING": "error",
         }
         python = sys.executable
