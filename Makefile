@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml requirements.lock scripts/setup.sh
 	@scripts/setup.sh
 	@touch $@
 
-.PHONY: help setup demo serve test check faults bench format docs lock clean
+.PHONY: help setup demo serve test check faults soak bench format docs lock clean
 
 help: ## show this list
 	@echo "Twolane: embeddings and reranking, small requests at once, large corpora as jobs."
@@ -40,8 +40,12 @@ check: $(STAMP) ## format, lint, types, import rules, unit and property tests: u
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 	@$(BIN)/python -m pytest -q tests/unit tests/properties -m "not slow and not gpu"
 
-faults: $(STAMP) ## the slow tests: processes killed, frozen, fed duplicates
-	@$(BIN)/python -m pytest -m slow
+faults: $(STAMP) ## every fault test (processes killed, frozen, cut off, fed duplicates) and all other slow tests
+	@$(BIN)/python -m pytest tests/faults -m "not gpu"
+	@$(BIN)/python -m pytest tests --ignore=tests/faults -m "slow and not gpu"
+
+soak: $(STAMP) ## random faults under load, then the audit (MINUTES=2; SEED= draws the same faults again)
+	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
 
 bench: $(STAMP) ## measure, print the tables, write benchmarks/results
 	@$(BIN)/python -m benchmarks
