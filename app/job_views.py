@@ -72,7 +72,7 @@ def view_job(job: Job, progress: JobProgress) -> dict[str, Any]:
 
 def render_job(live: Services, job: Job, *, status: int = 200) -> Response:
     """Return the answer with one job, its tag and, while it runs, when to ask again."""
-    progress = JobProgress() if job.ended else live.store.progress(job)
+    progress = _progress(live, job)
     response = json_response(view_job(job, progress), status)
     return _add_headers(response, job, progress)
 
@@ -89,7 +89,7 @@ def render_submission(
         new_secret: the webhook's secret, if it was made here; it is shown now and never again.
     """
     job = submission.job
-    progress = JobProgress() if job.ended else live.store.progress(job)
+    progress = _progress(live, job)
     body = view_job(job, progress)
     if new_secret and submission.created:
         body["webhook"]["secret"] = new_secret
@@ -115,6 +115,15 @@ def render_estimate(live: Services, card: ModelCard, estimate: Estimate) -> Resp
         "estimated_s": round(estimate.tokens / speed, 3) if speed else None,
     }
     return json_response(body)
+
+
+def _progress(live: Services, job: Job) -> JobProgress:
+    """Return the speed of late while the job runs, and that of the whole run once it has ended."""
+    if not job.ended:
+        return live.store.progress(job)
+    if job.started_at is None or job.ended_at is None or job.ended_at <= job.started_at:
+        return JobProgress()
+    return JobProgress(tokens_per_s=job.tokens / (job.ended_at - job.started_at))
 
 
 def _inline_results(live: Services, submission: Submission) -> list[dict[str, Any]]:

@@ -232,7 +232,7 @@ class Idempotency:
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """How a job moves: speed over the last minute, seconds left, jobs ahead in the lane; None where unknown."""
+    """How a job moves; None where unknown: speed of the last minute or of an ended run, seconds left, jobs ahead."""
 
     tokens_per_s: float | None = None
     eta_s: float | None = None

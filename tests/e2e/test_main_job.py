@@ -79,6 +79,7 @@ def test_a_corpus_is_queued_worked_off_and_fetched_in_order(http: httpx.Client) 
     ended = wait_for_end(http, job["id"])
     assert ended["status"] == "succeeded"
     assert ended["counts"]["completed"] == ended["counts"]["total"] == len(texts)
+    assert ended["tokens_per_s"] == pytest.approx(ended["tokens"] / (ended["ended_at"] - ended["started_at"]))
     got = vectors(http, job["id"])
     assert got.shape == (len(texts), 384)
     sample = [0, 1, 255, 256, 700, len(texts) - 1]
