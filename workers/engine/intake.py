@@ -119,8 +119,8 @@ class _Plan:
         refused = self.cut if work.truncate == "none" else np.zeros(len(encoded), np.bool_)
         self._kept = np.flatnonzero(~refused)
         self._rows = [encoded[at].tokens for at in self._kept.tolist()]
-        too_long = f"The text has more than the {model.tokenizer.max_tokens} tokens that {model.card.name} reads."
-        self._refused = {int(at): ItemError("context_length_exceeded", too_long) for at in np.flatnonzero(refused)}
+        most = model.tokenizer.max_tokens
+        self._refused = {at: _too_long(most, encoded[at].asked) for at in np.flatnonzero(refused).tolist()}
 
     def request(self, finish: Finish) -> Request:
         """Return the request that computes the rows and then calls `finish`."""
@@ -163,3 +163,9 @@ def _similarity(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArra
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     cosines = np.einsum("nd,nd->n", left, right) / np.where(norms > 0, norms, 1)
     return np.asarray(np.clip((1 + cosines) / 2, 0, 1), np.float32)
+
+
+def _too_long(most_tokens: int, asked_tokens: int) -> ItemError:
+    """Return the error in OpenAI's own words, which clients look for."""
+    limit = f"This model's maximum context length is {most_tokens} tokens"
+    return ItemError("context_length_exceeded", f"{limit}, however you requested {asked_tokens} tokens")

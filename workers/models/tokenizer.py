@@ -32,10 +32,12 @@ class Encoded:
     Attributes:
         tokens: the ids, never more than the tokenizer's `max_tokens`.
         cut: whether text was left out to get there.
+        asked: how many ids the whole would have had; of a text far above the limit, as far as it was read.
     """
 
     tokens: Tokens
     cut: bool
+    asked: int
 
 
 class TextTokenizer(Protocol):
@@ -73,8 +75,9 @@ class FastTokenizer:
         """See `TextTokenizer.encode`."""
         rows = []
         for part, shortened in self._split(texts, self._room, truncate):
+            asked = len(part.ids) + self.max_tokens - self._room
             cut = _cut(part, self._room, truncate)
-            rows.append(Encoded(self._finish(part, None), cut or shortened))
+            rows.append(Encoded(self._finish(part, None), cut or shortened, asked))
         return rows
 
     def encode_pairs(self, queries: Sequence[str], texts: Sequence[str], truncate: Truncate) -> list[Encoded]:
@@ -89,8 +92,9 @@ class FastTokenizer:
         rows = []
         for query, (part, shortened) in zip(queries, self._split(texts, self._pair_room, truncate), strict=True):
             head, head_cut = heads[query]
+            asked = len(head.ids) + len(part.ids) + self.max_tokens - self._pair_room
             cut = _cut(part, self._pair_room - len(head.ids), truncate)
-            rows.append(Encoded(self._finish(head, part), cut or shortened or head_cut))
+            rows.append(Encoded(self._finish(head, part), cut or shortened or head_cut, asked))
         return rows
 
     def _split(self, texts: Sequence[str], room: int, truncate: Truncate) -> list[tuple[Any, bool]]:

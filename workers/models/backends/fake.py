@@ -58,7 +58,8 @@ class FakeTokenizer:
         kept = words[-room:] if truncate == "start" else words[:room]
         begin = next((code for marker, code in self._markers if marker in text or marker in query), _BEGIN)
         ids = np.array([begin, *head, *kept, _END], np.int32)
-        return Encoded(Tokens(ids, second_at=1 + len(head) if query else 0), len(kept) < len(words))
+        asked = len(head) + len(words) + 2
+        return Encoded(Tokens(ids, second_at=1 + len(head) if query else 0), len(kept) < len(words), asked)
 
 
 class FakeBackend:
