@@ -20,10 +20,11 @@ from redis import Redis
 
 from config.catalog import ModelCard
 from tasks import keys
+from tasks.lanes import Lane, Service
 from tests.fakes import fake_card
 from workers.models.backends.fake import FakeBackend, FakeTokenizer
 
-__all__ = ["ENDED", "audit", "audit_keys", "call", "submit", "wait_for_end"]
+__all__ = ["ENDED", "audit", "audit_job", "audit_keys", "call", "submit", "wait_for_end"]
 
 ENDED = {"succeeded", "failed", "cancelled", "expired"}
 _DIMENSION = 16
@@ -70,6 +71,13 @@ def wait_for_end(http: httpx.Client, job_id: str, timeout_s: float = 100) -> dic
 
 
 def audit(http: httpx.Client, redis: Redis, job_id: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Check all that must hold of a job that has ended, and of all keys; return the job."""
+    job = audit_job(http, redis, job_id, texts)
+    audit_keys(redis)
+    return job
+
+
+def audit_job(http: httpx.Client, redis: Redis, job_id: str, texts: Sequence[str]) -> dict[str, Any]:
     """Check all that must hold of a job that has ended, and return it."""
     job = dict(call(http, "GET", f"/v1/jobs/{job_id}").json())
     assert job["status"] in ENDED, job
@@ -85,15 +93,17 @@ def audit(http: httpx.Client, redis: Redis, job_id: str, texts: Sequence[str]) -
         assert indexes == list(range(len(texts)))
     _check_vectors(good, texts)
     _audit_job_keys(redis, job_id)
-    audit_keys(redis)
     return job
 
 
 def audit_keys(redis: Redis) -> None:
     """Every key of ours has an expiry; the broker's own are Celery's business."""
     ours = [key for key in redis.scan_iter("*", count=1000) if not key.startswith(keys.BROKER_PREFIX.encode())]
+    pipeline = redis.pipeline(transaction=False)
+    for key in ours:
+        pipeline.pttl(key)
     # -2: it has expired since it was listed.
-    assert [key for key in ours if redis.pttl(key) == -1] == []
+    assert [key for key, left_ms in zip(ours, pipeline.execute(), strict=True) if left_ms == -1] == []
 
 
 def _read_rows(http: httpx.Client, job_id: str) -> list[dict[str, Any]]:
@@ -122,9 +132,8 @@ def _vector(text: str) -> NDArray[np.float32]:
 
 
 def _audit_job_keys(redis: Redis, job_id: str) -> None:
-    for key in redis.scan_iter("*:lane:*", count=1000):
-        if key.endswith((b":inflight", b":ready", b":deadlines")):
-            members = [member for member in redis.zrange(key, 0, -1) if job_id.encode() in member]
-            assert members == [], key
+    lane = Lane("fake", Service.BULK)
+    for key in (keys.lane_inflight(lane), keys.lane_ready(lane), keys.lane_deadlines(lane)):
+        assert [member for member in redis.zrange(key, 0, -1) if job_id.encode() in member] == [], key
     assert redis.hget(keys.store_reserved(), job_id) is None
     assert redis.zscore(keys.store_reserved_until(), job_id) is None

@@ -25,7 +25,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from tests.audit import audit, call, submit, wait_for_end
+from tests.audit import audit_job, audit_keys, call, submit, wait_for_end
 from tests.own_stack import OwnStack, opened_stack
 from tests.proxy import Proxy
 
@@ -235,9 +235,10 @@ class Soak:
             for job_id, texts in self.jobs.items():
                 try:
                     wait_for_end(http, job_id, _END_S)
-                    self.counts[f"jobs {audit(http, redis, job_id, texts)['status']}"] += 1
+                    self.counts[f"jobs {audit_job(http, redis, job_id, texts)['status']}"] += 1
                 except Exception:  # noqa: BLE001 - the edge of an audit: the next job is audited too
                     self._violated(f"job {job_id}:\n{traceback.format_exc()}")
+            audit_keys(redis)
 
     def say(self, text: str) -> None:
         """Print what happens."""
