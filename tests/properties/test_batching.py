@@ -15,6 +15,7 @@ from workers.engine.lanes import BulkLane, InteractiveLane
 from workers.engine.oom import run_halving
 from workers.engine.requests import Request
 from workers.models.backends.base import Tokens
+from workers.models.shapes import round_length, round_rows_down, round_rows_up
 
 lengths = st.lists(st.integers(1, 600), min_size=1, max_size=80)
 budgets = st.integers(1, 5000)
@@ -27,13 +28,19 @@ def a_request(row_lengths: list[int], service: Service = Service.BULK) -> Reques
     return request
 
 
+def fits(rows: list[int], budget: int) -> bool:
+    padded = len(rows) * max(rows)
+    return padded <= budget and padded - sum(rows) <= 0.25 * padded
+
+
 @given(lengths, budgets, st.booleans())
 def test_a_run_is_within_the_budget_and_as_long_as_it_can_be(rows: list[int], budget: int, descending: bool) -> None:
     rows = sorted(rows, reverse=descending)
     count = pick_run(rows, lambda longest: budget)
     assert 1 <= count <= len(rows)
-    assert count == 1 or count * max(rows[:count]) <= budget
-    assert count == len(rows) or (count + 1) * max(rows[: count + 1]) > budget
+    assert count == 1 or fits(rows[:count], budget)
+    most = next((n for n in range(1, len(rows)) if not fits(rows[: n + 1], budget)), len(rows))
+    assert count == most or count == round_rows_down(most)
 
 
 @given(lengths, budgets, st.integers(2, 4))
@@ -125,3 +132,21 @@ def test_a_future_that_was_cancelled_is_not_set() -> None:
     request.finish_if_complete()
     request.fail(OutOfMemory("late"))
     assert request.future.cancelled()
+
+
+@given(st.integers(1, 100_000))
+def test_shapes_are_rounded_to_a_coarse_grid_and_not_far(value: int) -> None:
+    up, down, length = round_rows_up(value), round_rows_down(value), round_length(value, 10**6)
+    assert down <= value <= up
+    assert round_rows_up(up) == up == round_rows_down(up)
+    assert round_rows_down(down) == down
+    assert up <= max(value + 1, 1.26 * value)
+    assert down >= 0.79 * value
+    assert value <= length <= max(value + 3, 1.13 * value)
+    assert round_length(length, 10**6) == length
+    assert round_length(value, value) == value
+
+
+def test_there_are_few_shapes() -> None:
+    assert len({round_length(value, 512) for value in range(1, 513)}) <= 42
+    assert len({round_rows_up(value) for value in range(1, 129)}) <= 24

@@ -21,7 +21,7 @@ __all__ = ["warm_up"]
 
 # Longer shapes are left out once warming up took this long: a large model on a CPU would take minutes.
 _ENOUGH_S = 5.0
-_LENGTHS = (8, 16, 32, 64, 128, 256, 512, 2048, 8192)
+_LENGTHS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 256, 512, 2048, 8192)
 # A second pass of a shape costs what later ones will; the first pays for the choice of kernels.
 _ROUNDS = 2
 

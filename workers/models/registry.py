@@ -73,7 +73,7 @@ def _load_fake(card: ModelCard) -> LoadedModel:
 def _load_openvino(card: ModelCard, folder: Path, settings: Settings) -> LoadedModel:
     exported = find_or_export(card, folder, models_dir(settings) / "openvino")
     module = importlib.import_module("workers.models.backends.openvino")
-    traits = module.Traits(**json.loads((exported / TRAITS).read_text("utf-8")))
+    traits = module.Traits(**json.loads((exported / TRAITS).read_text("utf-8")), max_tokens=card.max_tokens)
     dtype = _openvino_dtype(card, settings)
     return LoadedModel(
         card=card,

@@ -21,6 +21,7 @@ from tasks.errors import OutOfMemory
 from workers.models.backends.base import Tokens
 from workers.models.backends.padding import pad
 from workers.models.export import MODEL, import_openvino
+from workers.models.shapes import round_length, round_rows_up
 
 __all__ = ["OpenVinoBackend", "Traits", "compile_exported"]
 
@@ -29,13 +30,14 @@ _HINTS = {"bfloat16": "bf16", "float32": "f32"}
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What was written beside the exported model, see `workers.models.export`."""
+    """What was written beside the exported model, see `workers.models.export`, and how long a row may be."""
 
     pad_id: int
     fallback_id: int
     reads_types: bool
     dimension: int | None
     pooling: str
+    max_tokens: int
 
 
 class OpenVinoBackend:
@@ -85,7 +87,7 @@ class OpenVinoBackend:
             # Also after a failure: a request that still runs must not be used, or its inputs freed.
             for request in started:
                 request.wait()
-        return np.concatenate([_output(request) for request in requests])
+        return np.concatenate([_output(*pair) for pair in zip(requests, parts, strict=True)])
 
 
 class _Graph:
@@ -118,11 +120,12 @@ class _Graph:
             if self._exact is None:
                 self._exact = self.compile("float32", streams=1)[0]
             self._exact.infer(self.inputs(rows), share_inputs=True)
-            return _output(self._exact)
+            return _output(self._exact, rows)
 
     def inputs(self, rows: Sequence[Tokens]) -> dict[str, NDArray[np.int64]]:
-        """Pad rows to the inputs of the model."""
-        ids, mask, types = pad(rows, self.traits.pad_id)
+        """Pad rows to the inputs of the model, in a shape of the grid: a new shape costs more than its padding."""
+        least = round_rows_up(len(rows)), round_length(max(map(len, rows)), self.traits.max_tokens)
+        ids, mask, types = pad(rows, self.traits.pad_id, least)
         inputs = {"input_ids": ids, "attention_mask": mask}
         return inputs | {"token_type_ids": types} if self.traits.reads_types else inputs
 
@@ -133,9 +136,9 @@ def compile_exported(folder: Path, traits: Traits, dtype: str, threads: int) -> 
     return OpenVinoBackend(graph, threads, express=OpenVinoBackend(graph, 1, express=None))
 
 
-def _output(request: Any) -> NDArray[np.float32]:
-    """Copy the result: the tensor belongs to the request and changes with its next pass."""
-    return np.array(request.get_output_tensor(0).data, np.float32)
+def _output(request: Any, rows: Sequence[Tokens]) -> NDArray[np.float32]:
+    """Copy the values of the rows: the tensor belongs to the request and changes with its next pass."""
+    return np.array(request.get_output_tensor(0).data[: len(rows)], np.float32)
 
 
 def _split(rows: Sequence[Tokens], streams: int) -> list[Sequence[Tokens]]:

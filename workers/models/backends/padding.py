@@ -10,10 +10,16 @@ from workers.models.backends.base import Tokens
 __all__ = ["pad"]
 
 
-def pad(rows: Sequence[Tokens], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return ids, attention mask and token types, each int64 of shape (n, longest)."""
-    lengths = np.array([len(row) for row in rows])
-    shape = len(rows), int(lengths.max())
+def pad(
+    rows: Sequence[Tokens], pad_id: int, least: tuple[int, int] = (0, 0)
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return ids, attention mask and token types, each int64 of shape (n, longest), or of `least` where that is more.
+
+    Rows that are added to get there have one token, since nothing can be averaged over none.
+    """
+    count = max(len(rows), least[0])
+    lengths = np.array([len(row) for row in rows] + [1] * (count - len(rows)))
+    shape = count, max(int(lengths.max()), least[1])
     ids = np.full(shape, pad_id, np.int64)
     types = np.zeros(shape, np.int64)
     for at, row in enumerate(rows):
