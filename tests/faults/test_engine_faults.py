@@ -52,6 +52,32 @@ def test_the_same_text_without_the_knob_is_harmless() -> None:
     assert run({}, "a KILL text").stdout.split() == ["alive", "survived"]
 
 
+BROKEN = textwrap.dedent(
+    """
+    import time
+    from config.settings import Settings
+    from tasks.engine import Work
+    from tests.fakes import fake_model
+    from workers.engine import DeviceEngine
+
+    model = fake_model(gated=True)
+    model.backend.gate.set()
+    engine = DeviceEngine(Settings(_env_file=None, pass_timeout_s=1.0), {"fake": model})
+    model.backend.broken = RuntimeError("device-side assert triggered")
+    assert engine.submit(Work("fake", "embeddings", ["a text"])).result(10).errors
+    print("failed", flush=True)
+    time.sleep(30)
+    print("survived", flush=True)
+    """
+)
+
+
+def test_a_device_that_stays_broken_ends_the_process() -> None:
+    done = subprocess.run([sys.executable, "-c", BROKEN], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.split() == ["failed"]
+    assert done.returncode == 70
+
+
 def test_importing_the_engine_costs_no_torch() -> None:
     code = "import sys, workers.engine, workers.models.registry; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -16,7 +16,7 @@ class Health:
 
     def __init__(self) -> None:
         self._well = True
-        self._seen_s = time.monotonic()
+        self._seen_s = self._well_s = time.monotonic()
 
     @property
     def well(self) -> bool:
@@ -27,6 +27,12 @@ class Health:
         """Take note of how a pass or a probe ended."""
         self._well = well
         self._seen_s = time.monotonic()
+        if well:
+            self._well_s = self._seen_s
+
+    def sick_s(self) -> float:
+        """Return for how long no pass and no probe gave a vector; 0 if the last one did."""
+        return 0.0 if self._well else time.monotonic() - self._well_s
 
     def probe_due_s(self) -> float:
         """Return in how many seconds a probe is due: soon after a failure, seldom while nothing happens."""

@@ -23,7 +23,7 @@ from workers.engine.oom import SafeSizes
 from workers.engine.passes import Passes
 from workers.engine.queue import Batch, WorkQueue
 from workers.engine.shares import Shares
-from workers.engine.watchdog import Watchdog
+from workers.engine.watchdog import Watchdog, end_process
 from workers.models.base import LoadedModel
 
 __all__ = ["DeviceLoop", "Limits"]
@@ -41,7 +41,7 @@ class Limits:
     Attributes:
         batch_tokens: padded tokens of any pass.
         latency_ms: what a bulk pass may take while interactive traffic is seen; an interactive one twice as long.
-        pass_timeout_s: a pass longer than this ends the process.
+        pass_timeout_s: a pass longer than this ends the process, and so does a device that fails for so long.
     """
 
     batch_tokens: int
@@ -188,6 +188,10 @@ class DeviceLoop:
                 log.exception("%s: the engine cannot make a vector", name)
                 well = False
         self.health.note(well=well)
+        sick_s = self.health.sick_s()
+        if sick_s > self._limits.pass_timeout_s:
+            # Some failures of a device stay with the process that met them; only a fresh one can use it again.
+            end_process(f"no vector for {sick_s:.1f} s")
 
     def _run_errands(self, *, closed: bool = False) -> None:
         while not self._errands.empty():

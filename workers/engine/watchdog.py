@@ -10,12 +10,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["EXIT_STATUS", "Watchdog"]
+__all__ = ["EXIT_STATUS", "Watchdog", "end_process"]
 
 log = logging.getLogger(__name__)
 
 # EX_SOFTWARE of sysexits.h: the launcher can tell it from a crash.
 EXIT_STATUS = 70
+
+
+def end_process(reason: str) -> None:
+    """End the process at once, for a launcher to start a fresh one."""
+    log.critical("%s: ending", reason)
+    logging.shutdown()
+    # Not sys.exit: a hung thread holds whatever an orderly end would wait for.
+    os._exit(EXIT_STATUS)
 
 
 class Watchdog:
@@ -48,9 +56,4 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self._limit_s / 4)):
             if self.running_s() > self._limit_s:
-                log.critical(
-                    "a forward pass has run for %.1f s (limit %.1f s): ending", self.running_s(), self._limit_s
-                )
-                logging.shutdown()
-                # Not sys.exit: the hung thread holds whatever an orderly end would wait for.
-                os._exit(EXIT_STATUS)
+                end_process(f"a forward pass has run for {self.running_s():.1f} s (limit {self._limit_s:.1f} s)")
