@@ -221,7 +221,7 @@ class Soak:
             with self._processes:
                 gone = [one for one in self._stack.workers if one.poll() is not None]
                 for process in gone:
-                    if process.returncode not in {0, -signal.SIGKILL}:
+                    if process.returncode not in {0, -signal.SIGKILL, -signal.SIGTERM}:
                         self._violated(f"a worker ended by itself with code {process.returncode}")
                     self._stack.workers.remove(process)
                     self._stack.start_worker(self._proxy.url)
