@@ -46,6 +46,15 @@ AWKWARD = [
 ]
 
 
+BACKENDS = [
+    "torch-float32",
+    "openvino-float32",
+    "openvino-bfloat16",
+    # No default chooses it.
+    pytest.param("torch-bfloat16", marks=pytest.mark.slow),
+]
+
+
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
     return AWKWARD + passages(60)
@@ -69,7 +78,7 @@ def engine_for(card: ModelCard, **settings: object) -> DeviceEngine:
     return DeviceEngine(chosen, load_models([card], chosen))
 
 
-@pytest.fixture(scope="module", params=["torch-float32", "openvino-float32", "torch-bfloat16", "openvino-bfloat16"])
+@pytest.fixture(scope="module", params=BACKENDS)
 def engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, DeviceEngine]]:
     backend, dtype = request.param.split("-")
     with engine_for(minilm(backend=backend, dtype=dtype), device="cpu") as running:

@@ -23,6 +23,16 @@ from workers.models.registry import load_models
 
 RERANKERS = [family for family in FAMILIES if family.endswith("reranker")]
 EMBEDDERS = [family for family in FAMILIES if not family.endswith("reranker")]
+# Each export takes a process of its own that imports torch: the quick tests do with one of each kind.
+QUICK = {"bert", "qwen3", "xlmr-reranker"}
+
+
+def both_ways(families: list[str]) -> list[Any]:
+    """Return a case for each family by torch, and one by OpenVINO."""
+    slow = [[] if family in QUICK else [pytest.mark.slow] for family in families]
+    return [pytest.param(family, "torch") for family in families] + [
+        pytest.param(family, "openvino", marks=marks) for family, marks in zip(families, slow, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +83,9 @@ def encode_by_flag_embedding(card: ModelCard, texts: list[str]) -> NDArray[np.fl
     return np.asarray(flag.encode(texts, max_length=card.max_tokens), np.float32)
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
-@pytest.mark.parametrize("family", EMBEDDERS)
+@pytest.mark.parametrize(
+    ("family", "backend"), [case(family) for family in EMBEDDERS for case in (by_torch, by_openvino)]
+)
 def test_vectors_equal_those_of_flag_embedding(
     family: str, backend: str, cards: dict[str, ModelCard], models_dir: Path, texts: list[str]
 ) -> None:
@@ -83,8 +94,9 @@ def test_vectors_equal_those_of_flag_embedding(
     assert np.ptp(values @ values[3]) > 0.1, "the model tells texts apart, so equality means something"
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
-@pytest.mark.parametrize("family", RERANKERS)
+@pytest.mark.parametrize(
+    ("family", "backend"), [case(family) for family in RERANKERS for case in (by_torch, by_openvino)]
+)
 def test_scores_equal_those_of_flag_embedding(
     family: str, backend: str, cards: dict[str, ModelCard], models_dir: Path, texts: list[str]
 ) -> None:

@@ -61,7 +61,7 @@ def test_workers_that_start_together_export_once(card: ModelCard, cache: Path) -
     assert stamp(target) == before, "what is whole is not built again"
 
 
-@pytest.mark.parametrize("name", ["model.bin", TOKENIZER, "seal.json"])
+@pytest.mark.parametrize("name", ["model.bin", pytest.param(TOKENIZER, marks=pytest.mark.slow), "seal.json"])
 def test_a_broken_file_is_noticed_and_the_model_built_again(name: str, card: ModelCard, cache: Path) -> None:
     target = export(card, cache)
     whole = (target / name).read_bytes()
