@@ -83,9 +83,7 @@ def encode_by_flag_embedding(card: ModelCard, texts: list[str]) -> NDArray[np.fl
     return np.asarray(flag.encode(texts, max_length=card.max_tokens), np.float32)
 
 
-@pytest.mark.parametrize(
-    ("family", "backend"), [case(family) for family in EMBEDDERS for case in (by_torch, by_openvino)]
-)
+@pytest.mark.parametrize(("family", "backend"), both_ways(EMBEDDERS))
 def test_vectors_equal_those_of_flag_embedding(
     family: str, backend: str, cards: dict[str, ModelCard], models_dir: Path, texts: list[str]
 ) -> None:
@@ -94,9 +92,7 @@ def test_vectors_equal_those_of_flag_embedding(
     assert np.ptp(values @ values[3]) > 0.1, "the model tells texts apart, so equality means something"
 
 
-@pytest.mark.parametrize(
-    ("family", "backend"), [case(family) for family in RERANKERS for case in (by_torch, by_openvino)]
-)
+@pytest.mark.parametrize(("family", "backend"), both_ways(RERANKERS))
 def test_scores_equal_those_of_flag_embedding(
     family: str, backend: str, cards: dict[str, ModelCard], models_dir: Path, texts: list[str]
 ) -> None:
