@@ -112,7 +112,9 @@ def test_what_is_asked_comes_back_as_the_engine_made_it(
 
 def test_every_field_of_the_work_reaches_the_engine(client: InteractiveClient, redis_url: str) -> None:
     engine = EchoEngine()
-    asked = Work("fake", "rerank", ["d"], ["q"], Service.INTERACTIVE, "Do it", 16, "none", time.monotonic() + 20)
+    asked = Work(
+        "fake", "rerank", ["d"], ["q"], Service.INTERACTIVE, "Do it", 16, "none", deadline_s=time.monotonic() + 20
+    )
     with serving(redis_url, engine):
         client.ask(asked, 3)
     (seen,) = engine.seen
