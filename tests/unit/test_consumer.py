@@ -12,8 +12,12 @@ from workers.boot import app as worker_app
 STEADY = "workers.consumer:SteadyConsumer"
 
 
-def make_app(starts: list[int], again: threading.Event) -> Celery:
-    """An app without a server, whose consumer trips once."""
+def trip() -> None:
+    raise AttributeError("'NoneType' object has no attribute 'hostname'")
+
+
+def make_app(starts: list[int], again: threading.Event, monkeypatch: pytest.MonkeyPatch | None = None) -> Celery:
+    """An app without a server, whose consumer trips once; with the patch also when it closes its connection."""
 
     class Trip(bootsteps.StartStopStep):  # type: ignore[misc]
         requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -21,7 +25,9 @@ def make_app(starts: list[int], again: threading.Event) -> Celery:
         def start(self, parent: Any) -> None:
             starts.append(1)
             if len(starts) == 1:
-                raise AttributeError("'NoneType' object has no attribute 'hostname'")
+                if monkeypatch is not None:
+                    monkeypatch.setattr(parent.connection, "close", trip)
+                trip()
             again.set()
 
     made = Celery("trip", broker="memory://", set_as_current=False)
@@ -32,10 +38,14 @@ def make_app(starts: list[int], again: threading.Event) -> Celery:
 
 # Celery says itself that it will cancel tasks at such a loss in its next major version.
 @pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning")
-def test_a_consumer_that_trips_over_a_closed_connection_starts_again() -> None:
+@pytest.mark.parametrize("when", ["it is used", "it is closed, too"])
+def test_a_consumer_that_trips_over_a_closed_connection_starts_again(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
     starts: list[int] = []
     again = threading.Event()
-    with start_worker(make_app(starts, again), pool="solo", perform_ping_check=False, shutdown_timeout=20):
+    tripping = make_app(starts, again, monkeypatch if when != "it is used" else None)
+    with start_worker(tripping, pool="solo", perform_ping_check=False, shutdown_timeout=20):
         assert again.wait(20)
     assert len(starts) == 2
 
