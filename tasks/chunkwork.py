@@ -147,6 +147,7 @@ class ChunkWork:
             instruction=claim.params.instruction,
             dimensions=claim.params.dimensions,
             truncate=claim.params.truncate,
+            returns=claim.params.returns,
             reuse=_scope(claim),
         )
 

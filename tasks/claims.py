@@ -94,7 +94,12 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A chunk that may be announced to the workers."""
+    """A chunk that may be announced to the workers.
+
+    Attributes:
+        again: the chunk was claimed before, by a worker that died or failed: it goes ahead of what waits.
+    """
 
     job_id: str
     chunk: int
+    again: bool = False

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.lanes import Service
+from tasks.vectors import DENSE_ONLY, Extra, Kind, Ragged
 
 __all__ = ["Engine", "ItemError", "Operation", "Outcomes", "Work"]
 
@@ -40,6 +41,7 @@ class Work:
         dimensions: cut embeddings to this length and normalize again; None keeps the model's own.
         truncate: cut a text that is too long at its `end` or its `start`; `none` makes it an item error with
             code `context_length_exceeded`.
+        returns: for embeddings, the kinds of vectors that are wanted.
         reuse: scope in which values that were computed before may be taken over, see `tasks.cache`; empty: none.
         deadline_s: `time.monotonic()` after which nobody waits for it any more; None never.
     """
@@ -52,6 +54,7 @@ class Work:
     instruction: str | None = None
     dimensions: int | None = None
     truncate: Literal["end", "start", "none"] = "end"
+    returns: tuple[Kind, ...] = DENSE_ONLY
     reuse: str = ""
     deadline_s: float | None = None
 
@@ -61,11 +64,13 @@ class Outcomes:
     """What became of n items, in their order, as columns.
 
     Attributes:
-        values: float32, shape (n, d) embeddings or (n,) scores in [0, 1]; rows of failed items are zero.
+        values: float32, shape (n, d) embeddings or (n,) scores in [0, 1]; rows of failed items are zero. d is 0 where
+            dense vectors were not asked for.
         tokens: int32, shape (n,): tokens that the model read, special tokens included, after truncation.
         truncated: bool, shape (n,): whether text was cut off.
         errors: the failed items by position.
         cached: items whose value was taken over instead of computed; None: nobody looked.
+        extras: the other kinds that were asked for; a failed item owns nothing there.
     """
 
     values: NDArray[np.float32]
@@ -73,6 +78,7 @@ class Outcomes:
     truncated: NDArray[np.bool_]
     errors: Mapping[int, ItemError] = field(default_factory=dict)
     cached: int | None = None
+    extras: Mapping[Extra, Ragged] = field(default_factory=dict)
 
 
 class Engine(Protocol):

@@ -17,6 +17,7 @@ import numpy as np
 from tasks import errors, frames
 from tasks.engine import ItemError, Outcomes, Work
 from tasks.lanes import Service
+from tasks.vectors import DENSE_ONLY, pack_extras, unpack_extras
 
 __all__ = [
     "Request",
@@ -71,6 +72,7 @@ def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> byte
         "dimensions": work.dimensions,
         "truncate": work.truncate,
         "reuse": work.reuse,
+        "returns": work.returns,
     }
     try:
         return _TOKENS.pack(tokens) + frames.pack(header)
@@ -109,6 +111,7 @@ def _work(header: Mapping[str, Any]) -> Work:
         dimensions=header["dimensions"],
         truncate=header["truncate"],
         reuse=header.get("reuse", ""),
+        returns=tuple(header.get("returns", DENSE_ONLY)),
     )
 
 
@@ -116,7 +119,8 @@ def encode_outcomes(number: int, outcomes: Outcomes) -> bytes:
     """Return the reply that carries outcomes."""
     failed = {str(position): [error.code, error.message] for position, error in outcomes.errors.items()}
     columns = {"values": outcomes.values, "tokens": outcomes.tokens, "truncated": outcomes.truncated}
-    return _NUMBER.pack(number) + frames.pack({"errors": failed, "cached": outcomes.cached}, columns)
+    header = {"errors": failed, "cached": outcomes.cached}
+    return _NUMBER.pack(number) + frames.pack(header, columns | pack_extras(outcomes.extras))
 
 
 def encode_failure(number: int, error: BaseException) -> bytes:
@@ -158,7 +162,8 @@ def decode_reply(reply: bytes) -> Outcomes:
         raise _failure(header["failure"])
     failed = {int(position): ItemError(*pair) for position, pair in header["errors"].items()}
     values = columns["values"].astype(np.float32, copy=False)
-    return Outcomes(values, columns["tokens"], columns["truncated"], failed, header.get("cached"))
+    extras = unpack_extras(columns)
+    return Outcomes(values, columns["tokens"], columns["truncated"], failed, header.get("cached"), extras)
 
 
 def _failure(details: Mapping[str, Any]) -> errors.TwolaneError:

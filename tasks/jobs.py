@@ -12,6 +12,7 @@ from typing import Literal
 
 from tasks.engine import Operation
 from tasks.lanes import Lane
+from tasks.vectors import DENSE_ONLY, Kind
 
 __all__ = [
     "TERMINAL",
@@ -61,6 +62,11 @@ class JobParams:
     # Whether values may be taken over from the tenant's earlier work, or within the job; None: as the key says.
     cache: bool | None = None
     dedupe: bool | None = None
+    returns: tuple[Kind, ...] = DENSE_ONLY
+
+    def __post_init__(self) -> None:
+        # A record that was read back from JSON brings a list, and params have to be hashable.
+        object.__setattr__(self, "returns", tuple(self.returns))
 
 
 @dataclass(frozen=True, slots=True)

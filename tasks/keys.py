@@ -8,6 +8,7 @@ from tasks.lanes import Lane
 
 __all__ = [
     "BROKER_PREFIX",
+    "PRIORITY_MARK",
     "idempotency",
     "job",
     "job_chunks",
@@ -34,6 +35,8 @@ __all__ = [
 _PREFIX = "twolane"
 # Celery's own keys stand under this prefix, so that a shared server shows whose they are.
 BROKER_PREFIX = f"{_PREFIX}:broker:"
+# Between a queue's name and a message's priority, in the name of the list that holds messages of that priority.
+PRIORITY_MARK = ":priority:"
 
 
 def job(job_id: str) -> str:
@@ -96,9 +99,10 @@ def lane_load(lane: Lane) -> str:
     return f"{_PREFIX}:lane:{lane.queue}:load"
 
 
-def lane_messages(lane: Lane) -> str:
-    """List: Celery's messages of a bulk lane, in Celery's own format."""
-    return f"{BROKER_PREFIX}{lane.queue}"
+def lane_messages(lane: Lane) -> tuple[str, str]:
+    """Lists: Celery's messages of a bulk lane, in Celery's own format; first those that go ahead, then the ordinary."""
+    first = f"{BROKER_PREFIX}{lane.queue}"
+    return first, f"{first}{PRIORITY_MARK}1"
 
 
 def lane_workers(model: str) -> str:

@@ -57,9 +57,9 @@ class Leases:
         tickets = []
         room = 1
         while head and room > 0:
-            code, number, next_head, room = self._offer(lane, head)
+            code, number, next_head, room, attempts = self._offer(lane, head)
             if code == b"TICKET":
-                tickets.append(Ticket(head, int(number)))
+                tickets.append(Ticket(head, int(number), again=attempts > 0))
             head = next_head.decode()
         return tickets
 
@@ -174,11 +174,13 @@ class Leases:
         answer: bytes = self._run(name, claim.job_id, lane, (claim.chunk, *args))
         return answer
 
-    def _offer(self, lane: Lane, job_id: str) -> tuple[bytes, bytes, bytes, int]:
+    def _offer(self, lane: Lane, job_id: str) -> tuple[bytes, bytes, bytes, int, int]:
         settings = self.settings
         args = (settings.window, 2 * settings.chunks_in_flight, int(settings.ticket_timeout_s * 1000))
-        code, number, head, room = self._run("dispatch", job_id, lane, args, [keys.lane_workers(lane.model)])
-        return code, number, head, room
+        answer: tuple[bytes, bytes, bytes, int, int] = self._run(
+            "dispatch", job_id, lane, args, [keys.lane_workers(lane.model)]
+        )
+        return answer
 
     def _overdue(self, lane: Lane) -> tuple[list[bytes], list[bytes]]:
         lane_keys = [keys.lane_inflight(lane), keys.lane_deadlines(lane)]

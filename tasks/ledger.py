@@ -1,7 +1,8 @@
 """The outcomes of one chunk, gathered item by item or all at once, and the frame that they become.
 
 Owns the result frame of a chunk: header {"start", "items", "ids", "errors"}, columns values, tokens, truncated (see
-`tasks.frames`). Computes nothing.
+`tasks.frames`), and those of
+`tasks.vectors` where other kinds were asked for. Computes nothing.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from tasks import frames
 from tasks.claims import Claim, Completion
 from tasks.engine import ItemError, Outcomes
 from tasks.jobs import ChunkInput
+from tasks.vectors import Extra, Parts, Ragged, pack_extras, unpack_extras
 
 __all__ = ["Ledger", "pack_outcomes"]
 
@@ -25,12 +27,13 @@ def pack_outcomes(start: int, ids: Sequence[str | None] | None, outcomes: Outcom
         start: index of its first item in the job.
         ids: the caller's own ids, or None.
         outcomes: what became of its items.
-        dtype: float32 or float16, for the values.
+        dtype: float32 or float16, for the vectors.
     """
     errors = {str(position): [error.code, error.message] for position, error in outcomes.errors.items()}
     header = {"start": start, "items": len(outcomes.tokens), "ids": ids, "errors": errors}
     values = outcomes.values.astype("<f2" if dtype == "float16" else "<f4", copy=False)
-    return frames.pack(header, {"values": values, "tokens": outcomes.tokens, "truncated": outcomes.truncated})
+    columns = {"values": values, "tokens": outcomes.tokens, "truncated": outcomes.truncated}
+    return frames.pack(header, columns | pack_extras(outcomes.extras, dtype))
 
 
 class Ledger:
@@ -52,6 +55,7 @@ class Ledger:
         self._tokens = np.zeros(size, np.int32)
         self._truncated = np.zeros(size, np.bool_)
         self._errors: dict[int, ItemError] = {}
+        self._extras: dict[Extra, list[Parts | None]] = {}
         self._cached = 0
         self.asked: list[int] = list(range(size))
         if before is not None:
@@ -74,6 +78,8 @@ class Ledger:
             rows = np.asarray(positions)
             self._values[rows], self._tokens[rows] = outcomes.values, outcomes.tokens
             self._truncated[rows] = outcomes.truncated
+        for kind, ragged in outcomes.extras.items():
+            self._enter(kind, positions, ragged)
         for row, error in outcomes.errors.items():
             self._errors[positions[row]] = error
 
@@ -83,7 +89,8 @@ class Ledger:
 
     def completion(self) -> Completion:
         """Return the counts of the items that were asked for, and the frame of all."""
-        outcomes = Outcomes(self._values, self._tokens, self._truncated, self._errors)
+        extras = {kind: Ragged.of(kind, items) for kind, items in self._extras.items()}
+        outcomes = Outcomes(self._values, self._tokens, self._truncated, self._errors, extras=extras)
         frame = pack_outcomes(self._claim.start, self._items.ids, outcomes, self._claim.params.dtype)
         failed = [position for position in self.asked if position in self._errors]
         rows = np.asarray(self.asked)
@@ -105,7 +112,14 @@ class Ledger:
         header, columns = frames.unpack(before)
         self._values = columns["values"].astype(np.float32)
         self._tokens, self._truncated = columns["tokens"].copy(), columns["truncated"].copy()
+        for kind, ragged in unpack_extras(columns).items():
+            self._enter(kind, range(len(self._tokens)), ragged)
         self.asked = sorted(int(position) for position in header["errors"])
+
+    def _enter(self, kind: Extra, positions: Sequence[int], ragged: Ragged) -> None:
+        items = self._extras.setdefault(kind, [None] * len(self._tokens))
+        for position, parts in zip(positions, ragged, strict=True):
+            items[position] = parts
 
     def _fit(self, values: NDArray[Any]) -> None:
         """Before the first outcome the width may be unknown, or not that of the model."""

@@ -106,7 +106,8 @@ def _read_lanes(redis: Redis, lanes: Sequence[Lane]) -> tuple[list[_Raw], tuple[
         pipeline.hget(keys.lane_load(lane), "waiting")
         pipeline.zrange(keys.lane_ready(lane), 0, _MOST_JOBS - 1)
         pipeline.zrange(keys.lane_inflight(lane), 0, -1, withscores=True)
-        pipeline.llen(keys.lane_messages(lane))
+        for messages in keys.lane_messages(lane):
+            pipeline.llen(messages)
     pipeline.time()
     pipeline.info("memory")
     pipeline.hget(keys.store_reserved(), "total")
@@ -115,8 +116,8 @@ def _read_lanes(redis: Redis, lanes: Sequence[Lane]) -> tuple[list[_Raw], tuple[
     (seconds, micros), memory, reserved, holders = answers[-4:]
     raw = [
         # The count of an empty list is healed by its next request, so it is not believed until then.
-        _Raw(requests, int(tokens or 0) if requests else 0, ready, in_flight, messages)
-        for requests, tokens, ready, in_flight, messages in zip(*[iter(answers[:-4])] * 5, strict=True)
+        _Raw(requests, int(tokens or 0) if requests else 0, ready, in_flight, ahead + ordinary)
+        for requests, tokens, ready, in_flight, ahead, ordinary in zip(*[iter(answers[:-4])] * 6, strict=True)
     ]
     return raw, (seconds + micros / 1e6, memory, reserved, holders)
 

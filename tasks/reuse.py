@@ -18,6 +18,7 @@ from redis import RedisError
 from tasks.cache import ContentCache, Entry, digest_items
 from tasks.engine import Engine, Outcomes, Work
 from tasks.errors import EngineClosed
+from tasks.vectors import DENSE_ONLY
 
 __all__ = ["ReusingEngine"]
 
@@ -97,7 +98,8 @@ class ReusingEngine:
     def submit(self, work: Work) -> Future[Outcomes]:
         """See `tasks.engine.Engine.submit`; looks up what is known in the calling thread."""
         fingerprint = self._fingerprints.get(work.model)
-        if not work.reuse or fingerprint is None:
+        # Entries hold one vector or score; whoever asks for other kinds has them computed.
+        if not work.reuse or fingerprint is None or work.returns != DENSE_ONLY:
             return self._engine.submit(work)
         digests = digest_items(work, fingerprint)
         found = self._find(work.reuse, digests)

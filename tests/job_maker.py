@@ -80,12 +80,12 @@ def outlive_restart_grace(redis: Redis, settings: Settings) -> None:
 
 
 def take_tickets(redis: Redis) -> list[tuple[str, int]]:
-    """Take all messages out of the broker's queue of the lane: the arguments of `run_chunk`."""
-    queue = f"{keys.BROKER_PREFIX}{LANE.queue}"
+    """Take all messages out of the broker's queue of the lane, in the order of workers: the arguments of `run_chunk`."""
     found = []
-    while message := cast("bytes | None", redis.rpop(queue)):
-        (job_id, chunk), _, _ = orjson.loads(base64.b64decode(orjson.loads(message)["body"]))
-        found.append((job_id, chunk))
+    for queue in keys.lane_messages(LANE):
+        while message := cast("bytes | None", redis.rpop(queue)):
+            (job_id, chunk), _, _ = orjson.loads(base64.b64decode(orjson.loads(message)["body"]))
+            found.append((job_id, chunk))
     return found
 
 

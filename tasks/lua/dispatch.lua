@@ -3,7 +3,7 @@
 -- the ticket becomes overdue and is published again.
 -- KEYS 1-11 see _job, 12 the lane's ready workers
 -- ARGV 1-2 see _job, 3 window, 4 tickets per ready worker, 5 how long a ticket waits before it is overdue (ms)
--- Answers {TICKET | FULL | NEXT, chunk number or '', head of the ready jobs or '', room left]
+-- Answers {TICKET | FULL | NEXT, chunk number or '', head of the ready jobs or '', room left, attempts of the chunk}
 -- include: _job
 local heaviest = 16
 
@@ -15,14 +15,14 @@ end
 local job = read_job()
 if not job or overdue(job) or (job.state ~= 'queued' and job.state ~= 'running') then
   redis.call('ZREM', READY, JOB_ID)
-  return { 'NEXT', '', head_of_ready(), room() }
+  return { 'NEXT', '', head_of_ready(), room(), 0 }
 end
 local free = room()
-if free <= 0 then return { 'FULL', '', '', 0 } end
+if free <= 0 then return { 'FULL', '', '', 0, 0 } end
 local number = redis.call('LPOP', PENDING)
 if not number then
   redis.call('ZREM', READY, JOB_ID)
-  return { 'NEXT', '', head_of_ready(), free }
+  return { 'NEXT', '', head_of_ready(), free, 0 }
 end
 
 local chunk = read_chunk(number)
@@ -42,4 +42,4 @@ if redis.call('LLEN', PENDING) > 0 then
 else
   redis.call('ZREM', READY, JOB_ID)
 end
-return { 'TICKET', number, head_of_ready(), free - 1 }
+return { 'TICKET', number, head_of_ready(), free - 1, chunk.attempts or 0 }

@@ -4,6 +4,7 @@ import pytest
 
 from config.settings import Settings
 from tasks import keys
+from tasks.bulk import publish_tickets, reap
 from tasks.blobs import Blobs
 from tasks.jobs import Counts, JobState
 from tasks.store import JobStore
@@ -15,6 +16,7 @@ from tests.job_maker import (
     outlive_restart_grace,
     run_out,
     submit,
+    take_tickets,
     work_off,
 )
 
@@ -103,6 +105,23 @@ def test_an_overdue_claim_goes_back_and_its_attempt_stays_counted(
     assert store.reap(LANE) == []
     assert [ticket.chunk for ticket in store.dispatch(LANE)] == [0]
     assert store.claim(job.id, 0, "v").attempt == 2
+
+
+def test_the_chunk_of_a_dead_worker_goes_ahead_of_the_tickets_that_wait(
+    store: JobStore, blobs: Blobs, settings: Settings
+) -> None:
+    outlive_restart_grace(store.redis, settings)
+    job = submit(store, blobs, ["x"] * 50)
+    publish_tickets(store, LANE)
+    waiting = take_tickets(store.redis)
+    assert [chunk for _, chunk in waiting] == [0, 1, 2]
+    store.claim(job.id, 1, "w")
+    make_overdue(store.redis, job.id, 1)
+    # The tickets of 0 and 2 still wait; this is their second copy, behind which the first claim's chunk would stand.
+    for chunk in (0, 2):
+        make_overdue(store.redis, job.id, chunk)
+    assert reap(store, LANE) == 3
+    assert [chunk for _, chunk in take_tickets(store.redis)][0] == 1
 
 
 def test_what_another_process_has_reaped_already_is_left_alone(
