@@ -2,7 +2,8 @@
 
 Owns the counters and the `x-ratelimit-*` headers. The counters are sliding windows of the `limits` library (the engine
 of Flask-Limiter) in the same Redis, so that they hold across web processes and run by the server's clock. When they
-cannot be read, the request is refused: a limit never fails open.
+cannot be read, the request is refused: a limit never fails open. The library is imported when a limiter is made: a
+server without keys has none, and starts without it.
 """
 
 import math
@@ -66,11 +67,10 @@ class Limiter:
     """
 
     def __init__(self, redis: Redis) -> None:
-        # Imported late: a server without keys has no limits and does without the library.
-        from limits import RateLimitItemPerMinute  # noqa: PLC0415
-        from limits.errors import StorageError  # noqa: PLC0415
-        from limits.storage import RedisStorage  # noqa: PLC0415
-        from limits.strategies import SlidingWindowCounterRateLimiter  # noqa: PLC0415
+        from limits import RateLimitItemPerMinute  # noqa: PLC0415 - see the module's docstring
+        from limits.errors import StorageError  # noqa: PLC0415 - see the module's docstring
+        from limits.storage import RedisStorage  # noqa: PLC0415 - see the module's docstring
+        from limits.strategies import SlidingWindowCounterRateLimiter  # noqa: PLC0415 - see the module's docstring
 
         self._storage = RedisStorage(
             "redis://", connection_pool=redis.connection_pool, key_prefix=keys.limits_prefix(), wrap_exceptions=True

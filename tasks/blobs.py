@@ -60,10 +60,6 @@ class Blobs(Protocol):
         """Remove a staged result that was not counted."""
         ...
 
-    def put_result(self, job_id: str, chunk: int, frame: bytes) -> str:
-        """Store a result frame by itself and return its pointer."""
-        ...
-
     def get_result(self, job_id: str, chunk: int, pointer: str = IN_REDIS) -> bytes | None:
         """Return a result frame; None when it is gone."""
         ...
@@ -113,11 +109,6 @@ class RedisBlobs:
     def discard(self, _pointer: str, /) -> None:
         """See `Blobs`: nothing is stored before it is counted."""
 
-    def put_result(self, job_id: str, chunk: int, frame: bytes) -> str:
-        """See `Blobs`."""
-        self._redis.set(keys.job_result(job_id, chunk), frame, px=self._ttl_ms)
-        return IN_REDIS
-
     def get_result(self, job_id: str, chunk: int, pointer: str = IN_REDIS) -> bytes | None:
         """See `Blobs`.
 
@@ -156,7 +147,7 @@ class FileBlobs(RedisBlobs):
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         super().__init__(redis, settings)
-        self._files = ResultFiles(settings.results_url)
+        self._files = ResultFiles(settings)
 
     def stage_result(self, claim: Claim, frame: bytes, /) -> str:
         """See `Blobs`. Each claim writes a file of its own, so that a late one cannot overwrite what was counted."""

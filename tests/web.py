@@ -5,10 +5,11 @@ tickets off the broker and runs their chunks.
 """
 
 import contextlib
+import hashlib
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from app import create_app
+from app.batching.steward import Steward
 from app.services import Services
 from config.catalog import ModelCard, load_catalog
 from config.settings import Settings
@@ -35,7 +37,20 @@ from tasks.store import JobStore
 from workers.engine.device import DeviceEngine
 from workers.models.registry import load_models
 
-__all__ = ["opened_app", "running_worker", "services_of", "settings_of", "wait_for_end"]
+__all__ = [
+    "CORPUS",
+    "NDJSON",
+    "opened_app",
+    "running_steward",
+    "running_worker",
+    "services_of",
+    "settings_of",
+    "wait_for_end",
+    "write_keys",
+]
+
+NDJSON = "application/x-ndjson"
+CORPUS = [f"passage number {i}" for i in range(700)]
 
 
 def settings_of(server: EmbeddedServer, folder: Path, **fields: Any) -> Settings:
@@ -43,6 +58,16 @@ def settings_of(server: EmbeddedServer, folder: Path, **fields: Any) -> Settings
     with Redis.from_url(server.url) as client:
         client.flushall()
     return Settings(_env_file=None, redis_url=server.url, data_dir=folder, port=0, models=("fake",), **fields)
+
+
+def write_keys(path: Path, tenants: Mapping[str, str]) -> Path:
+    """Write a keys file: by tenant, further fields in TOML. The name of a tenant is its key."""
+    blocks = (
+        f'[[keys]]\ntenant = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n{fields}\n'
+        for name, fields in tenants.items()
+    )
+    path.write_text("\n".join(blocks), "utf-8")
+    return path
 
 
 @contextlib.contextmanager
@@ -58,6 +83,17 @@ def opened_app(settings: Settings) -> Iterator[Flask]:
 def services_of(app: Flask) -> Services:
     live: Services = app.extensions["twolane"]
     return live
+
+
+@contextlib.contextmanager
+def running_steward(app: Flask) -> Iterator[Steward]:
+    """The one that works off the batches of this app; gone at the end."""
+    steward = Steward(services_of(app))
+    steward.start()
+    try:
+        yield steward
+    finally:
+        steward.close()
 
 
 def cards_of(settings: Settings) -> list[ModelCard]:

@@ -46,6 +46,7 @@ blueprint = APIBlueprint("jobs", __name__, abp_tags=[Tag(name="jobs", descriptio
 
 _NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
 _LINE = 'One item a line: a string, or {"id": "..", "text": ".."}; for rerank also "query".'
+_CHANGED = documented(JobObject, NotFound, Conflict)
 
 
 @blueprint.post(
@@ -110,31 +111,26 @@ def get_job(path: JobId, header: ReadHeaders) -> Response:
     return response
 
 
-@blueprint.delete("/v1/jobs/<job_id>", responses=documented(JobObject, NotFound, Conflict))
-def delete_job(path: JobId) -> Response:
-    """Cancel a job; finished chunks stay readable. May be repeated."""
-    return _change(path, services().store.cancel)
-
-
-@blueprint.post("/v1/jobs/<job_id>/cancel", responses=documented(JobObject, NotFound, Conflict))
+@blueprint.delete("/v1/jobs/<job_id>", responses=_CHANGED, endpoint="delete_job")
+@blueprint.post("/v1/jobs/<job_id>/cancel", responses=_CHANGED)
 def cancel_job(path: JobId) -> Response:
     """Cancel a job; finished chunks stay readable. May be repeated."""
     return _change(path, services().store.cancel)
 
 
-@blueprint.post("/v1/jobs/<job_id>/pause", responses=documented(JobObject, NotFound, Conflict))
+@blueprint.post("/v1/jobs/<job_id>/pause", responses=_CHANGED)
 def pause_job(path: JobId) -> Response:
     """Let a job wait; chunks that are being computed are finished."""
     return _change(path, services().store.pause)
 
 
-@blueprint.post("/v1/jobs/<job_id>/resume", responses=documented(JobObject, NotFound, Conflict))
+@blueprint.post("/v1/jobs/<job_id>/resume", responses=_CHANGED)
 def resume_job(path: JobId) -> Response:
     """Let a paused job go on."""
     return _set_going(path, services().store.resume)
 
 
-@blueprint.post("/v1/jobs/<job_id>/retry", responses=documented(JobObject, NotFound, Conflict))
+@blueprint.post("/v1/jobs/<job_id>/retry", responses=_CHANGED)
 def retry_job(path: JobId) -> Response:
     """Queue the failed items of an ended job again, and only those."""
     return _set_going(path, services().store.retry_failed)

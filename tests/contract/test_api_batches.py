@@ -11,11 +11,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
-from app.batching.steward import Steward
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tests.batch_requests import EMBED, GOOD, RERANK, body_of, embed, line_of, read, run, start, wait
-from tests.web import opened_app, running_worker, services_of, settings_of
+from tests.web import running_steward, services_of, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +28,10 @@ def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def app_here(settings_here: Settings) -> Iterator[Flask]:
-    with opened_app(settings_here) as app:
-        yield app
-
-
-@pytest.fixture(scope="module")
-def client(app_here: Flask, settings_here: Settings) -> Iterator[FlaskClient]:
-    """A client of the whole product."""
-    steward = Steward(services_of(app_here))
-    with running_worker(settings_here):
-        steward.start()
-        yield app_here.test_client()
-        steward.close()
+def client(client: FlaskClient, app_here: Flask) -> Iterator[FlaskClient]:
+    """A client of the whole product, with its steward."""
+    with running_steward(app_here):
+        yield client
 
 
 def test_every_line_is_answered_as_the_route_would_answer_it(client: FlaskClient) -> None:

@@ -2,27 +2,17 @@
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import zstandard
 from flask import Response
 from flask.testing import FlaskClient
 
-from stack.server import EmbeddedServer
-from tests.web import opened_app, running_worker, settings_of
-
 UNPACK: dict[str, Callable[[bytes], bytes]] = {
     "gzip": lambda data: zlib.decompress(data, 31),
     "zstd": lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data),
 }
-
-
-@pytest.fixture(scope="module")
-def client(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
-    settings = settings_of(server, tmp_path_factory.mktemp("data"))
-    with opened_app(settings) as app, running_worker(settings):
-        yield app.test_client()
 
 
 def embed(client: FlaskClient, count: int, accept: str) -> Response:

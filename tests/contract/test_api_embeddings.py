@@ -1,22 +1,11 @@
 """The synchronous routes, over the real hop and the real engine with the fake model."""
 
 import base64
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 from flask.testing import FlaskClient
-
-from stack.server import EmbeddedServer
-from tests.web import opened_app, running_worker, settings_of
-
-
-@pytest.fixture(scope="module")
-def client(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlaskClient]:
-    settings = settings_of(server, tmp_path_factory.mktemp("data"))
-    with opened_app(settings) as app, running_worker(settings):
-        yield app.test_client()
 
 
 def embed(client: FlaskClient, text: Any, **fields: Any) -> Any:

@@ -1,6 +1,5 @@
 """OpenAI's Files over HTTP: what an upload may look like, what comes back, and what is refused."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from flask.testing import FlaskClient
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tests.batch_requests import upload
-from tests.web import opened_app, settings_of
+from tests.web import settings_of
 
 FORM = "multipart/form-data; boundary=B"
 PURPOSE = b'--B\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
@@ -22,12 +21,6 @@ END = b"--B--\r\n"
 @pytest.fixture(scope="module")
 def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return settings_of(server, tmp_path_factory.mktemp("data"), max_file_bytes=200_000)
-
-
-@pytest.fixture(scope="module")
-def app_here(settings_here: Settings) -> Iterator[Flask]:
-    with opened_app(settings_here) as app:
-        yield app
 
 
 @pytest.fixture

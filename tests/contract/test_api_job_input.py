@@ -1,7 +1,6 @@
 """Where the items of a job come from: an uploaded file, and uploads that are sent again under one key."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,27 +12,14 @@ from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
 from tests import batch_requests
-from tests.web import opened_app, running_worker, services_of, settings_of, wait_for_end
+from tests.web import NDJSON, services_of, settings_of, wait_for_end
 
-NDJSON = "application/x-ndjson"
 LINES = b"".join(json.dumps({"id": f"p{i}", "text": f"passage number {i}"}).encode() + b"\n" for i in range(300))
 
 
 @pytest.fixture(scope="module")
 def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return settings_of(server, tmp_path_factory.mktemp("data"), chunk_items=100, max_line_bytes=1000)
-
-
-@pytest.fixture(scope="module")
-def app_here(settings_here: Settings) -> Iterator[Flask]:
-    with opened_app(settings_here) as app:
-        yield app
-
-
-@pytest.fixture(scope="module")
-def client(app_here: Flask, settings_here: Settings) -> Iterator[FlaskClient]:
-    with running_worker(settings_here):
-        yield app_here.test_client()
 
 
 def upload(client: FlaskClient, body: bytes) -> dict[str, Any]:

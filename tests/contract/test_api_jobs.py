@@ -2,56 +2,21 @@
 
 import gzip
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
 from config.settings import Settings
 from stack.server import EmbeddedServer
-from tests.web import opened_app, running_worker, settings_of, wait_for_end
-
-NDJSON = "application/x-ndjson"
-CORPUS = [f"passage number {i}" for i in range(700)]
+from tests.web import CORPUS, NDJSON, settings_of, wait_for_end
 
 
 @pytest.fixture(scope="module")
 def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return settings_of(server, tmp_path_factory.mktemp("data"), chunk_items=100)
-
-
-@pytest.fixture(scope="module")
-def app_here(settings_here: Settings) -> Iterator[Flask]:
-    with opened_app(settings_here) as app:
-        yield app
-
-
-@pytest.fixture(scope="module")
-def client(app_here: Flask, settings_here: Settings) -> Iterator[FlaskClient]:
-    with running_worker(settings_here):
-        yield app_here.test_client()
-
-
-@pytest.fixture(scope="module")
-def ended(client: FlaskClient) -> dict[str, Any]:
-    """A job of 700 items that has succeeded."""
-    lines = b"".join(json.dumps({"id": f"p{i}", "text": text}).encode() + b"\n" for i, text in enumerate(CORPUS))
-    answer = client.post("/v1/jobs?type=embeddings&model=fake", data=lines, content_type=NDJSON)
-    assert answer.status_code == 202, answer.json
-    job = wait_for_end(client, (answer.json or {})["id"])
-    assert job["status"] == "succeeded"
-    return job
-
-
-@pytest.fixture(scope="module")
-def vectors(client: FlaskClient) -> Any:
-    """What the synchronous route gives for the corpus."""
-    body = client.post("/v1/embeddings", json={"model": "fake", "input": CORPUS}).json or {}
-    return np.array([entry["embedding"] for entry in body["data"]], np.float32)
 
 
 def submit(client: FlaskClient, texts: Any, **headers: str) -> Any:

@@ -1,6 +1,5 @@
 """Values taken over from earlier work, over HTTP: the same for both lanes, counted, and never across tenants."""
 
-import hashlib
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
@@ -14,7 +13,7 @@ from redis import Redis
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks.readings import read_store
-from tests.web import opened_app, running_worker, settings_of, wait_for_end
+from tests.web import opened_app, running_worker, settings_of, wait_for_end, write_keys
 
 # `keen` has the cache by default.
 TENANTS = {"ada": "", "bob": "", "keen": "cache = true"}
@@ -24,12 +23,7 @@ _fresh = count()
 @pytest.fixture(scope="module")
 def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("data")
-    blocks = [
-        f'[[keys]]\ntenant = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n{fields}\n'
-        for name, fields in TENANTS.items()
-    ]
-    (folder / "keys.toml").write_text("\n".join(blocks), "utf-8")
-    return settings_of(server, folder, keys_file=folder / "keys.toml", chunk_items=50)
+    return settings_of(server, folder, keys_file=write_keys(folder / "keys.toml", TENANTS), chunk_items=50)
 
 
 @pytest.fixture(scope="module")

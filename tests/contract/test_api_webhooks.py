@@ -15,7 +15,7 @@ from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
 from tasks.webhooks import Attempt, Outbox
-from tests.web import opened_app, running_worker, services_of, settings_of, wait_for_end
+from tests.web import opened_app, services_of, settings_of, wait_for_end
 from tests.webhook_receiver import Receiver, receiving
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -26,18 +26,6 @@ CORPUS = [f"passage number {i}" for i in range(300)]
 def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     fields = {"webhook_allow_private": True, "webhook_retry_s": 0.05, "webhook_timeout_s": 1.0}
     return settings_of(server, tmp_path_factory.mktemp("data"), chunk_items=100, **fields)
-
-
-@pytest.fixture(scope="module")
-def app_here(settings_here: Settings) -> Iterator[Flask]:
-    with opened_app(settings_here) as app:
-        yield app
-
-
-@pytest.fixture(scope="module")
-def client(app_here: Flask, settings_here: Settings) -> Iterator[FlaskClient]:
-    with running_worker(settings_here):
-        yield app_here.test_client()
 
 
 @pytest.fixture

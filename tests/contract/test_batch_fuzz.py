@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.batching.steward import Steward
-from stack.server import EmbeddedServer
 from tests.batch_requests import EMBED, RERANK, line_of, start
-from tests.web import opened_app, services_of, settings_of
+from tests.web import services_of
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats() | st.text(max_size=20)
 VALUES = st.recursive(
@@ -44,12 +42,6 @@ LINES = st.lists(
     | st.binary(max_size=60),
     max_size=4,
 )
-
-
-@pytest.fixture(scope="module")
-def app_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
-    with opened_app(settings_of(server, tmp_path_factory.mktemp("data"))) as app:
-        yield app
 
 
 @pytest.mark.parametrize("endpoint", [EMBED, RERANK])

@@ -1,7 +1,6 @@
 """States of a batch that a test has to hold still: an app, and neither a worker nor anybody who looks after batches."""
 
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,16 +9,16 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from app.batching.steward import Steward
+from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
 from tests.batch_requests import EMBED, GOOD, embed, ndjson, read, start, upload
-from tests.web import opened_app, services_of, settings_of
+from tests.web import services_of, settings_of
 
 
 @pytest.fixture(scope="module")
-def app_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
-    with opened_app(settings_of(server, tmp_path_factory.mktemp("data"), chunk_items=20)) as app:
-        yield app
+def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return settings_of(server, tmp_path_factory.mktemp("data"), chunk_items=20)
 
 
 @pytest.fixture(scope="module")

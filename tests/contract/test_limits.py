@@ -1,6 +1,5 @@
 """Keys and limits as a client sees them: an app with nothing but these hooks, and a real server behind the counters."""
 
-import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,19 +16,9 @@ from config.catalog import load_catalog
 from config.settings import Settings
 from stack.server import free_port
 from tasks.errors import ConfigError, RateLimited, StoreUnavailable
+from tests.web import write_keys
 
 Make = Callable[..., FlaskClient]
-
-
-def write_keys(path: Path, **tenants: str) -> Path:
-    path.write_text(
-        "".join(
-            f'[[keys]]\ntenant = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n{fields}\n'
-            for name, fields in tenants.items()
-        ),
-        "utf-8",
-    )
-    return path
 
 
 def build_app(settings: Settings, redis: Redis) -> Flask:
@@ -53,7 +42,7 @@ def build_app(settings: Settings, redis: Redis) -> Flask:
 @pytest.fixture
 def make(settings: Settings, redis: Redis, tmp_path: Path) -> Make:
     def make_client(**tenants: str) -> FlaskClient:
-        keys_file = write_keys(tmp_path / "keys.toml", **tenants) if tenants else None
+        keys_file = write_keys(tmp_path / "keys.toml", tenants) if tenants else None
         return build_app(settings.model_copy(update={"keys_file": keys_file}), redis).test_client()
 
     return make_client

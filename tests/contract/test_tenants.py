@@ -1,9 +1,7 @@
 """Two tenants of one server: nobody sees anything of the other, whatever it is; limits and rights of a key hold."""
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks.errors import RateLimited, TooLarge
 from tests.batch_requests import GOOD, embed, ndjson
-from tests.web import opened_app, running_worker, services_of, settings_of
+from tests.web import running_steward, running_worker, services_of, settings_of, write_keys
 
 KEYS = {
     "ada": "",
@@ -28,36 +26,18 @@ KEYS = {
 }
 
 
-def write_keys(path: Path) -> Path:
-    blocks = (
-        f'[[keys]]\ntenant = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n{fields}\n'
-        for name, fields in KEYS.items()
-    )
-    path.write_text("\n".join(blocks), "utf-8")
-    return path
-
-
 @pytest.fixture(scope="module")
 def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("data")
     models = ("fake", "all-MiniLM-L6-v2")
-    here = settings_of(server, folder, keys_file=write_keys(folder / "keys.toml"), chunk_items=20)
+    here = settings_of(server, folder, keys_file=write_keys(folder / "keys.toml", KEYS), chunk_items=20)
     return here.model_copy(update={"models": models})
 
 
 @pytest.fixture(scope="module")
-def app_here(settings_here: Settings) -> Iterator[Flask]:
-    with opened_app(settings_here) as app:
-        yield app
-
-
-@pytest.fixture(scope="module")
 def working(app_here: Flask, settings_here: Settings) -> Iterator[Flask]:
-    steward = Steward(services_of(app_here))
-    with running_worker(settings_here.model_copy(update={"models": ("fake",)})):
-        steward.start()
+    with running_worker(settings_here.model_copy(update={"models": ("fake",)})), running_steward(app_here):
         yield app_here
-        steward.close()
 
 
 class Caller:

@@ -61,11 +61,6 @@ class CostModel:
         """Take in a pass of `padded_tokens`, its longest row of `longest` tokens, that took `ms`."""
         self._lines.setdefault((model, length_class(longest)), Line()).observe(padded_tokens, ms)
 
-    def predict_ms(self, model: str, longest: int, padded_tokens: int) -> float:
-        """Return what such a pass will probably take."""
-        fixed, slope = self._fit(model, longest)
-        return fixed + slope * padded_tokens
-
     def tokens_within(self, model: str, longest: int, ms: float) -> int:
         """Return the padded tokens that a pass may have to take at most `ms`; zero if not even one does."""
         fixed, slope = self._fit(model, longest)
