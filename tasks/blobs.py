@@ -147,7 +147,7 @@ class FileBlobs(RedisBlobs):
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         super().__init__(redis, settings)
-        self._files = ResultFiles(settings)
+        self._files = ResultFiles(settings.results_url)
 
     def stage_result(self, claim: Claim, frame: bytes, /) -> str:
         """See `Blobs`. Each claim writes a file of its own, so that a late one cannot overwrite what was counted."""
