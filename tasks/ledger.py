@@ -1,8 +1,7 @@
 """The outcomes of one chunk, gathered item by item or all at once, and the frame that they become.
 
 Owns the result frame of a chunk: header {"start", "items", "ids", "errors"}, columns values, tokens, truncated (see
-`tasks.frames`), and those of
-`tasks.vectors` where other kinds were asked for. Computes nothing.
+`tasks.frames`), and those of `tasks.vectors` where other kinds were asked for. Computes nothing.
 """
 
 from collections.abc import Sequence
@@ -50,6 +49,7 @@ class Ledger:
         self._claim = claim
         self._items = items
         size = len(items.texts)
+        width = width if "dense" in claim.params.returns else 0
         shape = (size,) if claim.operation == "rerank" else (size, width)
         self._values: NDArray[np.float32] = np.zeros(shape, np.float32)
         self._tokens = np.zeros(size, np.int32)
