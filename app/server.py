@@ -27,6 +27,7 @@ from config.keyring import check_exposure
 from config.logging import configure_logging
 from config.settings import Settings
 from tasks.errors import ConfigError
+from tasks.storage import check_storage
 
 __all__ = ["run_server"]
 
@@ -63,13 +64,14 @@ def run_server(settings: Settings) -> None:
 
     Raises:
         config.keyring.KeyringError: without keys, on an address that is not loopback.
-        tasks.errors.ConfigError: no server for queues and state is named.
+        tasks.errors.ConfigError: no server for queues and state is named, or results or files cannot be kept.
     """
     check_exposure(settings)
     if not settings.redis_url:
         raise ConfigError("REDIS_URL is empty: name a running server, or let `make serve` start one")
     _configure_logging(settings)
     _log.info("settings of the web server: %s", _list_settings(settings))
+    check_storage(settings, files=True)
     server = Server(
         "app.wsgi:create",
         address=settings.host,

@@ -126,6 +126,11 @@ class Settings(BaseSettings):
     results_inline_bytes: Annotated[int, Field(ge=0)] = Field(
         64 * 2**20, description="Results of a job above this size go to the results URL, if there is one."
     )
+    s3_addressing: Literal["auto", "path", "virtual"] = Field(
+        "auto",
+        description="How a bucket is named to object storage: in the path (as MinIO wants it) or as part of the host "
+        "(virtual, as Alibaba Cloud's OSS wants it). Endpoint, region and credentials come from AWS' own variables.",
+    )
     job_ttl_s: Seconds = Field(7 * 86_400.0, description="How long a job and its results are kept.")
 
     # -- files and batches -------------------------------------------------------------------------------

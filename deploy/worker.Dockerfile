@@ -25,7 +25,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY pyproject.toml README.md LICENSE ./
 # Empty packages stand in for the code, so that this layer stays cached until a dependency changes.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    mkdir app workers tasks config stack && /opt/twolane/bin/pip install -c requirements.lock '.[worker]'
+    mkdir app workers tasks config stack && /opt/twolane/bin/pip install -c requirements.lock '.[worker,s3]'
 COPY config config
 COPY tasks tasks
 COPY workers workers

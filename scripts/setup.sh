@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
 TORCH=${TORCH:-auto}
 LOCK=requirements.lock
-EXTRAS=web,worker,stack,dev
+EXTRAS=web,worker,stack,s3,dev
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -4,6 +4,8 @@ Owns how a chunk's texts are packed (JSON, zstd level 1: about a third of their 
 Owns no state: which chunks there are is the job record's business.
 """
 
+import logging
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
@@ -17,14 +19,17 @@ from redis.exceptions import OutOfMemoryError
 from config.settings import Settings
 from tasks import keys
 from tasks.claims import IN_REDIS, Claim
-from tasks.errors import ConfigError, StoreFull
+from tasks.errors import CapacityError, ConfigError, StoreFull
 from tasks.jobs import ChunkInput
 from tasks.result_files import ResultFiles
 from tasks.scripts import Scripts
 
 __all__ = ["Blobs", "FileBlobs", "RedisBlobs", "open_blobs", "store_full"]
 
+_log = logging.getLogger(__name__)
+
 _ZSTD_LEVEL = 1
+_WRITE_PAUSE_S = 1.0
 _DAY_MS = 86_400_000
 _BATCH = 500
 _FULL_RETRY_AFTER_S = 30.0
@@ -147,18 +152,36 @@ class FileBlobs(RedisBlobs):
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         super().__init__(redis, settings)
-        self._files = ResultFiles(settings.results_url)
+        self._files = ResultFiles(settings)
+        self._patience_s = 2 * settings.lease_s
 
     def stage_result(self, claim: Claim, frame: bytes, /) -> str:
-        """See `Blobs`. Each claim writes a file of its own, so that a late one cannot overwrite what was counted."""
+        """See `Blobs`. Each claim writes a file of its own, so that a late one cannot overwrite what was counted.
+
+        A storage that is away for a moment is waited for, since the result has cost device time.
+
+        Raises:
+            CapacityError: it stays away; the chunk goes back, and no attempt is spent.
+        """
         if not claim.outside:
             return super().stage_result(claim, frame)
-        return self._files.write(claim.job_id, f"{claim.chunk}-{claim.fence}", frame)
+        until_s = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return self._files.write(claim.job_id, f"{claim.chunk}-{claim.fence}", frame)
+            except CapacityError:
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(_WRITE_PAUSE_S)
 
     def discard(self, pointer: str, /) -> None:
-        """See `Blobs`."""
-        if pointer != IN_REDIS:
+        """See `Blobs`. What cannot be removed now goes with its job."""
+        if pointer == IN_REDIS:
+            return
+        try:
             self._files.remove(pointer)
+        except CapacityError as error:
+            _log.warning("a result that was not counted stays at %s: %s", pointer, error.message)
 
     def get_result(self, job_id: str, chunk: int, pointer: str = IN_REDIS) -> bytes | None:
         """See `Blobs`."""
@@ -172,11 +195,14 @@ class FileBlobs(RedisBlobs):
         self._files.remove_job(job_id)
 
     def sweep(self, is_job: Callable[[str], bool]) -> None:
-        """See `Blobs`: also the files of jobs that expired."""
+        """See `Blobs`: also the files of jobs that expired. A storage that is away is swept another time."""
         super().sweep(is_job)
-        for job_id in self._files.jobs():
-            if not is_job(job_id):
-                self._files.remove_job(job_id)
+        try:
+            for job_id in self._files.jobs():
+                if not is_job(job_id):
+                    self._files.remove_job(job_id)
+        except CapacityError as error:
+            _log.warning("the results of expired jobs stay for now: %s", error.message)
 
 
 def open_blobs(redis: Redis, settings: Settings) -> Blobs:

@@ -5,20 +5,22 @@ no record, no tenant and no expiry: that is `tasks.files`.
 """
 
 import contextlib
-import errno
 import io
 import os
 from collections.abc import Iterator
 from typing import IO
 
-import fsspec
+from fsspec.spec import AbstractBufferedFile
 
 from config.settings import Settings
-from tasks.errors import CapacityError, ConfigError, NotFound, StoreFull, StoreUnavailable
+from tasks.errors import CapacityError, NotFound
+from tasks.storage import open_storage, storage_errors
 
 __all__ = ["ByteStore", "ByteWriter", "read_blocks"]
 
 _BLOCK_BYTES = 1 << 20
+# What an upload to object storage holds in memory: one part. S3 takes parts from 5 MB, and at most 10,000 of them.
+_PART_BYTES = 8 << 20
 
 
 class ByteStore:
@@ -30,10 +32,8 @@ class ByteStore:
 
     def __init__(self, settings: Settings) -> None:
         url = settings.files_url or str((settings.data_dir / "files").absolute())
-        try:
-            self._system, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"TWOLANE_FILES_URL={url} cannot be used: {error}") from error
+        storage = open_storage(settings, "TWOLANE_FILES_URL", url)
+        self._system, self._root, self._is_folder = storage.system, storage.root, storage.is_folder
 
     def create(self, path: str) -> "ByteWriter":
         """Open a new file for writing, with its folders.
@@ -43,11 +43,10 @@ class ByteStore:
             StoreUnavailable: the storage does not answer.
         """
         full = f"{self._root}/{path}"
-        try:
-            self._system.makedirs(full.rpartition("/")[0], exist_ok=True)
-            return ByteWriter(self._system.open(full, "wb"))
-        except OSError as error:
-            raise _translate(error) from error
+        with storage_errors():
+            if self._is_folder:
+                self._system.makedirs(full.rpartition("/")[0], exist_ok=True)
+            return ByteWriter(self._system.open(full, "wb", block_size=_PART_BYTES))
 
     def open(self, path: str) -> IO[bytes]:
         """Open a file for reading.
@@ -57,11 +56,10 @@ class ByteStore:
             StoreUnavailable: the storage does not answer.
         """
         try:
-            handle: IO[bytes] = self._system.open(f"{self._root}/{path}", "rb")
+            with storage_errors():
+                handle: IO[bytes] = self._system.open(f"{self._root}/{path}", "rb")
         except FileNotFoundError as error:
             raise NotFound("The file's bytes are gone.", param="file_id") from error
-        except OSError as error:
-            raise _translate(error) from error
         return handle
 
     def remove(self, path: str) -> None:
@@ -70,12 +68,8 @@ class ByteStore:
         Raises:
             StoreUnavailable: the storage does not answer.
         """
-        try:
+        with contextlib.suppress(FileNotFoundError), storage_errors():
             self._system.rm_file(f"{self._root}/{path}")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise _translate(error) from error
 
 
 class ByteWriter:
@@ -86,26 +80,27 @@ class ByteWriter:
 
     def write(self, block: bytes) -> None:
         """Append bytes."""
-        try:
+        with storage_errors():
             self._handle.write(block)
-        except OSError as error:
-            raise _translate(error) from error
 
     def finish(self) -> None:
         """Bring everything to disk and close the file."""
-        try:
+        with storage_errors():
             self._handle.flush()
             # Object storage has no descriptor: there, closing is what makes it durable.
             with contextlib.suppress(AttributeError, io.UnsupportedOperation):
                 os.fsync(self._handle.fileno())
             self._handle.close()
-        except OSError as error:
-            raise _translate(error) from error
 
     def abandon(self) -> None:
         """Close the file, whatever becomes of its bytes."""
-        with contextlib.suppress(OSError):
-            self._handle.close()
+        with contextlib.suppress(CapacityError, FileNotFoundError), storage_errors():
+            if isinstance(self._handle, AbstractBufferedFile):
+                # In object storage closing would complete the upload; its parts are given up instead.
+                self._handle.discard()
+                self._handle.closed = True
+            else:
+                self._handle.close()
 
 
 def read_blocks(handle: IO[bytes]) -> Iterator[bytes]:
@@ -120,13 +115,5 @@ def read_blocks(handle: IO[bytes]) -> Iterator[bytes]:
 
 
 def _read_block(handle: IO[bytes]) -> bytes:
-    try:
+    with storage_errors():
         return handle.read(_BLOCK_BYTES)
-    except OSError as error:
-        raise _translate(error) from error
-
-
-def _translate(error: OSError) -> CapacityError:
-    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return StoreFull("There is no room left for files.", retry_after_s=60)
-    return StoreUnavailable(f"The file storage does not answer ({type(error).__name__}).", retry_after_s=5)

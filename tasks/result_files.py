@@ -5,73 +5,78 @@ Owns the layout `<results url>/<job id>/<name>.frame` and how a file appears who
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
-from typing import Any
 
-import fsspec
-
-from tasks.errors import ConfigError
+from config.settings import Settings
+from tasks.storage import open_storage, storage_errors
 
 __all__ = ["ResultFiles"]
 
+# Only what is named like a job is ours to list, and so to sweep: the place may hold other things after all.
+_JOB = re.compile(r"job_\w+")
+
 
 class ResultFiles:
-    """Files under one URL. Thread-safe. Raises `OSError` when the storage does not answer.
+    """Files under `TWOLANE_RESULTS_URL`. Thread-safe. Raises StoreUnavailable or StoreFull when the storage fails.
 
     Args:
-        url: a folder, or a URL that fsspec knows.
+        settings: the URL, and options of its driver.
 
     Raises:
-        ConfigError: fsspec has no driver for the URL.
+        ConfigError: there is no driver for the URL.
     """
 
-    def __init__(self, url: str) -> None:
-        try:
-            self._fs, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise ConfigError(f"TWOLANE_RESULTS_URL={url} cannot be used: {error}") from error
+    def __init__(self, settings: Settings) -> None:
+        storage = open_storage(settings, "TWOLANE_RESULTS_URL", settings.results_url)
+        self._fs, self._root = storage.system, storage.root
         # Object storage shows a file only when it is complete; a folder shows it while it is written.
-        self._renames = "file" in self._protocols()
+        self._renames = storage.is_folder
 
     def write(self, job_id: str, name: str, frame: bytes) -> str:
         """Store the bytes and return the URL at which they lie."""
-        folder = f"{self._root}/{job_id}"
-        path = f"{folder}/{name}.frame"
-        self._fs.makedirs(folder, exist_ok=True)
-        target = f"{path}.part" if self._renames else path
-        with self._fs.open(target, "wb") as file:
-            file.write(frame)
+        path = f"{self._root}/{job_id}/{name}.frame"
+        with storage_errors():
             if self._renames:
-                file.flush()
-                os.fsync(file.fileno())
-        if self._renames:
-            self._fs.mv(target, path)
-        return str(self._fs.unstrip_protocol(path))
+                self._write_file(path, frame)
+            else:
+                self._fs.pipe_file(path, frame)
+            return str(self._fs.unstrip_protocol(path))
 
     def read(self, url: str) -> bytes | None:
         """Return the bytes at the URL; None when they are gone."""
         try:
-            frame: bytes = self._fs.cat_file(self._fs._strip_protocol(url))  # noqa: SLF001 - fsspec's way, in its docs
+            with storage_errors():
+                frame: bytes = self._fs.cat_file(self._path(url))
         except FileNotFoundError:
             return None
         return frame
 
     def remove(self, url: str) -> None:
         """Remove the file at the URL, if it is there."""
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(self._fs._strip_protocol(url))  # noqa: SLF001 - see above
+        with contextlib.suppress(FileNotFoundError), storage_errors():
+            self._fs.rm_file(self._path(url))
 
     def remove_job(self, job_id: str) -> None:
         """Remove all files of a job, if there are any."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), storage_errors():
             self._fs.rm(f"{self._root}/{job_id}", recursive=True)
 
     def jobs(self) -> Iterator[str]:
         """Yield the ids of jobs that have files."""
-        self._fs.invalidate_cache()
-        with contextlib.suppress(FileNotFoundError):
-            yield from (str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(self._root, detail=False))
+        with contextlib.suppress(FileNotFoundError), storage_errors():
+            self._fs.invalidate_cache()
+            names = [str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(self._root, detail=False)]
+            yield from (name for name in names if _JOB.fullmatch(name))
 
-    def _protocols(self) -> tuple[Any, ...]:
-        protocol = self._fs.protocol
-        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+    def _write_file(self, path: str, frame: bytes) -> None:
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        part = f"{path}.part"
+        with self._fs.open(part, "wb") as file:
+            file.write(frame)
+            file.flush()
+            os.fsync(file.fileno())
+        self._fs.mv(part, path)
+
+    def _path(self, url: str) -> str:
+        return str(self._fs._strip_protocol(url))  # noqa: SLF001 - fsspec's way, in its docs

@@ -19,6 +19,7 @@ from config.logging import configure_logging
 from config.processes import tied_to_parent
 from config.settings import Settings
 from tasks.errors import ConfigError
+from tasks.storage import check_storage
 from workers.pinning import Cores, Device, choose_devices, plan_cores
 
 __all__ = ["EXIT_CONFIG", "Launcher", "main"]
@@ -162,6 +163,7 @@ def _make_launcher() -> Launcher:
     configure_logging(settings, "launcher")
     if not settings.redis_url:
         raise ConfigError("REDIS_URL is not set: workers need a server; `make serve` starts one by itself")
+    check_storage(settings, files=False)
     return Launcher(settings, choose_devices(settings, os.environ))
 
 
