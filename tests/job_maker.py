@@ -9,7 +9,6 @@ import numpy as np
 import orjson
 from redis import Redis
 
-from config.settings import Settings
 from tasks import frames, keys
 from tasks.blobs import Blobs
 from tasks.chunking import ChunkLimits, Item, cut_chunks
@@ -24,6 +23,8 @@ __all__ = [
     "LANE",
     "assert_expiry",
     "audit",
+    "begin",
+    "lapse",
     "make_completion",
     "make_overdue",
     "outlive_restart_grace",
@@ -57,6 +58,13 @@ def submit(
     return job
 
 
+def begin(store: JobStore, blobs: Blobs, texts: Sequence[str], **fields: Any) -> tuple[Job, Claim]:
+    """Submit a job whose first chunk is claimed by the worker `w`."""
+    job = submit(store, blobs, texts, **fields)
+    store.dispatch(LANE)
+    return job, store.claim(job.id, 0, "w")
+
+
 def make_completion(claim: Claim, *, failed: int = 0) -> Completion:
     """The outcome of a claim whose first items failed; every vector is (start of the chunk, position)."""
     size = claim.items
@@ -71,16 +79,24 @@ def make_overdue(redis: Redis, job_id: str, chunk: int) -> None:
     assert redis.zadd(keys.lane_inflight(LANE), {f"{job_id}:{chunk}": 1}, xx=True, ch=True) == 1
 
 
-def outlive_restart_grace(redis: Redis, settings: Settings) -> None:
+def outlive_restart_grace(store: JobStore) -> None:
     """Wait until the server runs long enough for claims to be reaped."""
-    until_s = time.monotonic() + settings.lease_s + 5
-    while cast("dict[str, int]", redis.info("server"))["uptime_in_seconds"] < settings.lease_s:
+    lease_s = store.settings.lease_s
+    until_s = time.monotonic() + lease_s + 5
+    while cast("dict[str, int]", store.redis.info("server"))["uptime_in_seconds"] < lease_s:
         assert time.monotonic() < until_s
         time.sleep(0.05)
 
 
+def lapse(store: JobStore, job_id: str, chunk: int = 0) -> None:
+    """Let the time of a ticket or a claim run out, and the reaper see it."""
+    outlive_restart_grace(store)
+    make_overdue(store.redis, job_id, chunk)
+    store.reap(LANE)
+
+
 def take_tickets(redis: Redis) -> list[tuple[str, int]]:
-    """Take all messages out of the broker's queue of the lane, in the order of workers: the arguments of `run_chunk`."""
+    """Take all messages of the lane out of the broker, in the order of workers: the arguments of `run_chunk`."""
     found = []
     for queue in keys.lane_messages(LANE):
         while message := cast("bytes | None", redis.rpop(queue)):

@@ -12,7 +12,7 @@ from tasks.claims import IN_REDIS
 from tasks.errors import ConfigError
 from tasks.jobs import ChunkInput, JobState
 from tasks.store import JobStore
-from tests.job_maker import LANE, assert_expiry, audit, make_completion, submit
+from tests.job_maker import LANE, assert_expiry, audit, begin, make_completion, submit
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(settings: Settings, folder: Path) -> Settings:
-    return settings.model_copy(update={"results_url": f"file://{folder}", "results_inline_bytes": 100, "lease_s": 1.0})
+    return settings.model_copy(update={"results_url": f"file://{folder}", "results_inline_bytes": 100})
 
 
 def compute(store: JobStore, blobs: Blobs) -> None:
@@ -72,9 +72,7 @@ def test_results_of_a_small_job_stay_in_redis(store: JobStore, blobs: Blobs, fol
 
 
 def test_a_late_result_does_not_touch_the_one_that_was_counted(store: JobStore, blobs: Blobs, folder: Path) -> None:
-    job = submit(store, blobs, ["x"] * 2, result_bytes=101)
-    store.dispatch(LANE)
-    claim = store.claim(job.id, 0, "w")
+    job, claim = begin(store, blobs, ["x"] * 2, result_bytes=101)
     staged = blobs.stage_result(claim, b"late")
     store.fail(claim)
     store.dispatch(LANE)

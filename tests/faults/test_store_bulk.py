@@ -62,11 +62,6 @@ class Engine:
 
 
 @pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"lease_s": 1.0})
-
-
-@pytest.fixture
 def engine() -> Engine:
     return Engine()
 
@@ -74,7 +69,7 @@ def engine() -> Engine:
 @pytest.fixture
 def worker(store: JobStore, blobs: Blobs, engine: Engine, settings: Settings) -> Iterator[Redis]:
     """This process as a worker."""
-    outlive_restart_grace(store.redis, settings)
+    outlive_restart_grace(store)
     app.twolane = WorkerContext(store, blobs, engine, settings, "this process")
     publisher.cache_clear()
     yield store.redis
@@ -244,7 +239,7 @@ def test_a_broker_that_is_away_leaves_a_created_job_to_the_reaper(
 
 
 def test_a_job_that_is_cancelled_while_it_is_computed_stops(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine, settings: Settings
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
 ) -> None:
     job = submit(store, blobs, ["a", "b"])
     store.dispatch(LANE)

@@ -8,21 +8,7 @@ from tasks.blobs import Blobs
 from tasks.claims import ClaimCode, Completed
 from tasks.jobs import Counts, JobState
 from tasks.store import JobStore
-from tests.job_maker import (
-    LANE,
-    audit,
-    make_completion,
-    make_overdue,
-    outlive_restart_grace,
-    run_out,
-    submit,
-)
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"lease_s": 1.0, "window": 3})
-
+from tests.job_maker import LANE, audit, begin, lapse, make_completion, make_overdue, run_out, submit
 
 # -- 4: claim
 
@@ -57,14 +43,12 @@ def test_a_claim_starts_the_job(store: JobStore, blobs: Blobs) -> None:
 def test_a_chunk_that_ends_worker_after_worker_without_a_culprit_is_given_up_at_last(
     store: JobStore, blobs: Blobs, settings: Settings
 ) -> None:
-    outlive_restart_grace(store.redis, settings)
     job = submit(store, blobs, ["x"])
     codes = []
     for _ in range(settings.max_attempts * 10 + 1):
         store.dispatch(LANE)
         codes.append(store.claim(job.id, 0, "w").code)
-        make_overdue(store.redis, job.id, 0)
-        store.reap(LANE)
+        lapse(store, job.id)
     assert codes == [ClaimCode.OK] * settings.max_attempts * 10 + [ClaimCode.POISON]
 
 
@@ -72,9 +56,7 @@ def test_a_chunk_that_ends_worker_after_worker_without_a_culprit_is_given_up_at_
 
 
 def test_a_heartbeat_renews_the_lease_only_when_work_has_moved(store: JobStore, blobs: Blobs) -> None:
-    job = submit(store, blobs, ["x"])
-    store.dispatch(LANE)
-    claim = store.claim(job.id, 0, "w")
+    job, claim = begin(store, blobs, ["x"])
     entry = f"{job.id}:0"
     for progress, renewed in [(0, False), (1, True), (1, False), (5, True), (4, False)]:
         store.redis.zadd(keys.lane_inflight(LANE), {entry: 1})
@@ -82,15 +64,9 @@ def test_a_heartbeat_renews_the_lease_only_when_work_has_moved(store: JobStore, 
         assert (store.redis.zscore(keys.lane_inflight(LANE), entry) != 1) is renewed
 
 
-def test_the_heartbeat_of_a_lost_claim_says_stop_and_renews_nothing(
-    store: JobStore, blobs: Blobs, settings: Settings
-) -> None:
-    outlive_restart_grace(store.redis, settings)
-    job = submit(store, blobs, ["x"])
-    store.dispatch(LANE)
-    old = store.claim(job.id, 0, "w")
-    make_overdue(store.redis, job.id, 0)
-    store.reap(LANE)
+def test_the_heartbeat_of_a_lost_claim_says_stop_and_renews_nothing(store: JobStore, blobs: Blobs) -> None:
+    job, old = begin(store, blobs, ["x"])
+    lapse(store, job.id)
     store.dispatch(LANE)
     new = store.claim(job.id, 0, "v")
     make_overdue(store.redis, job.id, 0)
@@ -102,9 +78,7 @@ def test_the_heartbeat_of_a_lost_claim_says_stop_and_renews_nothing(
 
 @pytest.mark.parametrize("move", ["cancel", "pause"])
 def test_a_heartbeat_says_stop_when_the_job_does(store: JobStore, blobs: Blobs, move: str) -> None:
-    job = submit(store, blobs, ["x"])
-    store.dispatch(LANE)
-    claim = store.claim(job.id, 0, "w")
+    job, claim = begin(store, blobs, ["x"])
     getattr(store, move)(job.id)
     assert store.heartbeat(claim, 1) is True
 
@@ -121,27 +95,19 @@ def test_the_last_completion_ends_the_job_and_leaves_nothing_behind(store: JobSt
     assert store.redis.hget(keys.store_reserved(), "total") == b"0"
 
 
-def test_a_late_result_counts_if_nobody_was_faster(store: JobStore, blobs: Blobs, settings: Settings) -> None:
-    outlive_restart_grace(store.redis, settings)
-    job = submit(store, blobs, ["x"])
-    store.dispatch(LANE)
-    old = store.claim(job.id, 0, "w")
-    make_overdue(store.redis, job.id, 0)
-    store.reap(LANE)
+def test_a_late_result_counts_if_nobody_was_faster(store: JobStore, blobs: Blobs) -> None:
+    job, old = begin(store, blobs, ["x"])
+    lapse(store, job.id)
     assert store.complete(old, make_completion(old))[0] is Completed.OK
     assert store.dispatch(LANE) == []
     audit(store, blobs, job.id)
 
 
-def test_a_late_result_takes_the_chunk_from_whoever_holds_it_since(
-    store: JobStore, blobs: Blobs, settings: Settings
-) -> None:
-    outlive_restart_grace(store.redis, settings)
+def test_a_late_result_takes_the_chunk_from_whoever_holds_it_since(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 6)
     store.dispatch(LANE)
     old, held = store.claim(job.id, 0, "w"), store.claim(job.id, 1, "w")
-    make_overdue(store.redis, job.id, 0)
-    store.reap(LANE)
+    lapse(store, job.id)
     store.complete(old, make_completion(old))
     # The claim that was taken back is not counted off a second time.
     assert store.cancel(job.id).state is JobState.CANCELLING
@@ -152,13 +118,9 @@ def test_a_late_result_takes_the_chunk_from_whoever_holds_it_since(
     assert audit(store, blobs, job.id).counts == Counts(6, 2)
 
 
-def test_who_lost_a_claim_cannot_give_it_back(store: JobStore, blobs: Blobs, settings: Settings) -> None:
-    outlive_restart_grace(store.redis, settings)
-    job = submit(store, blobs, ["x"])
-    store.dispatch(LANE)
-    old = store.claim(job.id, 0, "w")
-    make_overdue(store.redis, job.id, 0)
-    store.reap(LANE)
+def test_who_lost_a_claim_cannot_give_it_back(store: JobStore, blobs: Blobs) -> None:
+    job, old = begin(store, blobs, ["x"])
+    lapse(store, job.id)
     store.dispatch(LANE)
     new = store.claim(job.id, 0, "v")
     assert store.release(old) is False
@@ -166,13 +128,9 @@ def test_who_lost_a_claim_cannot_give_it_back(store: JobStore, blobs: Blobs, set
     assert store.heartbeat(new, 1) is False
 
 
-def test_of_two_results_the_first_one_counts(store: JobStore, blobs: Blobs, settings: Settings) -> None:
-    outlive_restart_grace(store.redis, settings)
-    job = submit(store, blobs, ["x", "y"])
-    store.dispatch(LANE)
-    frozen = store.claim(job.id, 0, "w")
-    make_overdue(store.redis, job.id, 0)
-    store.reap(LANE)
+def test_of_two_results_the_first_one_counts(store: JobStore, blobs: Blobs) -> None:
+    job, frozen = begin(store, blobs, ["x", "y"])
+    lapse(store, job.id)
     store.dispatch(LANE)
     other = store.claim(job.id, 0, "v")
     assert store.complete(other, make_completion(other))[0] is Completed.OK
@@ -198,18 +156,12 @@ def test_a_job_fails_only_if_nothing_could_be_computed(store: JobStore, blobs: B
 
 
 def crash(store: JobStore, job_id: str) -> None:
-    make_overdue(store.redis, job_id, 0)
-    store.reap(LANE)
+    lapse(store, job_id)
     store.dispatch(LANE)
 
 
-def test_an_item_that_was_alone_on_the_device_in_two_deaths_is_the_culprit(
-    store: JobStore, blobs: Blobs, settings: Settings
-) -> None:
-    outlive_restart_grace(store.redis, settings)
-    job = submit(store, blobs, ["x"] * 9, chunk_items=9)
-    store.dispatch(LANE)
-    store.claim(job.id, 0, "w")
+def test_an_item_that_was_alone_on_the_device_in_two_deaths_is_the_culprit(store: JobStore, blobs: Blobs) -> None:
+    job, _ = begin(store, blobs, ["x"] * 9, chunk_items=9)
     crash(store, job.id)
     second = store.claim(job.id, 0, "w")
     assert second.suspects == ()
@@ -228,10 +180,7 @@ def test_an_item_that_was_alone_on_the_device_in_two_deaths_is_the_culprit(
     assert store.claim(job.id, 0, "w").poison == ()
 
 
-def test_a_chunk_whose_workers_are_killed_at_random_moments_has_no_culprit(
-    store: JobStore, blobs: Blobs, settings: Settings
-) -> None:
-    outlive_restart_grace(store.redis, settings)
+def test_a_chunk_whose_workers_are_killed_at_random_moments_has_no_culprit(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 9, chunk_items=9)
     store.dispatch(LANE)
     for killed_at in [4, 2, 7, 2, 4, 8, 1, 2, 6, 5]:
@@ -244,10 +193,7 @@ def test_a_chunk_whose_workers_are_killed_at_random_moments_has_no_culprit(
     assert store.claim(job.id, 0, "w").poison == ()
 
 
-def test_a_group_that_died_accuses_its_items_but_convicts_none(
-    store: JobStore, blobs: Blobs, settings: Settings
-) -> None:
-    outlive_restart_grace(store.redis, settings)
+def test_a_group_that_died_accuses_its_items_but_convicts_none(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 9, chunk_items=9)
     store.dispatch(LANE)
     for _ in range(3):

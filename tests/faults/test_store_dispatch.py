@@ -1,16 +1,15 @@
 """Tickets: the window, turns between jobs, and what happens to the overdue, on a real server."""
 
-import pytest
-
 from config.settings import Settings
 from tasks import keys
-from tasks.bulk import publish_tickets, reap
 from tasks.blobs import Blobs
+from tasks.bulk import publish_tickets, reap
 from tasks.jobs import Counts, JobState
 from tasks.store import JobStore
 from tests.job_maker import (
     LANE,
     audit,
+    begin,
     make_completion,
     make_overdue,
     outlive_restart_grace,
@@ -19,12 +18,6 @@ from tests.job_maker import (
     take_tickets,
     work_off,
 )
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"lease_s": 1.0, "window": 3})
-
 
 # -- 3: dispatch
 
@@ -94,23 +87,17 @@ def test_two_jobs_do_not_mix(store: JobStore, blobs: Blobs) -> None:
 # -- 7: reap
 
 
-def test_an_overdue_claim_goes_back_and_its_attempt_stays_counted(
-    store: JobStore, blobs: Blobs, settings: Settings
-) -> None:
-    outlive_restart_grace(store.redis, settings)
-    job = submit(store, blobs, ["x"] * 10)
-    store.dispatch(LANE)
-    store.claim(job.id, 0, "w")
+def test_an_overdue_claim_goes_back_and_its_attempt_stays_counted(store: JobStore, blobs: Blobs) -> None:
+    outlive_restart_grace(store)
+    job, _ = begin(store, blobs, ["x"] * 10)
     make_overdue(store.redis, job.id, 0)
     assert store.reap(LANE) == []
     assert [ticket.chunk for ticket in store.dispatch(LANE)] == [0]
     assert store.claim(job.id, 0, "v").attempt == 2
 
 
-def test_the_chunk_of_a_dead_worker_goes_ahead_of_the_tickets_that_wait(
-    store: JobStore, blobs: Blobs, settings: Settings
-) -> None:
-    outlive_restart_grace(store.redis, settings)
+def test_the_chunk_of_a_dead_worker_goes_ahead_of_the_tickets_that_wait(store: JobStore, blobs: Blobs) -> None:
+    outlive_restart_grace(store)
     job = submit(store, blobs, ["x"] * 50)
     publish_tickets(store, LANE)
     waiting = take_tickets(store.redis)
@@ -121,23 +108,17 @@ def test_the_chunk_of_a_dead_worker_goes_ahead_of_the_tickets_that_wait(
     for chunk in (0, 2):
         make_overdue(store.redis, job.id, chunk)
     assert reap(store, LANE) == 3
-    assert [chunk for _, chunk in take_tickets(store.redis)][0] == 1
+    assert take_tickets(store.redis)[0] == (job.id, 1)
 
 
-def test_what_another_process_has_reaped_already_is_left_alone(
-    store: JobStore, blobs: Blobs, settings: Settings
-) -> None:
-    job = submit(store, blobs, ["x"])
-    store.dispatch(LANE)
-    store.claim(job.id, 0, "w")
+def test_what_another_process_has_reaped_already_is_left_alone(store: JobStore, blobs: Blobs) -> None:
+    job, _ = begin(store, blobs, ["x"])
     assert store._reap(LANE, [f"{job.id}:0".encode()]) == []
     assert store.chunk_table(job.id)[0].state == "claimed"
 
 
-def test_an_overdue_ticket_is_published_again_with_growing_delays(
-    store: JobStore, blobs: Blobs, settings: Settings
-) -> None:
-    outlive_restart_grace(store.redis, settings)
+def test_an_overdue_ticket_is_published_again_with_growing_delays(store: JobStore, blobs: Blobs) -> None:
+    outlive_restart_grace(store)
     job = submit(store, blobs, ["x"])
     store.dispatch(LANE)
     delays_s = []
@@ -150,8 +131,8 @@ def test_an_overdue_ticket_is_published_again_with_growing_delays(
     assert delays_s == [40, 80, 160, 300, 300, 300]
 
 
-def test_what_is_left_of_a_vanished_job_is_swept_out(store: JobStore, blobs: Blobs, settings: Settings) -> None:
-    outlive_restart_grace(store.redis, settings)
+def test_what_is_left_of_a_vanished_job_is_swept_out(store: JobStore, blobs: Blobs) -> None:
+    outlive_restart_grace(store)
     gone, waiting = submit(store, blobs, ["x"] * 4), submit(store, blobs, ["y"] * 20)
     store.dispatch(LANE)
     store.redis.delete(keys.job(gone.id), keys.job_chunks(gone.id), keys.job_pending(gone.id))
@@ -166,9 +147,7 @@ def test_what_is_left_of_a_vanished_job_is_swept_out(store: JobStore, blobs: Blo
 
 def test_nothing_is_reaped_just_after_the_server_came_back(store: JobStore, blobs: Blobs, settings: Settings) -> None:
     patient = JobStore(store.redis, settings.model_copy(update={"lease_s": 10_000.0}))
-    job = submit(store, blobs, ["x"])
-    store.dispatch(LANE)
-    claim = store.claim(job.id, 0, "w")
+    job, claim = begin(store, blobs, ["x"])
     make_overdue(store.redis, job.id, 0)
     assert patient.reap(LANE) == []
     assert store.heartbeat(claim, 1) is False

@@ -5,7 +5,6 @@ import threading
 import orjson
 import pytest
 
-from config.settings import Settings
 from tasks import keys
 from tasks.blobs import Blobs
 from tasks.claims import ClaimCode, Completed
@@ -15,6 +14,7 @@ from tasks.store import JobStore
 from tests.job_maker import (
     LANE,
     audit,
+    begin,
     make_completion,
     make_overdue,
     outlive_restart_grace,
@@ -22,12 +22,6 @@ from tests.job_maker import (
     submit,
     work_off,
 )
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"lease_s": 1.0, "window": 3})
-
 
 # -- moves of a user
 
@@ -48,21 +42,17 @@ def test_cancelling_drops_what_waits_and_keeps_what_is_done(store: JobStore, blo
 
 
 def test_a_claim_may_finish_while_its_job_is_cancelled(store: JobStore, blobs: Blobs) -> None:
-    job = submit(store, blobs, ["x"] * 20)
-    store.dispatch(LANE)
-    claim = store.claim(job.id, 0, "w")
+    job, claim = begin(store, blobs, ["x"] * 20)
     store.cancel(job.id)
     assert store.complete(claim, make_completion(claim))[0] is Completed.OK
     assert audit(store, blobs, job.id).counts == Counts(20, 2)
 
 
 def test_a_job_whose_workers_are_all_dead_is_cancelled_when_their_leases_have_run_out(
-    store: JobStore, blobs: Blobs, settings: Settings
+    store: JobStore, blobs: Blobs
 ) -> None:
-    outlive_restart_grace(store.redis, settings)
-    job = submit(store, blobs, ["x"])
-    store.dispatch(LANE)
-    store.claim(job.id, 0, "w")
+    outlive_restart_grace(store)
+    job, _ = begin(store, blobs, ["x"])
     assert store.cancel(job.id).state is JobState.CANCELLING
     make_overdue(store.redis, job.id, 0)
     # Nobody reaps; reading the job is enough.
@@ -78,9 +68,7 @@ def test_an_ended_job_cannot_be_moved(store: JobStore, blobs: Blobs) -> None:
 
 
 def test_a_paused_job_lets_others_pass_and_goes_on_where_it_was(store: JobStore, blobs: Blobs) -> None:
-    job = submit(store, blobs, ["x"] * 8)
-    store.dispatch(LANE)
-    claim = store.claim(job.id, 0, "w")
+    job, claim = begin(store, blobs, ["x"] * 8)
     assert store.pause(job.id).state is JobState.PAUSED
     other = submit(store, blobs, ["y"])
     assert [ticket.job_id for ticket in store.dispatch(LANE)] == [other.id]
@@ -92,20 +80,16 @@ def test_a_paused_job_lets_others_pass_and_goes_on_where_it_was(store: JobStore,
     store.cancel(job.id)
 
 
-def test_a_job_ends_at_its_deadline(store: JobStore, blobs: Blobs, settings: Settings) -> None:
+def test_a_job_ends_at_its_deadline(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 8, deadline_in_s=0.001)
     ended = store.wait(job.id, "default", job.version, 5)
     assert ended.state is JobState.EXPIRED
     audit(store, blobs, job.id)
 
 
-def test_the_reaper_ends_a_job_at_its_deadline_when_its_claims_are_over(
-    store: JobStore, blobs: Blobs, settings: Settings
-) -> None:
-    outlive_restart_grace(store.redis, settings)
-    job = submit(store, blobs, ["x"] * 8, deadline_in_s=1000)
-    store.dispatch(LANE)
-    claim = store.claim(job.id, 0, "w")
+def test_the_reaper_ends_a_job_at_its_deadline_when_its_claims_are_over(store: JobStore, blobs: Blobs) -> None:
+    outlive_restart_grace(store)
+    job, claim = begin(store, blobs, ["x"] * 8, deadline_in_s=1000)
     store.redis.hset(keys.job(job.id), "deadline_ms", 1)
     store.redis.zadd(keys.lane_deadlines(LANE), {job.id: 1})
     store.reap(LANE)

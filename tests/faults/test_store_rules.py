@@ -14,20 +14,7 @@ from tasks.errors import IdempotencyMismatch, StoreFull, TooLarge
 from tasks.jobs import Counts, Idempotency, JobState, NewJob, new_job_id
 from tasks.records import read_claim
 from tasks.store import JobStore
-from tests.job_maker import (
-    LANE,
-    assert_expiry,
-    audit,
-    make_completion,
-    run_out,
-    submit,
-)
-
-
-@pytest.fixture
-def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"lease_s": 1.0, "window": 3})
-
+from tests.job_maker import LANE, assert_expiry, audit, make_completion, run_out, submit
 
 # -- 1: safe to run twice, server's time, expiry at birth
 

@@ -11,22 +11,14 @@ from tasks.blobs import Blobs
 from tasks.jobs import Job, JobState, Webhook
 from tasks.store import JobStore
 from tasks.webhooks import Attempt, Outbox
-from tests.job_maker import (
-    LANE,
-    assert_expiry,
-    make_completion,
-    make_overdue,
-    outlive_restart_grace,
-    run_out,
-    submit,
-)
+from tests.job_maker import LANE, assert_expiry, lapse, make_completion, run_out, submit
 
 HOOK = Webhook("https://example.com/hook", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 
 
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
-    return settings.model_copy(update={"lease_s": 1.0, "webhook_timeout_s": 0.05, "webhook_retry_s": 0.05})
+    return settings.model_copy(update={"webhook_timeout_s": 0.05, "webhook_retry_s": 0.05})
 
 
 @pytest.fixture
@@ -99,15 +91,13 @@ def test_a_cancelled_job_notes_its_end_when_its_last_claim_is_gone(
 
 
 def test_a_claim_that_died_in_a_cancelled_job_lets_the_reaper_note_its_end(
-    store: JobStore, blobs: Blobs, outbox: Outbox, redis: Redis, settings: Settings
+    store: JobStore, blobs: Blobs, outbox: Outbox
 ) -> None:
-    outlive_restart_grace(redis, settings)
     job = begin(store, blobs)
     ticket = store.dispatch(LANE)[0]
     store.claim(ticket.job_id, ticket.chunk, "w")
     store.cancel(job.id)
-    make_overdue(redis, job.id, ticket.chunk)
-    store.reap(LANE)
+    lapse(store, job.id, ticket.chunk)
     check_noted(store, outbox, job, "cancelled")
 
 

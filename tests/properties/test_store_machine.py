@@ -330,7 +330,7 @@ class StoreMachine(RuleBasedStateMachine):
 def test_the_store_behaves_like_its_model(redis_url: str, settings: Settings) -> None:
     StoreMachine.url, StoreMachine.base = redis_url, settings.model_copy(update={"lease_s": 1.0})
     with Redis.from_url(redis_url) as redis:
-        outlive_restart_grace(redis, StoreMachine.base)
+        outlive_restart_grace(JobStore(redis, StoreMachine.base))
     StoreMachine.TestCase.settings = machine_settings
     machine = StoreMachine.TestCase()
     machine.runTest()
