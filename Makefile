@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml requirements.lock scripts/setup.sh
 	@scripts/setup.sh
 	@touch $@
 
-.PHONY: help setup demo serve test check faults soak bench format docs lock clean
+.PHONY: help setup demo serve test check faults soak long-job bench format docs lock clean
 
 help: ## show this list
 	@echo "Twolane: embeddings and reranking, small requests at once, large corpora as jobs."
@@ -47,6 +47,9 @@ faults: $(STAMP) ## every fault test (processes killed, frozen, cut off, fed dup
 soak: $(STAMP) ## random faults under load, then the audit (MINUTES=2; SEED= draws the same faults again)
 	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
 
+long-job: $(STAMP) ## one job of TEXTS=200000 on the real model through kills of workers and server, then the audit
+	@$(BIN)/python -m tests.long_job $(if $(TEXTS),--texts $(TEXTS))
+
 bench: $(STAMP) ## measure, print the tables, write benchmarks/results
 	@$(BIN)/python -m benchmarks
 
@@ -66,6 +69,8 @@ lock: $(STAMP) ## resolve the dependencies again (UPGRADE=1 takes newer versions
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group clients --no-emit-index-url --no-emit-find-links \
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file tests/clients.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group clients-cohere5 --no-emit-index-url --no-emit-find-links \
+	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file tests/clients-cohere5.lock
 
 clean: ## remove caches and build results; .venv and data stay
 	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -24,7 +24,7 @@ from tasks.lanes import Lane, Service
 from tests.fakes import fake_card
 from workers.models.backends.fake import FakeBackend, FakeTokenizer
 
-__all__ = ["ENDED", "audit", "audit_job", "audit_keys", "call", "submit", "wait_for_end"]
+__all__ = ["ENDED", "audit", "audit_job", "audit_job_keys", "audit_keys", "call", "submit", "wait_for_end"]
 
 ENDED = {"succeeded", "failed", "cancelled", "expired"}
 _DIMENSION = 16
@@ -92,7 +92,7 @@ def audit_job(http: httpx.Client, redis: Redis, job_id: str, texts: Sequence[str
     if job["status"] in {"succeeded", "failed"}:
         assert indexes == list(range(len(texts)))
     _check_vectors(good, texts)
-    _audit_job_keys(redis, job_id)
+    audit_job_keys(redis, job_id)
     return job
 
 
@@ -131,8 +131,9 @@ def _vector(text: str) -> NDArray[np.float32]:
     return backend.run([encoded.tokens])[0]
 
 
-def _audit_job_keys(redis: Redis, job_id: str) -> None:
-    lane = Lane("fake", Service.BULK)
+def audit_job_keys(redis: Redis, job_id: str, slug: str = "fake") -> None:
+    """No lease, turn or reservation of the job is left; `slug`: of its model, as in the lane's name."""
+    lane = Lane(slug, Service.BULK)
     for key in (keys.lane_inflight(lane), keys.lane_ready(lane), keys.lane_deadlines(lane)):
         assert [member for member in redis.zrange(key, 0, -1) if job_id.encode() in member] == [], key
     assert redis.hget(keys.store_reserved(), job_id) is None

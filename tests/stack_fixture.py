@@ -33,6 +33,7 @@ class RunningStack:
     settings: Settings
     process: subprocess.Popen[bytes]
     log: Path
+    server: EmbeddedServer
 
     def worker_pids(self) -> list[int]:
         """Process ids of the workers that live now."""
@@ -92,7 +93,7 @@ def running_stack(folder: Path, models: str, **settings: str) -> Iterator[Runnin
         try:
             _wait_until_ready(url, process, log)
             fields = Settings(_env_file=None, **settings)  # type: ignore[arg-type] # pydantic reads the strings
-            yield RunningStack(url, server.url, f"http://127.0.0.1:{flower_port}", fields, process, log)
+            yield RunningStack(url, server.url, f"http://127.0.0.1:{flower_port}", fields, process, log, server)
         finally:
             process.terminate()
             try:
