@@ -50,8 +50,8 @@ def view_job(job: Job, progress: JobProgress) -> dict[str, Any]:
         "chunks": {"total": job.chunks, "done": job.chunks_done},
         "tokens": job.tokens,
         "estimated_tokens": job.estimated_tokens,
-        "tokens_per_s": progress.tokens_per_s,
-        "eta_s": progress.eta_s,
+        "tokens_per_s": _round(progress.tokens_per_s),
+        "eta_s": _round(progress.eta_s),
         "position": progress.position,
         "priority": job.priority,
         "params": {
@@ -124,6 +124,10 @@ def _progress(live: Services, job: Job) -> JobProgress:
     if job.started_at is None or job.ended_at is None or job.ended_at <= job.started_at:
         return JobProgress()
     return JobProgress(tokens_per_s=job.tokens / (job.ended_at - job.started_at))
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
 
 
 def _inline_results(live: Services, submission: Submission) -> list[dict[str, Any]]:

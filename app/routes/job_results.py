@@ -48,7 +48,7 @@ _OK: dict[str, Any] = {
     ),
 )
 def get_results(path: JobId, query: ResultView) -> Response:
-    """Return a job's results in input order, in the form that `Accept` or `format` asks for."""
+    """Return a job's results in input order, in the form that Accept or format asks for."""
     live = services()
     job = live.store.get(path.job_id, current_tenant().name)
     results = Results(live, job)
