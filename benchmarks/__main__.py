@@ -27,11 +27,13 @@ SUITES = {
     "jobs": "chunks, fake jobs, reading, the store's memory, recovery after kill -9",
     "memory": "the worker's memory over many texts",
     "shapes": "bge-base- and bge-m3-shaped models and a reranker, random weights",
+    "cores": "threads and pinning of a worker (only when named)",
 }
+WHOLE_RUN = [name for name in SUITES if name != "cores"]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the suites that were asked for, all by default; return the exit code."""
+    """Run the suites that were asked for, by default a whole run; return the exit code."""
     options = _parse(arguments)
     console = Console(width=None if sys.stdout.isatty() else 150)
     cores = machine.split_cores()
@@ -43,12 +45,12 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(plan, cores, with_peers=options.peers, device=device, say=_log)
     if not cores.apart:
         bench.sheet.leave_out("cores of its own for the load generator", "this machine has too few")
-    failed = _run(bench, options.suites or list(SUITES))
+    failed = _run(bench, options.suites or WHOLE_RUN)
     run = {
         "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"),
         "quick": bench.plan.quick,
         "rounds": bench.plan.rounds,
-        "suites": options.suites or list(SUITES),
+        "suites": options.suites or WHOLE_RUN,
         "complete": not options.suites and bench.with_peers,
         "server_cores": list(cores.server),
         "client_cores": list(cores.client),
@@ -67,7 +69,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", epilog=f"suites:\n{lines}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("suites", nargs="*", choices=[[], *SUITES], metavar="suite", help="which suites; default: all")
+    parser.add_argument("suites", nargs="*", choices=[[], *SUITES], metavar="suite", help="default: all but cores")
     parser.add_argument("--quick", action="store_true", help="one small round: finds mistakes, not figures")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="measure ours alone")
     parser.add_argument(

@@ -19,7 +19,7 @@ from benchmarks.loadgen import Traffic
 from benchmarks.ours import Ours
 from config.settings import Settings
 
-__all__ = ["SUITE", "run"]
+__all__ = ["SUITE", "run", "saturated"]
 
 SUITE = "lane"
 OURS, FIFO = "Twolane", "one FIFO (lanes off)"
@@ -67,12 +67,12 @@ def run(bench: Bench) -> None:
 def _measure_two_lanes(bench: Bench, ours: Ours) -> None:
     idle = _pace(bench, ours)
     _write(bench, OURS, "idle", idle)
-    with _saturated(bench, ours) as undisturbed:
+    with saturated(bench, ours) as undisturbed:
         time.sleep(bench.plan.pace_s)
-    with _saturated(bench, ours) as disturbed:
+    with saturated(bench, ours) as disturbed:
         busy = _pace(bench, ours)
     _write(bench, OURS, "under bulk", busy)
-    with _saturated(bench, ours):
+    with saturated(bench, ours):
         held = bench.load.hold(ours.target([[q] for q in bench.corpus.queries]), 1, bench.plan.hold_s)
     _write(bench, OURS, "under bulk, 1 client closed loop", held)
     place = (SUITE, OURS)
@@ -84,7 +84,7 @@ def _measure_two_lanes(bench: Bench, ours: Ours) -> None:
 
 
 def _measure_one_queue(bench: Bench, ours: Ours) -> None:
-    with _saturated(bench, ours) as progress:
+    with saturated(bench, ours) as progress:
         busy = _pace(bench, ours)
     _write(bench, FIFO, "under bulk", busy)
     metric = f"bulk at {_RATE:.0f} interactive requests/s"
@@ -108,7 +108,7 @@ def _write(bench: Bench, subject: str, condition: str, traffic: Traffic) -> None
 
 
 @contextmanager
-def _saturated(bench: Bench, ours: Ours) -> Iterator[_Progress]:
+def saturated(bench: Bench, ours: Ours) -> Iterator[_Progress]:
     """Keep a job running that is longer than the block, and watch how fast it goes; it is cancelled at the end."""
     passages = bench.corpus.passages[: bench.plan.job_passages]
     job = ours.submit(lines(repeat(passages, _JOB_TEXTS)))
