@@ -61,7 +61,7 @@ __all__ = [
 
 
 class TwolaneError(Exception):
-    """Base of all errors that we raise on purpose.
+    """Something went wrong on the server, whose log says what; the base of all errors that are raised on purpose.
 
     Attributes:
         code: permanent name of the kind of error, part of the API.
