@@ -10,18 +10,24 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-import numpy as np
 from redis import RedisError
 
 from app.auth import Tenant
 from app.limits import charge_tokens
-from app.orders import Estimate, Order, Priority, Submission, check_capability
+from app.orders import (
+    Estimate,
+    Order,
+    Priority,
+    Submission,
+    check_capability,
+    estimate_result_bytes,
+    limit_chunks,
+)
 from app.quota import release_queue, reserve_queue
 from app.services import Services
 from app.uploads import PayloadHash
 from config.catalog import ModelCard
 from config.settings import Settings
-from tasks import frames
 from tasks.cache import tenant_scope
 from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.engine import Outcomes, Work
@@ -29,6 +35,7 @@ from tasks.errors import Conflict, InvalidRequest, LaneFull, NoWorker, TwolaneEr
 from tasks.jobs import ChunkRecord, Counts, Idempotency, JobParams, NewJob, new_job_id
 from tasks.lanes import Lane, Service
 
+from tasks.ledger import pack_outcomes
 __all__ = ["Desk"]
 
 _log = logging.getLogger(__name__)
@@ -136,7 +143,9 @@ class Desk:
         if queued:
             self._require_served(order)
         self._require_few(order, len(items))
-        return list(self._check(order, items))
+        checked = list(self._check(order, items))
+        self._require_light(order, checked)
+        return checked
 
     # -- answered at once
 
@@ -156,6 +165,7 @@ class Desk:
             reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
         )
         return self._services.interactive.ask(work, tokens)
+            returns=order.params.returns,
 
     def _serve(self, order: Order, items: Sequence[Item], tokens: int, settle: Settle) -> Submission:
         """Answer a small job and keep it like any other."""
@@ -230,8 +240,6 @@ class Desk:
 
     def describe(self, order: Order, job_id: str, total: int, tokens: int) -> NewJob:
         """Return the job that the order would be, with so many items and estimated tokens."""
-        width = order.params.dimensions or order.card.dimension or 1
-        item_bytes = np.dtype(order.params.dtype).itemsize * (width if order.operation == "embeddings" else 1)
         return NewJob(
             id=job_id,
             tenant=self._tenant.name,
@@ -246,7 +254,7 @@ class Desk:
             fingerprint=self._fingerprint(order.card),
             extra=order.extra,
             webhook=order.webhook,
-            result_bytes=total * item_bytes,
+            result_bytes=estimate_result_bytes(order, total, tokens),
         )
 
     def _settle_reuse(self, params: JobParams) -> JobParams:
@@ -292,6 +300,13 @@ class Desk:
     @staticmethod
     def _require_items(order: Order, items: int) -> None:
         if items == 0:
+    def _require_light(self, order: Order, items: Sequence[Item]) -> None:
+        """A call's answer is held whole in memory, and token vectors are a hundred times what the text is."""
+        if "colbert" in order.params.returns and not self._is_small(len(items), self._estimate_tokens(order, items)):
+            most = f"{self._settings.interactive_max_items} items and {self._settings.interactive_max_tokens} tokens"
+            message = f"one call takes at most {most} when colbert vectors are asked for; POST /v1/jobs queues more"
+            raise InvalidRequest(message, param=order.items_field)
+
             raise InvalidRequest("must not be empty", param=order.items_field)
 
     def _estimate_tokens(self, order: Order, items: Iterable[Item]) -> int:
@@ -305,13 +320,10 @@ class Desk:
         return items <= self._settings.interactive_max_items and tokens <= self._settings.interactive_max_tokens
 
     def _chunk_limits(self, order: Order) -> ChunkLimits:
-        return ChunkLimits.of(self._settings, order.card.max_tokens)
+        return limit_chunks(self._settings, order)
 
 
 def _pack_result(order: Order, items: Sequence[Item], outcomes: Outcomes) -> bytes:
     """Return the result frame of a whole small job as one chunk, as `tasks.bulk` writes it."""
     ids = [item.id for item in items] if any(item.id is not None for item in items) else None
-    failed = {str(position): [error.code, error.message] for position, error in outcomes.errors.items()}
-    header = {"start": 0, "items": len(items), "ids": ids, "errors": failed}
-    values = outcomes.values.astype(order.params.dtype, copy=False)
-    return frames.pack(header, {"values": values, "tokens": outcomes.tokens, "truncated": outcomes.truncated})
+    return pack_outcomes(0, ids, outcomes, order.params.dtype)

@@ -6,7 +6,7 @@ in `app.arrays` and `app.tables`.
 
 import base64
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,8 +16,17 @@ from numpy.typing import NDArray
 
 from app.schemas import Document
 from tasks.engine import Outcomes
+from tasks.vectors import Extra, ExtraParts, Ragged
 
-__all__ = ["VectorFormat", "encode_json", "json_response", "render_embeddings", "render_ranking", "vector_value"]
+__all__ = [
+    "VectorFormat",
+    "encode_json",
+    "json_response",
+    "render_embeddings",
+    "render_ranking",
+    "split_extras",
+    "vector_values",
+]
 
 VectorFormat = Literal["float", "base64"]
 _SCORE_DECIMALS = 7
@@ -33,8 +42,28 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(encode_json(value), status, mimetype="application/json")
 
 
-def vector_value(row: NDArray[Any], encoding: VectorFormat) -> NDArray[np.float32] | str:
-    """Return one vector as orjson takes it, or as base64 of little-endian float32."""
+def vector_values(row: NDArray[Any], extras: ExtraParts, encoding: VectorFormat) -> dict[str, Any]:
+    """Return what one text got, each kind under its key, as orjson takes it; a dense vector of no length is left out.
+
+    Vectors are numbers, or base64 of little-endian float32; sparse weights always are an object, from token id.
+    """
+    values: dict[str, Any] = {"embedding": _vector_value(row, encoding)} if len(row) else {}
+    if "sparse" in extras:
+        ids, weights = extras["sparse"]
+        values["sparse"] = dict(zip(map(str, ids.tolist()), weights, strict=True))
+    if "colbert" in extras:
+        values["colbert"] = [_vector_value(vector, encoding) for vector in extras["colbert"][0]]
+    return values
+
+
+def split_extras(extras: Mapping[Extra, Ragged], items: int) -> Iterator[ExtraParts]:
+    """Yield what each item has besides its dense vector."""
+    if not extras:
+        return ({} for _ in range(items))
+    return (dict(zip(extras, parts, strict=True)) for parts in zip(*extras.values(), strict=True))
+
+
+def _vector_value(row: NDArray[Any], encoding: VectorFormat) -> NDArray[np.float32] | str:
     if encoding == "base64":
         return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode("ascii")
     return np.ascontiguousarray(row, np.float32)
@@ -44,13 +73,14 @@ def render_embeddings(outcomes: Outcomes, model: str, encoding: VectorFormat) ->
     """Return the answer of the embeddings route, in input order.
 
     Args:
-        outcomes: values of shape (n, d), without errors.
+        outcomes: values of shape (n, d), without errors; other kinds than dense go under keys of their own.
         model: the name as the caller spelled it, since some clients compare.
         encoding: how vectors are written.
     """
+    items = zip(outcomes.values, split_extras(outcomes.extras, len(outcomes.values)), strict=True)
     data = [
-        {"object": "embedding", "index": index, "embedding": vector_value(row, encoding)}
-        for index, row in enumerate(outcomes.values)
+        {"object": "embedding", "index": index, **vector_values(row, extras, encoding)}
+        for index, (row, extras) in enumerate(items)
     ]
     return json_response({"object": "list", "data": data, "model": model, "usage": _usage(outcomes)})
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.schemas import Documents, ModelName, Truncate, document_text
+from app.schemas import Documents, ModelName, Returns, SparseWeights, Truncate, Vector, document_text
 from tasks.chunking import Item
 
 __all__ = [
@@ -80,6 +80,9 @@ class HowToCompute(BaseModel):
     priority: Literal["low", "normal", "high"] | None = Field(None, description="Default: normal.")
     cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
     dedupe: bool | None = Field(None, description="Compute equal texts of the job once. Default: no.")
+    returns: Returns | None = Field(
+        None, alias="return", description="For embeddings: kinds of vectors that the model gives. Default: dense."
+    )
 
 
 class WebhookRequest(BaseModel):
@@ -173,6 +176,11 @@ class SubmitHeaders(BaseModel):
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
         None, alias="Idempotency-Key", description="The same key and payload give the same job."
     )
+    upload_offset: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        alias="Upload-Offset",
+        description="For NDJSON with a key: the body goes on at this byte of an upload that broke off, see /v1/uploads.",
+    )
     webhook_url: WebhookUrl | None = Field(
         None, alias="Webhook-Url", description="For NDJSON: whom to tell of the end."
     )
@@ -245,7 +253,9 @@ class ResultItem(BaseModel):
 
     index: int
     id: str | None = None
-    embedding: list[float] | str | None = None
+    embedding: Vector | None = None
+    sparse: SparseWeights | None = Field(None, description="Weights by token id, if asked for.")
+    colbert: list[Vector] | None = Field(None, description="A vector for each token behind the first, if asked for.")
     query: int | None = Field(None, description="For rerank: which query, from 0.")
     document: int | None = Field(None, description="For rerank: which of that query's documents, from 0.")
     relevance_score: float | None = None

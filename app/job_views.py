@@ -61,6 +61,7 @@ def view_job(job: Job, progress: JobProgress) -> dict[str, Any]:
             "dtype": params.dtype,
             "cache": bool(params.cache),
             "dedupe": bool(params.dedupe),
+            "return": list(params.returns),
         },
         "fingerprint": job.fingerprint,
         "metadata": job.extra.get("metadata") or {},
@@ -93,7 +94,7 @@ def render_submission(
     body = view_job(job, progress)
     if new_secret and submission.created:
         body["webhook"]["secret"] = new_secret
-    if job.ended and job.counts.total <= live.settings.interactive_max_items:
+    if job.ended and _is_short(live, job):
         body["results"] = _inline_results(live, submission)
     response = _add_headers(json_response(body, 200 if job.ended else 202), job, progress)
     response.headers["Location"] = body["links"]["self"]
@@ -124,6 +125,12 @@ def _progress(live: Services, job: Job) -> JobProgress:
     if job.started_at is None or job.ended_at is None or job.ended_at <= job.started_at:
         return JobProgress()
     return JobProgress(tokens_per_s=job.tokens / (job.ended_at - job.started_at))
+
+
+def _is_short(live: Services, job: Job) -> bool:
+    """Return whether the results may be part of the job object: of few items, and few tokens if each has a vector."""
+    few_tokens = "colbert" not in job.params.returns or job.tokens <= live.settings.interactive_max_tokens
+    return few_tokens and job.counts.total <= live.settings.interactive_max_items
 
 
 def _round(value: float | None) -> float | None:

@@ -3,16 +3,21 @@
 Owns the values between routes and desk, and what of an order can be checked against the model's card alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from app.schemas import EmbeddingsRequest, RerankRequest
 from config.catalog import ModelCard
+from config.settings import Settings
+from tasks.chunking import ChunkLimits
 from tasks.engine import Operation
 from tasks.errors import InvalidRequest, WrongCapability
 from tasks.jobs import Job, JobParams, Webhook
 from tasks.lanes import Service
+from tasks.vectors import DENSE_ONLY, Kind, estimate_bytes
 
 __all__ = [
     "Estimate",
@@ -20,10 +25,16 @@ __all__ = [
     "Priority",
     "Submission",
     "check_capability",
+    "choose_kinds",
+    "estimate_result_bytes",
+    "limit_chunks",
     "order_embeddings",
     "order_ranking",
     "resolve_params",
 ]
+
+# Sparse weights and token vectors of one chunk take about so much at most: a result is read and written whole.
+_CHUNK_EXTRA_BYTES = 2**25
 
 Truncate = Literal["end", "start", "none"]
 Priority = Literal["low", "normal", "high"]
@@ -84,9 +95,6 @@ def order_embeddings(body: EmbeddingsRequest, card: ModelCard) -> Order:
     Raises:
         InvalidRequest, WrongCapability: the model cannot do it like that.
     """
-    unknown = [name for name in body.returns or () if name != "dense"]
-    if unknown:
-        raise WrongCapability(f"{card.name} does not return {', '.join(unknown)} vectors here", param="return")
     params = resolve_params(
         card,
         dimensions=body.dimensions,
@@ -94,13 +102,42 @@ def order_embeddings(body: EmbeddingsRequest, card: ModelCard) -> Order:
         instruction=body.instruction,
         truncate=body.truncate,
     )
-    return Order(card, "embeddings", replace(params, cache=body.cache))
+    return Order(card, "embeddings", replace(params, cache=body.cache, returns=choose_kinds(card, body.returns)))
 
 
 def order_ranking(body: RerankRequest, card: ModelCard) -> Order:
     """Return what a body of the rerank routes asks for, be it a call or a line of a batch."""
     params = replace(resolve_params(card, instruction=body.instruction), cache=body.cache)
     return Order(card, "rerank", params, items_field="documents")
+
+
+def choose_kinds(card: ModelCard, wanted: Sequence[Kind] | None) -> tuple[Kind, ...]:
+    """Return the kinds of vectors that are asked for.
+
+    Raises:
+        WrongCapability: the card does not offer one of them.
+    """
+    missing = [kind for kind in wanted or () if kind != "dense" and kind not in card.capabilities]
+    if missing:
+        message = f"{card.name} gives no {' and no '.join(missing)} vectors; it offers {', '.join(card.capabilities)}"
+        raise WrongCapability(message, param="return")
+    return tuple(wanted or DENSE_ONLY)
+
+
+def limit_chunks(settings: Settings, order: Order) -> ChunkLimits:
+    """Return what a chunk of the order may hold: a vector per token fills a result far sooner than one per text."""
+    limits = ChunkLimits.of(settings, order.card.max_tokens)
+    token_bytes = estimate_bytes(order.params.returns, 1, order.card.dimension or 1, order.params.dtype)
+    most = max(1, _CHUNK_EXTRA_BYTES // token_bytes) if token_bytes else limits.tokens
+    return replace(limits, tokens=min(limits.tokens, most))
+
+
+def estimate_result_bytes(order: Order, items: int, tokens: int) -> int:
+    """Return about what the results of so many items with so many tokens take at rest."""
+    params, width = order.params, order.card.dimension or 1
+    dense = (params.dimensions or width) if "dense" in params.returns else 0
+    values = items * np.dtype(params.dtype).itemsize * (dense if order.operation == "embeddings" else 1)
+    return values + estimate_bytes(params.returns, tokens, width, params.dtype)
 
 
 def resolve_params(

@@ -7,22 +7,25 @@ import bisect
 import itertools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from app.encodings import VectorFormat, encode_json, vector_value
+from app.encodings import VectorFormat, encode_json, split_extras, vector_values
 from app.services import Services
 from tasks import frames
 from tasks.errors import Expired, NotFinished, TwolaneError
 from tasks.jobs import ChunkState, Job
+from tasks.vectors import Extra, ExtraParts, Ragged, unpack_extras
 
 __all__ = ["ItemShape", "ResultChunk", "Results", "read_frame"]
 
 _log = logging.getLogger(__name__)
 _TABLE_PAGE = 256
+# A page is held whole in memory, and an item may have thousands of token vectors.
+_PAGE_VECTORS = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,7 @@ class ResultChunk:
         truncated: bool, shape (n,).
         ids: the caller's ids, or None.
         errors: code and message of failed items by position in this chunk.
+        extras: kinds of vectors other than dense, where the job asked for them.
     """
 
     start: int
@@ -43,6 +47,11 @@ class ResultChunk:
     truncated: NDArray[np.bool_]
     ids: Sequence[str | None] | None
     errors: Mapping[int, tuple[str, str]]
+    extras: Mapping[Extra, Ragged] = field(default_factory=dict)
+
+    def cut_extras(self, rows: slice) -> dict[Extra, Ragged]:
+        """Return the extras of some neighbouring items."""
+        return {kind: ragged.cut(rows) for kind, ragged in self.extras.items()}
 
 
 def read_frame(frame: bytes) -> ResultChunk:
@@ -54,7 +63,13 @@ def read_frame(frame: bytes) -> ResultChunk:
     header, columns = frames.unpack(frame)
     errors = {int(position): (code, message) for position, (code, message) in header["errors"].items()}
     return ResultChunk(
-        header["start"], columns["values"], columns["tokens"], columns["truncated"], header["ids"], errors
+        start=header["start"],
+        values=columns["values"],
+        tokens=columns["tokens"],
+        truncated=columns["truncated"],
+        ids=header["ids"],
+        errors=errors,
+        extras=unpack_extras(columns),
     )
 
 
@@ -118,12 +133,21 @@ class Results:
         return self.job.params.dimensions or (card.dimension if card is not None else None) or 0
 
     def page(self, after: int, limit: int, encoding: VectorFormat) -> tuple[list[dict[str, Any]], bool]:
-        """Return up to `limit` items behind index `after`, and whether there are more."""
+        """Return items behind index `after`, and whether there are more.
+
+        There are `limit` of them, or fewer where each brings many token vectors.
+        """
         shape = ItemShape(self.job, encoding)
         chunks = self.chunks(self.find_chunk(after + 1))
         rows = (row for chunk in chunks for row in shape.rows(chunk) if row["index"] > after)
-        found = list(itertools.islice(rows, limit + 1))
-        return found[:limit], len(found) > limit
+        found: list[dict[str, Any]] = []
+        vectors = 0
+        for row in rows:
+            if len(found) == limit or vectors >= _PAGE_VECTORS:
+                return found, True
+            found.append(row)
+            vectors += len(row.get("colbert", ()))
+        return found, False
 
     def lines(self, encoding: VectorFormat) -> Iterator[bytes]:
         """Yield NDJSON, a chunk at a time.
@@ -134,7 +158,11 @@ class Results:
         shape = ItemShape(self.job, encoding)
         try:
             for chunk in self.chunks():
-                yield b"".join(encode_json(row) + b"\n" for row in shape.rows(chunk))
+                lines = (encode_json(row) + b"\n" for row in shape.rows(chunk))
+                if "colbert" in chunk.extras:
+                    yield from lines
+                else:
+                    yield b"".join(lines)
         except Exception as error:  # noqa: BLE001 - the edge of a stream: its reader has to be told
             _log.warning("results of a job could not be read to their end: %s", type(error).__name__)
             code = error.code if isinstance(error, TwolaneError) else TwolaneError.code
@@ -155,23 +183,24 @@ class ItemShape:
 
     def rows(self, chunk: ResultChunk) -> Iterator[dict[str, Any]]:
         """Yield the items of a chunk as JSON values (numpy rows included)."""
-        for position, value in enumerate(chunk.values):
+        extras = split_extras(chunk.extras, len(chunk.values))
+        for position, (value, more) in enumerate(zip(chunk.values, extras, strict=True)):
             index = chunk.start + position
             row: dict[str, Any] = {"index": index}
             if chunk.ids is not None:
                 row["id"] = chunk.ids[position]
-            row |= self._outcome(index, value, chunk.errors.get(position))
+            row |= self._outcome(index, value, more, chunk.errors.get(position))
             row["tokens"] = int(chunk.tokens[position])
             row["truncated"] = bool(chunk.truncated[position])
             yield row
 
-    def _outcome(self, index: int, value: Any, error: tuple[str, str] | None) -> dict[str, Any]:
+    def _outcome(self, index: int, value: Any, extras: ExtraParts, error: tuple[str, str] | None) -> dict[str, Any]:
         where = self._place(index) if self._rerank else {}
         if error is not None:
             return {**where, "error": {"code": error[0], "message": error[1]}}
         if self._rerank:
             return {**where, "relevance_score": round(float(value), 7)}
-        return {"embedding": vector_value(value, self._encoding)}
+        return vector_values(value, extras, self._encoding)
 
     def _place(self, index: int) -> dict[str, Any]:
         query = bisect.bisect_right(self._ends, index)

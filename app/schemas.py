@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
+from tasks.vectors import KINDS, Kind
+
 __all__ = [
     "Document",
     "EmbeddingsRequest",
@@ -17,9 +19,12 @@ __all__ = [
     "ModelObject",
     "RerankRequest",
     "RerankResponse",
+    "Returns",
+    "SparseWeights",
     "TextInput",
     "Truncate",
     "Usage",
+    "Vector",
     "document_text",
 ]
 
@@ -78,12 +83,15 @@ def _check_documents(value: Any) -> list[Document]:
     return value
 
 
-def _check_returns(value: Any) -> list[str]:
-    names = [value] if isinstance(value, str) else value
-    known = {"dense", "sparse", "colbert"}
-    if not isinstance(names, list) or not names or any(not isinstance(n, str) or n not in known for n in names):
+def _check_returns(value: Any) -> list[Kind]:
+    """Return the kinds in one order, each once; a query string may bring them with commas between."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not parts or any(not isinstance(part, str) for part in parts):
         raise _refuse("must be a list of dense, sparse and colbert")
-    return names
+    names = {name.strip() for part in parts for name in part.split(",")}
+    if not names <= set(KINDS):
+        raise _refuse("must be a list of dense, sparse and colbert")
+    return [kind for kind in KINDS if kind in names]
 
 
 def document_text(document: Document) -> str:
@@ -104,12 +112,14 @@ _DOCUMENTS_SCHEMA = {
     "minItems": 1,
     "items": {"anyOf": [{"type": "string"}, _TEXT_OBJECT]},
 }
-_RETURNS_SCHEMA = {"type": "array", "items": {"enum": ["dense", "sparse", "colbert"]}, "minItems": 1}
+_RETURNS_SCHEMA = {"type": "array", "items": {"enum": list(KINDS)}, "minItems": 1}
 
 TextInput = Annotated[str | list[str] | list[TokenIds], PlainValidator(_check_input), WithJsonSchema(_INPUT_SCHEMA)]
 Documents = Annotated[list[Document], PlainValidator(_check_documents), WithJsonSchema(_DOCUMENTS_SCHEMA)]
-Returns = Annotated[list[str], PlainValidator(_check_returns), WithJsonSchema(_RETURNS_SCHEMA)]
+Returns = Annotated[list[Kind], PlainValidator(_check_returns), WithJsonSchema(_RETURNS_SCHEMA)]
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Vector = list[float] | str
+SparseWeights = dict[str, float]
 
 
 class _Body(BaseModel):
@@ -136,7 +146,9 @@ class EmbeddingsRequest(_Body):
     instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
     cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
     truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none refuses it.")
-    returns: Returns | None = Field(None, alias="return", description="Kinds of vectors. Default: dense.")
+    returns: Returns | None = Field(
+        None, alias="return", description="Kinds of vectors that the model's capabilities name. Default: dense."
+    )
 
 
 class RerankRequest(_Body):
@@ -164,7 +176,9 @@ class EmbeddingObject(BaseModel):
 
     object: Literal["embedding"]
     index: int
-    embedding: list[float] | str
+    embedding: Vector | None = Field(None, description="Not there when only other kinds were asked for.")
+    sparse: SparseWeights | None = Field(None, description="Weights by token id.")
+    colbert: list[Vector] | None = Field(None, description="A vector for each token behind the first.")
 
 
 class EmbeddingsResponse(BaseModel):

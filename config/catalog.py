@@ -8,9 +8,9 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["Catalog", "ModelCard", "load_catalog", "slug_of"]
 
@@ -46,6 +46,18 @@ class ModelCard(BaseModel):
     token_ids: Literal["cl100k", "model", "reject"] = "cl100k"
     # Backend-specific values; only the fake backend reads them.
     knobs: dict[str, float | str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _require_heads(self) -> Self:
+        if self.extras and self.family != "bge-m3":
+            message = f"{self.name}: only models of the family bge-m3 give {' and '.join(self.extras)} vectors"
+            raise ValueError(message)
+        return self
+
+    @property
+    def extras(self) -> tuple[Capability, ...]:
+        """The kinds of vectors that it gives besides dense ones."""
+        return tuple(kind for kind in self.capabilities if kind in {"sparse", "colbert"})
 
     @property
     def slug(self) -> str:

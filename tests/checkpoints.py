@@ -41,7 +41,9 @@ def make_checkpoint(family: str, folder: Path) -> dict[str, Any]:
 def _fields(family: str) -> dict[str, Any]:
     if family.endswith("reranker"):
         return {"family": "cross-encoder", "capabilities": ("rerank",), "rerank_by": "cross-encoder"}
-    dense = {"capabilities": ("dense", "rerank"), "rerank_by": "similarity", "dimension": 64}
+    dense: dict[str, Any] = {"capabilities": ("dense", "rerank"), "rerank_by": "similarity", "dimension": 64}
+    if family == "bge-m3":
+        dense["capabilities"] = ("dense", "sparse", "colbert", "rerank")
     kinds = {"bert": ("encoder", "cls"), "bge-m3": ("bge-m3", "cls"), "qwen3": ("decoder", "last_token")}
     kind, pooling = kinds[family]
     return {"family": kind, "pooling": pooling, **dense}

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from app.batching.lines import Call
 from app.dispatch import Desk
-from app.orders import Order
+from app.orders import Order, limit_chunks
 from app.services import Services
 from tasks.batches import BatchGroup
-from tasks.chunking import ChunkLimits, Item, cut_chunks
+from tasks.chunking import Item, cut_chunks
 from tasks.jobs import ChunkRecord, NewJob, new_job_id
 
 __all__ = ["Group", "GroupTable"]
@@ -26,7 +26,7 @@ class Group:
         self.lines = self.items = self.tokens = 0
         self.records: list[ChunkRecord] = []
         self._live = live
-        self._limits = ChunkLimits.of(live.settings, order.card.max_tokens)
+        self._limits = limit_chunks(live.settings, order)
         self._waiting: list[Item] = []
         self._waiting_chars = self._stored_bytes = 0
 

@@ -25,6 +25,7 @@ from tasks.engine import ItemError, Outcomes
 from tasks.errors import Expired, NotFound, TwolaneError
 from tasks.files import FileWriter, NewFile
 from tasks.jobs import Job, JobState
+from tasks.vectors import join_extras
 
 __all__ = ["write_outputs"]
 
@@ -186,4 +187,5 @@ def _join(parts: Sequence[tuple[ResultChunk, slice]]) -> Outcomes:
         tokens=np.concatenate([chunk.tokens[part] for chunk, part in parts]),
         truncated=np.concatenate([chunk.truncated[part] for chunk, part in parts]),
         errors=errors,
+        extras=join_extras([chunk.cut_extras(part) for chunk, part in parts]),
     )

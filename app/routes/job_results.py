@@ -16,7 +16,7 @@ from app.job_schemas import JobId, ResultPage, ResultView
 from app.results import Results
 from app.services import services
 from app.tables import stream_table
-from tasks.errors import Expired, NotFinished, NotFound
+from tasks.errors import Expired, InvalidRequest, NotFinished, NotFound
 
 __all__ = ["blueprint"]
 
@@ -76,6 +76,9 @@ def _page(results: Results, query: ResultView) -> Response:
 
 
 def _send_npy(results: Results) -> Response:
+    if "dense" not in results.job.params.returns:
+        message = "npy holds dense vectors, and this job has none; json, ndjson, arrow and parquet hold the other kinds"
+        raise InvalidRequest(message, param="format")
     file = NpyFile(results, results.width())
     tag = f'"{results.job.id}.{results.job.version}.npy"'
     # A range of another state of the job would be glued to the wrong bytes.

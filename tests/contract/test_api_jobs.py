@@ -171,6 +171,7 @@ def test_a_job_tells_what_became_of_it(ended: dict[str, Any]) -> None:
     assert ended["params"] == {"instruction": None, "dimensions": None, "truncate": "end", "dtype": "float32"} | {
         "cache": False,
         "dedupe": False,
+        "return": ["dense"],
     }
 
 

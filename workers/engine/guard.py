@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.engine import ItemError
-from workers.models.backends.base import Backend, Tokens
+from tasks.vectors import ExtraParts
+from workers.models.backends.base import Backend, Heads, Tokens
 
-__all__ = ["INVALID", "find_bad", "run_guarded"]
+__all__ = ["INVALID", "find_bad", "run_guarded", "run_guarded_heads"]
 
 INVALID = ItemError("invalid_embedding", "The model gives no finite value for this text, not even in float32.")
 
@@ -43,3 +44,27 @@ def run_guarded(backend: Backend, rows: Sequence[Tokens]) -> tuple[NDArray[np.fl
         bad = find_bad(values)
         values[bad] = 0
     return values, bad
+
+
+def run_guarded_heads(
+    heads: Heads, rows: Sequence[Tokens]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], list[ExtraParts]]:
+    """Do the same for all kinds of vectors that the rows want; a row is bad when any number of it is.
+
+    Raises:
+        tasks.errors.OutOfMemory: the rows do not fit together.
+    """
+    values, extras = heads.run_all(rows)
+    bad = find_bad(values) | _find_bad_extras(extras)
+    if bad.any():
+        values = np.array(values)
+        for at in np.flatnonzero(bad).tolist():
+            (values[at],), (extras[at],) = heads.run_all([rows[at]], exact=True)
+        bad = find_bad(values) | _find_bad_extras(extras)
+        values[bad] = 0
+    return values, bad, extras
+
+
+def _find_bad_extras(extras: Sequence[ExtraParts]) -> NDArray[np.bool_]:
+    good = [all(np.isfinite(part).all() for parts in each.values() for part in parts) for each in extras]
+    return ~np.array(good, np.bool_)

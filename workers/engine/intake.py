@@ -5,6 +5,7 @@ nothing is computed twice: equal texts of one work share a row. Knows nothing of
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from tasks.engine import ItemError, Outcomes, Work
 from tasks.errors import InvalidRequest, WrongCapability
+from tasks.vectors import Extra, ExtraParts, Ragged
 from workers.engine.requests import Finish, Request
 from workers.models.base import LoadedModel
 from workers.models.tokenizer import Encoded
@@ -45,6 +47,8 @@ def _check(work: Work, model: LoadedModel) -> None:
             raise InvalidRequest("rerank needs a query for each document", param="queries")
     elif dimension is None:
         raise WrongCapability(f"the model {name} gives no embeddings", param="model")
+    elif model.backend.heads is None and _extras(work):
+        raise WrongCapability(f"this worker gives dense vectors only of the model {name}", param="return")
     if dimension is not None and work.dimensions is not None and not 0 < work.dimensions <= dimension:
         raise InvalidRequest(f"dimensions must be from 1 to {dimension}", param="dimensions")
 
@@ -53,12 +57,16 @@ def _admit_embeddings(work: Work, model: LoadedModel) -> Request:
     texts = instruct(work.texts, work.instruction, model)
     unique, rows_of = _deduplicate(texts)
     encoded = model.tokenizer.encode(unique, work.truncate)
-    plan = _Plan(work, encoded, model)
+    extras = _extras(work)
+    plan = _Plan(work, encoded, model, extras)
 
     def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
         spread, errors = plan.spread(values, failed, rows_of)
+        more = {kind: plan.spread_extra(kind, rows_of, errors) for kind in extras}
         values = _cut_dimensions(spread, work.dimensions, normalize=model.card.normalize)
-        return Outcomes(values, plan.lengths[rows_of], plan.cut[rows_of], errors)
+        if "dense" not in work.returns:
+            values = values[:, :0]
+        return Outcomes(values, plan.lengths[rows_of], plan.cut[rows_of], errors, extras=more)
 
     return plan.request(finish)
 
@@ -109,16 +117,25 @@ def _query_instruction(work: Work, model: LoadedModel) -> str:
     return model.card.query_instruction if work.instruction is None else work.instruction
 
 
+def _extras(work: Work) -> tuple[Extra, ...]:
+    return tuple(kind for kind in work.returns if kind != "dense")
+
+
 class _Plan:
     """Which encoded texts become rows, and how rows come back to items."""
 
-    def __init__(self, work: Work, encoded: Sequence[Encoded], model: LoadedModel) -> None:
+    def __init__(
+        self, work: Work, encoded: Sequence[Encoded], model: LoadedModel, extras: tuple[Extra, ...] = ()
+    ) -> None:
         self._work, self._model = work, model
+        self._parts: Mapping[int, ExtraParts] = {}
         self.lengths = np.array([len(one.tokens) for one in encoded], np.int32)
         self.cut = np.array([one.cut for one in encoded], np.bool_)
         refused = self.cut if work.truncate == "none" else np.zeros(len(encoded), np.bool_)
         self._kept = np.flatnonzero(~refused)
         self._rows = [encoded[at].tokens for at in self._kept.tolist()]
+        if extras:
+            self._rows = [replace(row, extras=extras) for row in self._rows]
         most = model.tokenizer.max_tokens
         self._refused = {at: _too_long(most, encoded[at].asked) for at in np.flatnonzero(refused).tolist()}
 
@@ -126,6 +143,7 @@ class _Plan:
         """Return the request that computes the rows and then calls `finish`."""
         request = Request(self._model, self._work.service, self._work.deadline_s, finish)
         request.add_rows(self._rows)
+        self._parts = request.extras
         return request
 
     def spread(
@@ -139,6 +157,12 @@ class _Plan:
         if not errors:
             return by_text[rows_of], {}
         return by_text[rows_of], {at: errors[row] for at, row in enumerate(rows_of.tolist()) if row in errors}
+
+    def spread_extra(self, kind: Extra, rows_of: NDArray[np.intp], errors: Mapping[int, ItemError]) -> Ragged:
+        """Return what each item has of a kind; failed items have nothing."""
+        by_text = {text: self._parts[row][kind] for row, text in enumerate(self._kept.tolist()) if row in self._parts}
+        found = [None if at in errors else by_text.get(text) for at, text in enumerate(rows_of.tolist())]
+        return Ragged.of(kind, found)
 
 
 def _deduplicate(items: Sequence[T]) -> tuple[list[T], NDArray[np.intp]]:

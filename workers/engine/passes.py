@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from tasks.engine import ItemError
 from tasks.errors import OutOfMemory
 from workers.engine.cost import CostModel
-from workers.engine.guard import INVALID, run_guarded
+from workers.engine.guard import INVALID, run_guarded, run_guarded_heads
 from workers.engine.oom import SafeSizes, run_halving
 from workers.engine.requests import Row
 from workers.engine.watchdog import Watchdog
@@ -60,9 +60,17 @@ class Passes:
 
     def _run_part(self, model: LoadedModel, rows: Sequence[Row]) -> None:
         started_s = time.perf_counter()
+        tokens = [row.tokens for row in rows]
+        heads = model.backend.heads if any(row.extras for row in tokens) else None
         with self._watchdog.watch():
-            values, bad = run_guarded(model.backend, [row.tokens for row in rows])
+            if heads is None:
+                values, bad = run_guarded(model.backend, tokens)
+            else:
+                values, bad, extras = run_guarded_heads(heads, tokens)
         self._measure(model, rows, time.perf_counter() - started_s)
+        if heads is not None:
+            for row, parts in zip(rows, extras, strict=True):
+                row.request.extras[row.index] = parts
         for row, value, is_bad in zip(rows, values, bad, strict=True):
             if is_bad:
                 row.request.refuse(row.index, INVALID)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from tasks.engine import ItemError, Outcomes
 from tasks.lanes import Service
+from tasks.vectors import ExtraParts
 from workers.models.backends.base import Tokens
 from workers.models.base import LoadedModel
 
@@ -46,9 +47,13 @@ class Request:
         deadline_s: `time.monotonic()` after which nobody waits any more; None never.
         future: what the caller holds. It stays pending until it is settled, so that it can be cancelled any time.
         rows: all rows, in order of their index.
+        extras: what rows got besides their values, by index; rows that wanted nothing are not there.
     """
 
-    __slots__ = ("_errors", "_finish", "_left", "_lock", "_values", "deadline_s", "future", "model", "rows", "service")
+    __slots__ = (
+        *("_errors", "_finish", "_left", "_lock", "_values"),
+        *("deadline_s", "extras", "future", "model", "rows", "service"),
+    )
 
     def __init__(self, model: LoadedModel, service: Service, deadline_s: float | None, finish: Finish) -> None:
         self.model = model
@@ -56,6 +61,7 @@ class Request:
         self.deadline_s = deadline_s
         self.future: Future[Outcomes] = Future()
         self.rows: list[Row] = []
+        self.extras: dict[int, ExtraParts] = {}
         self._finish = finish
         self._errors: dict[int, ItemError] = {}
         self._left = 0

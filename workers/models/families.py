@@ -12,8 +12,12 @@ import transformers
 from FlagEmbedding import BGEM3FlagModel, FlagLLMModel, FlagModel, FlagReranker
 
 from config.catalog import ModelCard
+from tasks.errors import ConfigError
 
-__all__ = ["load", "transformer", "wrap"]
+__all__ = ["MultiVectorEmbedder", "load", "transformer", "wrap"]
+
+# FlagEmbedding loads both heads or, where one of them is missing, makes both up.
+_HEADS = ("sparse_linear.pt", "colbert_linear.pt")
 
 
 def load(card: ModelCard, folder: Path, dtype: str, pooling: str) -> Any:
@@ -33,6 +37,10 @@ def load(card: ModelCard, folder: Path, dtype: str, pooling: str) -> Any:
     if card.family == "decoder":
         return FlagLLMModel(str(folder), **common)
     if card.family == "bge-m3":
+        if card.extras and not all((folder / name).is_file() for name in _HEADS):
+            raise ConfigError(
+                f"model {card.name}: {folder} lacks {' or '.join(_HEADS)}, without which it is dense only"
+            )
         return BGEM3FlagModel(str(folder), pooling_method=pooling, **common)
     return FlagModel(str(folder), pooling_method=pooling, **common)
 
@@ -46,8 +54,14 @@ def wrap(flag: Any, card: ModelCard, pooling: str) -> torch.nn.Module:
     """Return one module from ids to vectors or scores, in evaluation mode."""
     # A decoder would keep keys and values for a next token that never comes.
     transformer(flag).config.use_cache = False
-    module = Scorer(flag) if card.family == "cross-encoder" else Embedder(flag, pooling, normalize=card.normalize)
-    return module.eval().requires_grad_(requires_grad=False)
+    return _choose_module(flag, card, pooling).eval().requires_grad_(requires_grad=False)
+
+
+def _choose_module(flag: Any, card: ModelCard, pooling: str) -> torch.nn.Module:
+    if card.family == "cross-encoder":
+        return Scorer(flag)
+    kind = MultiVectorEmbedder if card.extras else Embedder
+    return kind(flag, pooling, normalize=card.normalize)
 
 
 class Embedder(torch.nn.Module):
@@ -67,8 +81,48 @@ class Embedder(torch.nn.Module):
         """Pool and normalize in float32, whatever the transformer computes in."""
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         states = self.transformer(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **more)
-        vectors = _pool(states.last_hidden_state.float(), attention_mask, self._pooling)
+        return self._finish(_pool(states.last_hidden_state.float(), attention_mask, self._pooling))
+
+    def _finish(self, vectors: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.normalize(vectors, dim=-1) if self._normalize else vectors
+
+
+class MultiVectorEmbedder(Embedder):
+    """bge-m3 with its two heads. As a module it is the dense embedder; `forward_all` gives the rest of the same pass.
+
+    Attributes:
+        silent: ids of special tokens, which have no weight.
+    """
+
+    def __init__(self, flag: Any, pooling: str, *, normalize: bool) -> None:
+        super().__init__(flag, pooling, normalize=normalize)
+        self.sparse_linear = flag.model.sparse_linear
+        self.colbert_linear = flag.model.colbert_linear
+        known = flag.tokenizer
+        special = (known.cls_token_id, known.eos_token_id, known.pad_token_id, known.unk_token_id)
+        self.silent = sorted({token for token in special if token is not None})
+
+    def forward_all(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, sparse: torch.Tensor, colbert: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute what FlagEmbedding's M3 model computes, for real tokens of the rows that want it.
+
+        Args:
+            input_ids: int64, shape (n, length), padded on the right.
+            attention_mask: the same shape.
+            sparse: bool, shape (n,): rows whose token weights are wanted.
+            colbert: bool, shape (n,): rows whose token vectors are wanted.
+
+        Returns:
+            float32: vectors (n, d); weights, one for each token of the first rows; vectors (_, d), one for each token
+            but the first of the second rows.
+        """
+        output = self.transformer(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        states, real = output.last_hidden_state, attention_mask.bool()
+        dense = self._finish(_pool(states.float(), attention_mask, self._pooling))
+        weights = torch.relu(self.sparse_linear(states[real & sparse[:, None]])).float().view(-1)
+        vectors = self.colbert_linear(states[:, 1:][real[:, 1:] & colbert[:, None]]).float()
+        return dense, weights, self._finish(vectors)
 
 
 class Scorer(torch.nn.Module):

@@ -11,7 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Backend", "Tokens"]
+from tasks.vectors import Extra, ExtraParts
+
+__all__ = ["Backend", "Heads", "Tokens"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -21,10 +23,12 @@ class Tokens:
     Attributes:
         ids: int32, shape (length,).
         second_at: where the second text of a pair begins; 0 for a single text.
+        extras: kinds of vectors that are wanted besides the value.
     """
 
     ids: NDArray[np.int32]
     second_at: int = 0
+    extras: tuple[Extra, ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -41,6 +45,7 @@ class Backend(Protocol):
         parallel: rows that are computed side by side, each on cores of its own; a batch should be a multiple of it.
         express: a second way to run the same weights, quick for few rows, that another thread may use while this one
             runs a batch; None where the device does one thing at a time.
+        heads: the same weights with what gives other kinds of vectors; None where there is none. Same thread.
     """
 
     kind: str
@@ -49,6 +54,7 @@ class Backend(Protocol):
     dimension: int | None
     parallel: int
     express: "Backend | None"
+    heads: "Heads | None"
 
     def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """Run one forward pass over rows of similar length.
@@ -71,4 +77,20 @@ class Backend(Protocol):
 
     def free_memory(self) -> None:
         """Give cached memory back to the device, before a smaller batch is tried."""
+        ...
+
+
+class Heads(Protocol):
+    """Gives sparse weights and ColBERT vectors of the forward pass that gives the dense vector anyway."""
+
+    def run_all(self, rows: Sequence[Tokens], *, exact: bool = False) -> tuple[NDArray[np.float32], list[ExtraParts]]:
+        """Run one forward pass as `Backend.run`, or `Backend.run_exact`; rows that want no more get only their value.
+
+        Returns:
+            the values, and for each row what its `extras` ask for. Weights and vectors that are no numbers stay in,
+            for the caller to see.
+
+        Raises:
+            tasks.errors.OutOfMemory: the rows do not fit on the device together.
+        """
         ...

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from config.catalog import ModelCard
 from tasks.errors import OutOfMemory
-from workers.models.backends.base import Backend, Tokens
+from workers.models.backends.base import Backend, Heads, Tokens
 from workers.models.tokenizer import Encoded, Truncate
 
 __all__ = ["FakeBackend", "FakeTokenizer"]
@@ -68,6 +68,7 @@ class FakeBackend:
     kind = "fake"
     parallel = 1
     express: Backend | None = None
+    heads: Heads | None = None
     device = "cpu"
     dtype = "float32"
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import OutOfMemory
-from workers.models.backends.base import Tokens
+from workers.models.backends.base import Heads, Tokens
 from workers.models.backends.padding import pad
 from workers.models.export import MODEL, import_openvino
 from workers.models.shapes import round_length, round_rows_up
@@ -45,6 +45,8 @@ class OpenVinoBackend:
 
     kind = "openvino"
     device = "cpu"
+    # The exported graph ends at the dense vector.
+    heads: Heads | None = None
 
     def __init__(self, graph: "_Graph", streams: int, express: "OpenVinoBackend | None") -> None:
         self.dtype = graph.dtype

@@ -1,0 +1,154 @@
+"""Sparse weights and ColBERT vectors of bge-m3: what FlagEmbedding gives, from one forward pass, through the engine."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from FlagEmbedding import BGEM3FlagModel
+from pydantic import ValidationError
+
+from config.catalog import ModelCard
+from config.settings import Settings
+from tasks.engine import Outcomes, Work
+from tasks.errors import ConfigError, WrongCapability
+from tasks.vectors import KINDS
+from tests.checkpoints import WORDS, make_checkpoint
+from workers.engine import DeviceEngine
+from workers.models.backends.torch import TorchBackend
+from workers.models.base import LoadedModel
+from workers.models.registry import load_models
+
+SETTINGS = Settings(_env_file=None, device="cpu", threads=2, dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> ModelCard:
+    return ModelCard(**make_checkpoint("bge-m3", tmp_path_factory.mktemp("bge-m3")))
+
+
+@pytest.fixture(scope="module")
+def texts() -> list[str]:
+    draw = random.Random(2)
+    lengths = [0, 1, 2, 3, 5, 8, 13, 40, 90, 125, 126, 127, 200]
+    # Few different words, so that many come more than once; `unknown` is none of the tokenizer's.
+    return [" ".join(draw.choices([*WORDS[:30], "unknown"], k=length)) for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def expected(card: ModelCard, texts: list[str]) -> dict[str, Any]:
+    flag = BGEM3FlagModel(card.source.removeprefix("path:"), use_fp16=False, devices="cpu")
+    return dict(flag.encode(texts, max_length=128, return_sparse=True, return_colbert_vecs=True))
+
+
+def load(card: ModelCard, dtype: str = "float32") -> LoadedModel:
+    settings = SETTINGS.model_copy(update={"dtype": dtype})
+    return load_models([card], settings)[card.name]
+
+
+def compute(model: LoadedModel, texts: list[str], *kinds: Any, **fields: Any) -> Outcomes:
+    with DeviceEngine(SETTINGS, {model.card.name: model}) as engine:
+        return engine.submit(Work(model.card.name, "embeddings", texts, returns=kinds, **fields)).result(60)
+
+
+def weights(outcomes: Outcomes) -> list[dict[int, float]]:
+    return [dict(zip(ids.tolist(), values.tolist(), strict=True)) for ids, values in outcomes.extras["sparse"]]
+
+
+def test_all_kinds_equal_those_of_flag_embedding(card: ModelCard, texts: list[str], expected: dict[str, Any]) -> None:
+    outcomes = compute(load(card), texts, *KINDS)
+    np.testing.assert_allclose(outcomes.values, expected["dense_vecs"], atol=1e-4)
+    for mine, theirs in zip(weights(outcomes), expected["lexical_weights"], strict=True):
+        assert mine == pytest.approx({int(token): float(weight) for token, weight in theirs.items()}, abs=1e-4)
+    for (vectors,), theirs in zip(outcomes.extras["colbert"], expected["colbert_vecs"], strict=True):
+        assert vectors.shape == theirs.shape
+        np.testing.assert_allclose(vectors, theirs, atol=1e-4)
+    assert max(map(len, weights(outcomes))) > 10, "the heads say something, so equality means something"
+
+
+def test_what_was_not_asked_for_is_not_there(card: ModelCard, texts: list[str], expected: dict[str, Any]) -> None:
+    model = load(card)
+    dense = compute(model, texts, "dense")
+    assert dense.extras == {}
+    np.testing.assert_allclose(dense.values, expected["dense_vecs"], atol=1e-4)
+    sparse = compute(model, texts, "sparse")
+    assert sparse.values.shape == (len(texts), 0)
+    assert set(sparse.extras) == {"sparse"}
+
+
+class Counting(torch.nn.Module):
+    """A transformer that notes the rows of each of its passes."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner, self.rows = inner, list[int]()
+
+    def forward(self, **inputs: Any) -> Any:
+        self.rows.append(len(inputs["input_ids"]))
+        return self.inner(**inputs)
+
+
+def test_one_pass_gives_all_and_equal_texts_share_a_row(card: ModelCard) -> None:
+    model = load(card)
+    backend = model.backend
+    assert isinstance(backend, TorchBackend)
+    counting = backend._module.transformer = Counting(backend._module.get_submodule("transformer"))
+    outcomes = compute(model, ["w1 w2 w3", "w4 w5 w6", "w1 w2 w3"], *KINDS)
+    assert counting.rows == [2]
+    assert weights(outcomes)[0] == weights(outcomes)[2] != weights(outcomes)[1]
+
+
+def test_the_heads_do_not_run_for_dense_vectors_alone(card: ModelCard) -> None:
+    model = load(card)
+    backend = model.backend
+    assert isinstance(backend, TorchBackend)
+    backend._module.sparse_linear = backend._module.colbert_linear = None  # type: ignore[assignment]
+    assert not compute(model, ["w1 w2"], "dense").errors
+
+
+def test_dimensions_and_truncation_hold_as_for_dense_vectors(card: ModelCard) -> None:
+    outcomes = compute(load(card), ["w1 w2", " ".join(WORDS[:200])], *KINDS, dimensions=8, truncate="none")
+    assert outcomes.values.shape == (2, 8)
+    assert outcomes.errors[1].code == "context_length_exceeded"
+    assert outcomes.extras["colbert"].lengths.tolist() == [3, 0], "w1, w2 and the end; nothing of the refused text"
+    assert outcomes.extras["colbert"].parts[0].shape[1] == 64
+    assert weights(outcomes)[1] == {}
+
+
+@pytest.mark.parametrize("head", ["sparse_linear", "colbert_linear"])
+def test_numbers_that_are_none_make_item_errors_for_those_who_asked(head: str, card: ModelCard) -> None:
+    model = load(card)
+    backend = model.backend
+    assert isinstance(backend, TorchBackend)
+    backend._module.get_submodule(head).bias.data.fill_(float("nan"))
+    outcomes = compute(model, ["w1 w2", "w3"], *KINDS)
+    assert {at: error.code for at, error in outcomes.errors.items()} == dict.fromkeys((0, 1), "invalid_embedding")
+    assert all(not ragged.lengths.any() for ragged in outcomes.extras.values())
+    assert not compute(model, ["w1 w2", "w3"], "dense").errors
+
+
+def test_half_precision_gives_nearly_the_same(card: ModelCard, texts: list[str], expected: dict[str, Any]) -> None:
+    outcomes = compute(load(card, "bfloat16"), texts, *KINDS)
+    for (vectors,), theirs in zip(outcomes.extras["colbert"], expected["colbert_vecs"], strict=True):
+        assert (vectors * theirs).sum(axis=1).mean() > 0.95
+
+
+def test_a_model_without_heads_refuses(tmp_path: Path) -> None:
+    model = load(ModelCard(**make_checkpoint("bert", tmp_path), backend="torch"))
+    with pytest.raises(WrongCapability):
+        compute(model, ["w1"], "sparse")
+
+
+def test_a_card_that_promises_what_its_weights_lack_is_refused_at_start(tmp_path: Path) -> None:
+    fields = make_checkpoint("bge-m3", tmp_path)
+    with pytest.raises(ConfigError, match="dense vectors only"):
+        load(ModelCard(**fields, backend="openvino"))
+    (tmp_path / "sparse_linear.pt").unlink()
+    with pytest.raises(ConfigError, match=r"sparse_linear\.pt"):
+        load(ModelCard(**fields))
+    fields["capabilities"] = ("dense",)
+    assert load(ModelCard(**fields, backend="torch")).backend.heads is None
+    with pytest.raises(ValidationError, match="bge-m3"):
+        ModelCard(**{**fields, "family": "encoder", "capabilities": ("sparse",)})
