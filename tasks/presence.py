@@ -1,6 +1,6 @@
 """Which workers are ready for which model: workers announce themselves, the web reads.
 
-Owns the announcing thread, the shape of the facts and a short cache of the reader. Time is the server's: a worker
+Owns the announcements, the shape of the facts and a short cache of the reader. Time is the server's: a worker
 whose clock is wrong counts as gone neither too early nor too late.
 """
 
@@ -17,6 +17,7 @@ from redis import Redis, RedisError
 from tasks import keys
 from tasks.connections import script_text
 from tasks.errors import StoreUnavailable
+from tasks.rounds import Rounds
 
 __all__ = ["Announcer", "Presence", "WorkerFacts"]
 
@@ -69,34 +70,22 @@ class Announcer:
         self._facts = facts
         self._ttl_ms = int(ttl_s * 1000)
         self._announced: set[str] = set()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="announce", daemon=True)
+        self._rounds = Rounds(self._look, _PERIOD_S, "announcer")
 
     def start(self) -> None:
         """Announce from now on."""
-        self._thread.start()
+        self._rounds.start()
 
     def stop(self) -> None:
         """Withdraw and end the thread. Safe to call twice."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(2 * _PERIOD_S + 1)
-
-    def _run(self) -> None:
-        reachable = True
-        while not self._stop.is_set():
-            try:
-                self._announce(self._facts())
-                reachable = True
-            except Exception as error:  # noqa: BLE001 - the edge of this thread: it must outlive its server
-                if reachable:
-                    _log.warning("the worker cannot announce itself just now: %s", error)
-                reachable = False
-            self._stop.wait(_PERIOD_S)
+        self._rounds.stop(2 * _PERIOD_S + 1)
         try:
             self._announce({})
         except RedisError:
             _log.debug("the announcement stays until its expiry")
+
+    def _look(self) -> None:
+        self._announce(self._facts())
 
     def _announce(self, facts: Mapping[str, WorkerFacts]) -> None:
         pipeline = self._redis.pipeline(transaction=False)

@@ -8,7 +8,7 @@ its hold runs out and another one goes on.
 import contextlib
 import logging
 import secrets
-import threading
+import time
 import traceback
 
 from redis import RedisError
@@ -21,6 +21,7 @@ from app.services import Services
 from tasks.batches import Batch, BatchState
 from tasks.errors import Conflict, NotFound, TwolaneError
 from tasks.jobs import Job, JobState
+from tasks.rounds import Rounds
 
 __all__ = ["Steward"]
 
@@ -28,7 +29,8 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.5
 _POLL_S = 0.5
 _RETRY_S = 5.0
-_SWEEP_EVERY_TICKS = 120
+_SWEEP_EVERY_S = 60.0
+_STOP_S = 5.0
 
 
 class Steward:
@@ -42,44 +44,31 @@ class Steward:
         self._live = live
         self._holder = secrets.token_hex(8)
         self._wake = live.batch_bell
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="twolane-batches", daemon=True)
+        self._sweep_at_s = 0.0
+        self._rounds = Rounds(self._look_and_sweep, _TICK_S, "steward", bell=self._wake)
 
     def start(self) -> None:
         """Begin to look after batches."""
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """End the thread; what it was doing is left to another process."""
-        self._stop.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        self._rounds.stop(_STOP_S)
 
     def look(self) -> int:
         """Move on every batch that is due, and return how many were looked at."""
         due = self._live.batches.list_due()
         for tenant, batch_id in due:
-            if not self._stop.is_set():
+            if not self._rounds.stopping:
                 self._look_at(batch_id, tenant)
         return len(due)
 
-    def _run(self) -> None:
-        ticks = 0
-        while not self._stop.is_set():
-            try:
-                self.look()
-                if ticks % _SWEEP_EVERY_TICKS == 0:
-                    self._sweep_files()
-            except Exception as error:  # noqa: BLE001 - the edge of a thread that must not end
-                _log.warning("batches cannot be looked after now: %s", type(error).__name__)
-            ticks += 1
-            self._wake.wait(_TICK_S)
-            self._wake.clear()
-
-    def _sweep_files(self) -> None:
-        while not self._stop.is_set() and self._live.files.sweep():
-            pass
+    def _look_and_sweep(self) -> None:
+        self.look()
+        if time.monotonic() >= self._sweep_at_s:
+            self._sweep_at_s = time.monotonic() + _SWEEP_EVERY_S
+            while not self._rounds.stopping and self._live.files.sweep():
+                pass
 
     def _look_at(self, batch_id: str, tenant: str) -> None:
         store = self._live.batches

@@ -20,12 +20,14 @@ from app.webhooks.sending import post
 from app.webhooks.signing import sign
 from app.webhooks.targets import ForbiddenTarget, parse_target
 from tasks.jobs import JobProgress
+from tasks.rounds import Rounds
 from tasks.webhooks import Attempt, Delivery, Outbox
 
 __all__ = ["Courier", "compose"]
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.5
+_STOP_S = 5.0
 _SENDERS = 8
 
 
@@ -51,20 +53,17 @@ class Courier:
     def __init__(self, live: Services) -> None:
         self._settings = live.settings
         self._outbox = Outbox(live.redis, live.settings)
-        self._stop = threading.Event()
         self._free = threading.Semaphore(_SENDERS)
         self._senders = ThreadPoolExecutor(_SENDERS, thread_name_prefix="twolane-webhook")
-        self._thread = threading.Thread(target=self._run, name="twolane-courier", daemon=True)
+        self._rounds = Rounds(self._look_at_all, _TICK_S, "courier")
 
     def start(self) -> None:
         """Begin to tell."""
-        self._thread.start()
+        self._rounds.start()
 
     def close(self) -> None:
         """End the thread; what is not told yet is told by another process, or after the next start."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=5)
+        self._rounds.stop(_STOP_S)
         self._senders.shutdown(wait=False, cancel_futures=True)
 
     def look(self) -> int:
@@ -82,18 +81,9 @@ class Courier:
             self._senders.submit(self._send, delivery)
         return len(taken)
 
-    def _run(self) -> None:
-        failing = False
-        while not self._stop.is_set():
-            try:
-                while self.look() and not self._stop.is_set():
-                    pass
-                failing = False
-            except Exception as error:  # noqa: BLE001 - the edge of a thread that must not end
-                if not failing:
-                    _log.warning("webhooks cannot be looked after now: %s", type(error).__name__)
-                failing = True
-            self._stop.wait(_TICK_S)
+    def _look_at_all(self) -> None:
+        while self.look() and not self._rounds.stopping:
+            pass
 
     def _send(self, delivery: Delivery) -> None:
         try:
