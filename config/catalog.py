@@ -33,8 +33,9 @@ class ModelCard(BaseModel):
     # `auto` lets the worker choose by device
     backend: str = "auto"
     capabilities: tuple[Capability, ...]
-    # How a model with the rerank capability scores: a cross-encoder's logit, or an embedding model's cosine.
-    rerank_by: Literal["cross-encoder", "similarity"] | None = None
+    # How a model with the rerank capability scores: a cross-encoder's logit, an embedding model's cosine, or bge-m3's
+    # weighted sum of what its dense, sparse and ColBERT vectors say.
+    rerank_by: Literal["cross-encoder", "similarity", "multi-vector"] | None = None
     dimension: Annotated[int, Field(ge=1)] | None = None
     max_tokens: Annotated[int, Field(ge=1)]
     pooling: Literal["cls", "mean", "last_token"] | None = None
@@ -51,6 +52,9 @@ class ModelCard(BaseModel):
     def _require_heads(self) -> Self:
         if self.extras and self.family != "bge-m3":
             message = f"{self.name}: only models of the family bge-m3 give {' and '.join(self.extras)} vectors"
+            raise ValueError(message)
+        if self.rerank_by == "multi-vector" and len(self.extras) < 2:
+            message = f"{self.name}: rerank_by multi-vector needs the capabilities sparse and colbert"
             raise ValueError(message)
         return self
 

@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Settings:
-    fields = make_checkpoint("bge-m3", checkpoint)
+    fields = {**make_checkpoint("bge-m3", checkpoint), "rerank_by": "multi-vector"}
     folder = tmp_path_factory.mktemp("data")
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]
@@ -257,3 +257,23 @@ def test_a_batch_answers_each_line_with_its_kinds(
     ]
     refused = batch_requests.read(client, batch["error_file_id"])["refused"]["response"]
     assert (refused["status_code"], refused["body"]["error"]["param"]) == (400, "return")
+
+
+# -- reranking by all kinds
+
+
+def test_a_call_and_a_job_rank_by_the_weighted_score(client: FlaskClient, checkpoint: Path) -> None:
+    model = client.get(f"/v1/models/{MODEL}").json or {}
+    assert (model["rerank_by"], model["capabilities"]) == ("multi-vector", [*ALL, "rerank"])
+    flag = BGEM3FlagModel(str(checkpoint), use_fp16=False, devices="cpu")
+    pairs, ways = [(TEXTS[3], text) for text in TEXTS[:8]], [0.4, 0.2, 0.4]
+    theirs = flag.compute_score(pairs, batch_size=1, weights_for_different_modes=ways)["colbert+sparse+dense"]
+    expected = np.clip((1 + np.asarray(theirs)) / 2, 0, 1)
+    body = {"model": MODEL, "query": TEXTS[3], "documents": TEXTS[:8]}
+    for cache in (False, True, True):
+        results = (client.post("/v1/rerank", json={**body, "cache": cache}).json or {})["results"]
+        scores = {result["index"]: result["relevance_score"] for result in results}
+        assert [scores[at] for at in range(8)] == pytest.approx(expected, abs=1e-4)
+    job = client.post("/v1/jobs", json={"type": "rerank", **body}, headers={"Prefer": "respond-async"}).json or {}
+    wait_for_end(client, job["id"])
+    assert [line["relevance_score"] for line in read_lines(client, job)] == pytest.approx(expected, abs=1e-4)

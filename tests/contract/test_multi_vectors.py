@@ -17,6 +17,8 @@ from tasks.errors import ConfigError, WrongCapability
 from tasks.vectors import KINDS
 from tests.checkpoints import WORDS, make_checkpoint
 from workers.engine import DeviceEngine
+from workers.engine.intake import admit
+from workers.engine.scoring import PairScores
 from workers.models.backends.torch import TorchBackend
 from workers.models.base import LoadedModel
 from workers.models.registry import load_models
@@ -152,3 +154,58 @@ def test_a_card_that_promises_what_its_weights_lack_is_refused_at_start(tmp_path
     assert load(ModelCard(**fields, backend="torch")).backend.heads is None
     with pytest.raises(ValidationError, match="bge-m3"):
         ModelCard(**{**fields, "family": "encoder", "capabilities": ("sparse",)})
+
+
+# -- reranking by all of them
+
+
+def rerank(model: LoadedModel, queries: list[str], texts: list[str], **fields: Any) -> Outcomes:
+    with DeviceEngine(SETTINGS, {model.card.name: model}) as engine:
+        return engine.submit(Work(model.card.name, "rerank", texts, queries=queries, **fields)).result(60)
+
+
+def test_scores_equal_the_weighted_ones_of_flag_embedding(card: ModelCard, texts: list[str]) -> None:
+    model = load(card.model_copy(update={"rerank_by": "multi-vector"}))
+    queries = [text for text in texts[1:8] for _ in texts]
+    documents = texts * 7
+    scores = rerank(model, queries, documents).values
+    flag = BGEM3FlagModel(card.source.removeprefix("path:"), use_fp16=False, devices="cpu")
+    # One pair at a time: in a batch FlagEmbedding lets a query's token match the padding of a shorter text.
+    theirs = flag.compute_score(
+        list(zip(queries, documents, strict=True)),
+        batch_size=1,
+        max_query_length=128,
+        max_passage_length=128,
+        weights_for_different_modes=[0.4, 0.2, 0.4],
+    )["colbert+sparse+dense"]
+    expected = (1 + np.asarray(theirs)) / 2
+    inside = expected < 1
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(scores, np.clip(expected, 0, 1), atol=1e-4)
+    dense = rerank(load(card), queries, documents).values
+    assert np.abs(scores - dense)[inside].max() > 0.05, "sparse and colbert say something"
+
+
+def test_token_vectors_are_forgotten_with_their_last_pair(card: ModelCard, texts: list[str]) -> None:
+    model = load(card.model_copy(update={"rerank_by": "multi-vector"}))
+    request = admit(Work(card.name, "rerank", texts[1:9], queries=[texts[9]] * 8), model)
+    pairs, heads = request.extras, model.backend.heads
+    assert isinstance(pairs, PairScores)
+    assert heads is not None
+    held = []
+    for row in request.rows:
+        (value,), (parts,) = heads.run_all([row.tokens])
+        pairs[row.index] = parts
+        request.accept(row.index, value)
+        held.append(pairs.held)
+    assert held == [1] * 8 + [0], "the query's, until the last document is scored"
+    request.finish_if_complete()
+    assert request.future.result(0).values.all()
+
+
+def test_a_document_that_is_refused_fails_alone(card: ModelCard) -> None:
+    model = load(card.model_copy(update={"rerank_by": "multi-vector"}))
+    outcomes = rerank(model, ["w1"] * 3, ["w1 w2", " ".join(WORDS[:200]), "w3"], truncate="none")
+    assert {at: error.code for at, error in outcomes.errors.items()} == {1: "context_length_exceeded"}
+    assert outcomes.values[1] == 0
+    assert outcomes.values[[0, 2]].all()

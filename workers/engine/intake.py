@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from tasks.engine import ItemError, Outcomes, Work
 from tasks.errors import InvalidRequest, WrongCapability
 from tasks.vectors import Extra, ExtraParts, Ragged
-from workers.engine.requests import Finish, Request
+from workers.engine.requests import ExtraSink, Finish, Request
+from workers.engine.scoring import PairScores, cosines, to_unit_range
 from workers.models.base import LoadedModel
 from workers.models.tokenizer import Encoded
 
@@ -85,23 +86,26 @@ def _admit_pairs(work: Work, model: LoadedModel) -> Request:
 
 
 def _admit_similarity(work: Work, model: LoadedModel) -> Request:
-    """Embed each query and each document once; a score is their cosine, moved from [-1, 1] to [0, 1]."""
+    """Embed each query and each document once; a score is their cosine, or a sum with more, moved to [0, 1]."""
     queries = instruct(work.queries or (), _query_instruction(work, model), model)
     unique, rows_of = _deduplicate([*queries, *work.texts])
     encoded = model.tokenizer.encode(unique, work.truncate)
-    plan = _Plan(work, encoded, model)
+    by_all = model.card.rerank_by == "multi-vector"
+    plan = _Plan(work, encoded, model, ("sparse", "colbert") if by_all else ())
     of_query, of_text = rows_of[: len(queries)], rows_of[len(queries) :]
+    pairs = PairScores(plan.pair_rows(of_query, of_text)) if by_all else None
 
     def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
         left, query_errors = plan.spread(values, failed, of_query)
         right, text_errors = plan.spread(values, failed, of_text)
         errors = {**query_errors, **text_errors}
-        scores = _similarity(left, right)
+        dense = cosines(left, right)
+        scores = to_unit_range(dense if pairs is None else pairs.mix(dense))
         scores[list(errors)] = 0
         tokens = plan.lengths[of_query] + plan.lengths[of_text]
         return Outcomes(scores, tokens, plan.cut[of_query] | plan.cut[of_text], errors)
 
-    return plan.request(finish)
+    return plan.request(finish, pairs)
 
 
 def instruct(texts: Sequence[str], instruction: str | None, model: LoadedModel) -> Sequence[str]:
@@ -128,7 +132,7 @@ class _Plan:
         self, work: Work, encoded: Sequence[Encoded], model: LoadedModel, extras: tuple[Extra, ...] = ()
     ) -> None:
         self._work, self._model = work, model
-        self._parts: Mapping[int, ExtraParts] = {}
+        self._parts: dict[int, ExtraParts] = {}
         self.lengths = np.array([len(one.tokens) for one in encoded], np.int32)
         self.cut = np.array([one.cut for one in encoded], np.bool_)
         refused = self.cut if work.truncate == "none" else np.zeros(len(encoded), np.bool_)
@@ -139,11 +143,11 @@ class _Plan:
         most = model.tokenizer.max_tokens
         self._refused = {at: _too_long(most, encoded[at].asked) for at in np.flatnonzero(refused).tolist()}
 
-    def request(self, finish: Finish) -> Request:
-        """Return the request that computes the rows and then calls `finish`."""
+    def request(self, finish: Finish, extras: ExtraSink | None = None) -> Request:
+        """Return the request that computes the rows and then calls `finish`; extras stay here if nobody takes them."""
         request = Request(self._model, self._work.service, self._work.deadline_s, finish)
         request.add_rows(self._rows)
-        self._parts = request.extras
+        request.extras = self._parts if extras is None else extras
         return request
 
     def spread(
@@ -157,6 +161,11 @@ class _Plan:
         if not errors:
             return by_text[rows_of], {}
         return by_text[rows_of], {at: errors[row] for at, row in enumerate(rows_of.tolist()) if row in errors}
+
+    def pair_rows(self, left: NDArray[np.intp], right: NDArray[np.intp]) -> list[tuple[int | None, int | None]]:
+        """Return the rows of pairs of texts; a text that was refused has none."""
+        rows = {text: row for row, text in enumerate(self._kept.tolist())}
+        return [(rows.get(one), rows.get(other)) for one, other in zip(left.tolist(), right.tolist(), strict=True)]
 
     def spread_extra(self, kind: Extra, rows_of: NDArray[np.intp], errors: Mapping[int, ItemError]) -> Ragged:
         """Return what each item has of a kind; failed items have nothing."""
@@ -181,12 +190,6 @@ def _cut_dimensions(values: NDArray[np.float32], dimensions: int | None, *, norm
         norms = np.linalg.norm(short, axis=1, keepdims=True)
         np.divide(short, norms, out=short, where=norms > 0)
     return short
-
-
-def _similarity(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    cosines = np.einsum("nd,nd->n", left, right) / np.where(norms > 0, norms, 1)
-    return np.asarray(np.clip((1 + cosines) / 2, 0, 1), np.float32)
 
 
 def _too_long(most_tokens: int, asked_tokens: int) -> ItemError:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,10 +19,18 @@ from tasks.vectors import ExtraParts
 from workers.models.backends.base import Tokens
 from workers.models.base import LoadedModel
 
-__all__ = ["Finish", "Request", "Row"]
+__all__ = ["ExtraSink", "Finish", "Request", "Row"]
 
 # From the values of all rows and the rows that failed to the outcomes of the work.
 Finish = Callable[[NDArray[np.float32], Mapping[int, ItemError]], Outcomes]
+
+
+class ExtraSink(Protocol):
+    """Takes what rows got besides their values; called by the device's thread."""
+
+    def __setitem__(self, row: int, parts: ExtraParts, /) -> None:
+        """Take the extras of a row."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -47,7 +56,7 @@ class Request:
         deadline_s: `time.monotonic()` after which nobody waits any more; None never.
         future: what the caller holds. It stays pending until it is settled, so that it can be cancelled any time.
         rows: all rows, in order of their index.
-        extras: what rows got besides their values, by index; rows that wanted nothing are not there.
+        extras: takes, by index, what rows got besides their values.
     """
 
     __slots__ = (
@@ -61,7 +70,7 @@ class Request:
         self.deadline_s = deadline_s
         self.future: Future[Outcomes] = Future()
         self.rows: list[Row] = []
-        self.extras: dict[int, ExtraParts] = {}
+        self.extras: ExtraSink = dict[int, ExtraParts]()
         self._finish = finish
         self._errors: dict[int, ItemError] = {}
         self._left = 0

@@ -29,6 +29,8 @@ def make_fingerprint(card: ModelCard, folder: Path | None, pooling: str, dtype: 
         str(card.max_tokens),
         card.query_instruction,
         card.query_instruction_format,
+        # Scores of the two ways differ, and the cache knows them by the fingerprint.
+        *([card.rerank_by] if card.rerank_by == "multi-vector" else []),
     ]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return f"{card.slug}:{digest[:20]}"

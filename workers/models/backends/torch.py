@@ -120,7 +120,8 @@ def _deal_out(
             parts["sparse"] = _weigh_tokens(row.ids, weights[weight_at : weight_at + len(row)], silent)
             weight_at += len(row)
         if "colbert" in row.extras:
-            parts["colbert"] = (vectors[vector_at : vector_at + len(row) - 1],)
+            # A copy: one row that waits must not keep those of the whole batch.
+            parts["colbert"] = (vectors[vector_at : vector_at + len(row) - 1].copy(),)
             vector_at += len(row) - 1
         found.append(parts)
     return found
