@@ -14,7 +14,7 @@ import orjson
 from flask import Response
 from numpy.typing import NDArray
 
-from app.schemas import Document
+from app.schemas import Document, document_text
 from tasks.engine import Outcomes
 from tasks.vectors import Extra, ExtraParts, Ragged
 
@@ -86,18 +86,26 @@ def render_embeddings(outcomes: Outcomes, model: str, encoding: VectorFormat) ->
 
 
 def render_ranking(
-    outcomes: Outcomes, model: str, documents: Sequence[Document], *, top_n: int | None, with_documents: bool
+    outcomes: Outcomes,
+    model: str,
+    documents: Sequence[Document],
+    *,
+    top_n: int | None,
+    with_documents: Literal["object", "text"] | None,
 ) -> Response:
     """Return the answer of the rerank routes: by score, descending, ties by index.
 
-    The shape is the union of what the clients of Cohere, Jina, TEI's OpenAI style and litellm read.
+    The shape is the union of what the clients of Cohere, Jina, TEI's OpenAI style and litellm read. Documents that come
+    back are objects; those of Infinity read a string in the same place.
     """
     scores = np.round(outcomes.values.astype(np.float64), _SCORE_DECIMALS)
     order = np.argsort(-scores, kind="stable")[:top_n]
     results: list[dict[str, Any]] = [{"index": int(i), "relevance_score": float(scores[i])} for i in order]
-    if with_documents:
-        for result in results:
-            document = documents[result["index"]]
+    for result in results if with_documents else ():
+        document = documents[result["index"]]
+        if with_documents == "text":
+            result["document"] = document_text(document)
+        else:
             result["document"] = {"text": document} if isinstance(document, str) else document
     usage = _usage(outcomes)
     meta = {

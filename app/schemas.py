@@ -195,7 +195,9 @@ class RankedDocument(BaseModel):
 
     index: int = Field(description="Position in the request.")
     relevance_score: float = Field(ge=0, le=1)
-    document: dict[str, Any] | None = None
+    document: dict[str, Any] | str | None = Field(
+        None, description="Only when asked for: an object with a `text`; on /infinity/rerank the text itself."
+    )
 
 
 class RerankResponse(BaseModel):

@@ -2,7 +2,8 @@
 
 The libraries are no part of the project's environment: litellm wants an older openai and huggingface-hub than we have,
 chromadb brings kubernetes and onnxruntime, and langsmith hooks itself into every pytest.
-Their versions are the dependency group `clients`, locked in `tests/clients.lock`; the Node SDK has no dependencies.
+Their versions are the dependency group `clients`, locked in `tests/clients.lock`; those that want an older cohere are
+the group `clients-cohere5`, with an environment and a lock of its own. The Node SDKs have next to no dependencies.
 """
 
 import base64
@@ -15,14 +16,31 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from app import token_ids
 
-__all__ = ["LOCK", "Unavailable", "client_variables", "node_folder", "python_program", "vocabulary_folder"]
+__all__ = [
+    "COHERE5",
+    "LOCKS",
+    "NEWEST",
+    "NODE_PACKAGES",
+    "Unavailable",
+    "client_variables",
+    "installed",
+    "node_folder",
+    "python_program",
+    "run_code",
+    "vocabulary_folder",
+]
 
 ROOT = Path(__file__).parents[1]
-LOCK = ROOT / "tests" / "clients.lock"
 BUILD = ROOT / "build" / "clients"
-NODE_PACKAGE = "openai@6.49.0"
+NEWEST = "clients"
+COHERE5 = "clients-cohere5"
+# By dependency group of pyproject.toml.
+LOCKS = {group: ROOT / "tests" / f"{group}.lock" for group in (NEWEST, COHERE5)}
+NODE_PACKAGES = {"openai": "6.49.0", "cohere-ai": "8.1.0"}
 _INSTALL_TIMEOUT_S = 840
 # tiktoken names a cached file by the SHA-1 of the address that it would load.
 _VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken"
@@ -32,19 +50,30 @@ class Unavailable(Exception):
     """The environment cannot be made on this machine; the message says why."""
 
 
-def python_program() -> Path:
-    """Return the interpreter that has the clients.
+def installed(install: Callable[[], Path]) -> Path:
+    """Install, or skip without a network; on a machine of continuous integration that is a failure."""
+    try:
+        return install()
+    except Unavailable as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+def python_program(group: str = NEWEST) -> Path:
+    """Return the interpreter that has the clients of a dependency group.
 
     Raises:
         Unavailable: pip could not install them, for instance without a network.
     """
-    digest = hashlib.sha256(LOCK.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    lock = LOCKS[group]
+    digest = hashlib.sha256(lock.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = BUILD / f"python-{digest}"
     program = folder / "bin" / "python"
 
     def install() -> None:
         _run(sys.executable, "-m", "venv", "--clear", str(folder))
-        _run(str(program), "-m", "pip", "install", "--quiet", "--no-input", "--requirement", str(LOCK))
+        _run(str(program), "-m", "pip", "install", "--quiet", "--no-input", "--requirement", str(lock))
 
     _make_once(folder, install)
     return program
@@ -54,13 +83,14 @@ def node_folder() -> Path:
     """Return a folder with `node_modules`.
 
     Raises:
-        Unavailable: there is no node and npm, or npm could not install the package.
+        Unavailable: there is no node and npm, or npm could not install the packages.
     """
     if shutil.which("node") is None or shutil.which("npm") is None:
         raise Unavailable("node and npm are not on PATH")
-    folder = BUILD / f"node-{NODE_PACKAGE}"
+    packages = [f"{name}@{version}" for name, version in NODE_PACKAGES.items()]
+    folder = BUILD / f"node-{'-'.join(packages)}"
     options = ("--no-save", "--no-package-lock", "--no-audit", "--no-fund", "--prefix", str(folder))
-    _make_once(folder, lambda: _run("npm", "install", *options, NODE_PACKAGE))
+    _make_once(folder, lambda: _run("npm", "install", *options, *packages))
     return folder
 
 
@@ -78,6 +108,32 @@ def vocabulary_folder(folder: Path) -> Path:
     name = hashlib.sha1(_VOCABULARY_URL.encode(), usedforsecurity=False).hexdigest()
     (folder / name).write_bytes(b"".join(lines))
     return folder
+
+
+def run_code(program: Path | str, code: str, folder: Path, vocabulary: Path, **variables: str) -> str:
+    """Run a reader's code in an empty folder and return what it printed; it has to succeed.
+
+    Args:
+        program: an interpreter of Python, or `node`.
+        code: Python or JavaScript.
+        folder: where it is written and run.
+        vocabulary: where tiktoken looks for OpenAI's vocabulary; a folder without it will do for most.
+        variables: added to its environment.
+    """
+    file = folder / ("snippet.mjs" if program == "node" else "snippet.py")
+    file.write_text(code, "utf-8")
+    done = subprocess.run(
+        [str(program), str(file)],
+        cwd=folder,
+        env={**client_variables(vocabulary), **variables},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
 
 
 def client_variables(vocabulary: Path) -> dict[str, str]:

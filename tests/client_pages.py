@@ -2,6 +2,7 @@
 
 A snippet is run when the line before it is `<!-- run; shows: A | B -->`: it then has to succeed, and A and B have to
 be in what it prints. With `run with cl100k` it finds OpenAI's vocabulary on its disk; otherwise it has to do without.
+With `run with cohere 5` it runs in the environment of the libraries that want that version.
 """
 
 import re
@@ -16,7 +17,8 @@ ADDRESS = "http://127.0.0.1:8000"
 TEXTS = ["The tide follows the moon.", "Yeast makes bread rise."]
 
 _BLOCK = re.compile(
-    r"^<!-- run(?P<vocabulary> with cl100k)?; shows: (?P<shows>.+?) -->\n```(?P<language>\w+)\n(?P<code>.+?)^```$",
+    r"^<!-- run(?: with (?P<extra>cl100k|cohere 5))?; shows: (?P<shows>.+?) -->\n"
+    r"```(?P<language>\w+)\n(?P<code>.+?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 _INSTALL = re.compile(r"^(pip|npm) install (.+)$", re.MULTILINE)
@@ -30,7 +32,15 @@ class Snippet:
     language: str
     code: str
     shows: tuple[str, ...]
-    needs_vocabulary: bool
+    extra: str
+
+    @property
+    def needs_vocabulary(self) -> bool:
+        return self.extra == "cl100k"
+
+    @property
+    def needs_cohere5(self) -> bool:
+        return self.extra == "cohere 5"
 
     @property
     def leaves_vectors(self) -> bool:
@@ -39,9 +49,7 @@ class Snippet:
 
 def read_snippets() -> list[Snippet]:
     return [
-        Snippet(
-            f"{page.stem}-{number}", m["language"], m["code"], tuple(m["shows"].split(" | ")), bool(m["vocabulary"])
-        )
+        Snippet(f"{page.stem}-{number}", m["language"], m["code"], tuple(m["shows"].split(" | ")), m["extra"] or "")
         for page in sorted(PAGES.glob("*.md"))
         for number, m in enumerate(_BLOCK.finditer(page.read_text("utf-8")), 1)
     ]

@@ -43,8 +43,8 @@ class RankingAnswer:
 
     def render(self, outcomes: Outcomes) -> Response:
         """Return what the rerank routes answer."""
-        known = self.documents is not None
-        return render_ranking(outcomes, self.model, self.documents or (), top_n=self.top_n, with_documents=known)
+        form: Literal["object"] | None = None if self.documents is None else "object"
+        return render_ranking(outcomes, self.model, self.documents or (), top_n=self.top_n, with_documents=form)
 
 
 Answer = EmbeddingsAnswer | RankingAnswer

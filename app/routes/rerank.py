@@ -1,4 +1,10 @@
-"""Rerank on the three paths that clients use; one handler, one shape."""
+"""Rerank on the paths that clients use: one handler, one shape.
+
+Owns the one exception to it: under `/infinity`, documents that come back are strings, since clients of Infinity can
+read nothing else and send exactly what Cohere's clients send, who read an object.
+"""
+
+from typing import Literal
 
 from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
@@ -40,10 +46,10 @@ def rerank(body: RerankRequest) -> Response:
         return render_submission(live, desk.submit(order, items, payload.settle, queue=True), preferences)
     outcomes = desk.answer(order, items)
     raise_item_errors(outcomes.errors)
-    return render_ranking(
-        outcomes, body.model, body.documents, top_n=body.top_n, with_documents=bool(body.return_documents)
-    )
+    form: Literal["object", "text"] = "text" if request.path.startswith("/infinity/") else "object"
+    with_documents = form if body.return_documents else None
+    return render_ranking(outcomes, body.model, body.documents, top_n=body.top_n, with_documents=with_documents)
 
 
-for _path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+for _path in ("/v1/rerank", "/v2/rerank", "/rerank", "/infinity/rerank"):
     blueprint.post(_path, endpoint=_path.replace("/", "_"), responses=_RESPONSES)(rerank)

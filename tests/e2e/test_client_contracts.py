@@ -139,6 +139,13 @@ def test_litellm_asks_for_documents_on_every_path_and_gets_objects(http: httpx.C
     assert isinstance(answer["id"], str)
 
 
+def test_clients_of_infinity_get_documents_as_strings_under_their_own_address(http: httpx.Client) -> None:
+    documents = [{"text": DOCUMENTS[0], "title": "Bread"}, DOCUMENTS[1]]
+    answer = ask(http, "/infinity/rerank", {**RERANK, "documents": documents, "return_documents": True})
+    assert [result["document"] for result in answer["results"]] == [DOCUMENTS[1], DOCUMENTS[0]]
+    assert all("document" not in result for result in ask(http, "/infinity/rerank", RERANK)["results"])
+
+
 def test_cohere_v2_has_no_v1_in_its_path_and_wants_no_documents_back(http: httpx.Client) -> None:
     answer = ask(http, "/v2/rerank", {**RERANK, "top_n": 2})
     assert len(order(answer)) == 2

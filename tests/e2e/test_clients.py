@@ -4,17 +4,22 @@ Only the address is another one. What a snippet leaves in `vectors` is compared 
 """
 
 import json
-import os
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.client_environment import Unavailable, client_variables, node_folder, python_program, vocabulary_folder
+from tests.client_environment import (
+    COHERE5,
+    NEWEST,
+    installed,
+    node_folder,
+    python_program,
+    run_code,
+    vocabulary_folder,
+)
 from tests.client_pages import ADDRESS, TEXTS, Snippet, read_snippets
 from tests.product import reference
 from tests.stack_fixture import RunningStack
@@ -30,46 +35,18 @@ PRINT_VECTORS = {
 }
 
 
-def installed(install: Callable[[], Path]) -> Path:
-    """Install, or skip without a network; on a machine of continuous integration that is a failure."""
-    try:
-        return install()
-    except Unavailable as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(str(error))
-
-
 @pytest.fixture(scope="module")
 def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return vocabulary_folder(tmp_path_factory.mktemp("vocabulary"))
 
 
-@pytest.fixture(scope="module")
-def client_python() -> Path:
-    return installed(python_program)
-
-
-def run(snippet: Snippet, program: str, url: str, folder: Path, vocabulary: Path) -> str:
+def run(snippet: Snippet, program: Path | str, url: str, folder: Path, vocabulary: Path) -> str:
     """Run a snippet in an empty folder and return what it printed, with its `vectors` on a marked line."""
     code = snippet.code.replace(ADDRESS, url)
     assert code != snippet.code, "the snippet does not say where the server is"
     if snippet.leaves_vectors:
         code += PRINT_VECTORS[snippet.language]
-    file = folder / ("snippet.mjs" if snippet.language == "js" else "snippet.py")
-    file.write_text(code, "utf-8")
-    done = subprocess.run(
-        [program, str(file)],
-        cwd=folder,
-        env=client_variables(vocabulary if snippet.needs_vocabulary else folder / "empty"),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-    return done.stdout
+    return run_code(program, code, folder, vocabulary if snippet.needs_vocabulary else folder / "empty")
 
 
 def check(snippet: Snippet, output: str) -> None:
@@ -87,9 +64,10 @@ def of(language: str) -> Any:
 
 @of("python")
 def test_a_snippet_does_what_its_page_promises(
-    snippet: Snippet, stack: RunningStack, client_python: Path, tmp_path: Path, vocabulary: Path
+    snippet: Snippet, stack: RunningStack, tmp_path: Path, vocabulary: Path
 ) -> None:
-    check(snippet, run(snippet, str(client_python), stack.url, tmp_path, vocabulary))
+    program = installed(lambda: python_program(COHERE5 if snippet.needs_cohere5 else NEWEST))
+    check(snippet, run(snippet, program, stack.url, tmp_path, vocabulary))
 
 
 @pytest.mark.parametrize(

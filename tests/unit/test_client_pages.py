@@ -8,7 +8,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.client_environment import LOCK, NODE_PACKAGE, ROOT
+from tests.client_environment import LOCKS, NODE_PACKAGES, ROOT
 from tests.client_pages import ADDRESS, PAGES, TEXTS, read_installs, read_snippets
 
 CONFIGURED = {"open-webui", "dify"}
@@ -18,8 +18,8 @@ CLIENTS = {
 PROGRAMMED = sorted(CLIENTS - CONFIGURED)
 
 
-def locked() -> dict[str, str]:
-    lines = re.findall(r"^([\w.-]+)(?:\[.*?\])?==([^ ;\n]+)", LOCK.read_text("utf-8"), re.MULTILINE)
+def locked(group: str) -> dict[str, str]:
+    lines = re.findall(r"^([\w.-]+)(?:\[.*?\])?==([^ ;\n]+)", LOCKS[group].read_text("utf-8"), re.MULTILINE)
     return {canonicalize_name(name): version for name, version in lines}
 
 
@@ -46,16 +46,17 @@ def test_a_snippet_that_leaves_vectors_embeds_the_texts_whose_vectors_are_known(
 def test_what_a_page_has_one_install_is_what_the_tests_install(name: str) -> None:
     packages = read_installs(PAGES / f"{name}.md")
     assert packages
-    tested = {"pip": set(locked()), "npm": {NODE_PACKAGE.split("@")[0]}}
+    tested = {"pip": {package for group in LOCKS for package in locked(group)}, "npm": set(NODE_PACKAGES)}
     assert [package for tool, package in packages if package not in tested[tool]] == []
 
 
-def test_the_lock_has_what_the_group_of_clients_asks_for() -> None:
-    group = tomllib.loads(Path(ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"]["clients"]
-    versions = locked()
+@pytest.mark.parametrize("group", LOCKS)
+def test_a_lock_has_what_its_group_of_clients_asks_for(group: str) -> None:
+    wanted_by_group = tomllib.loads(Path(ROOT / "pyproject.toml").read_text("utf-8"))["dependency-groups"][group]
+    versions = locked(group)
     unmet = [
         text
-        for text in group
+        for text in wanted_by_group
         if not (wanted := Requirement(text)).specifier.contains(versions.get(canonicalize_name(wanted.name), "0"))
     ]
     assert unmet == []
