@@ -57,6 +57,6 @@ def blobs(redis: Redis, settings: Settings) -> Blobs:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The real product with the real MiniLM and the fake model: web, worker and Flower, each its own process."""
     with running_stack(
-        tmp_path_factory.mktemp("stack"), "all-MiniLM-L6-v2,fake", dtype="float32", lease_s="4"
+        tmp_path_factory.mktemp("stack"), "all-MiniLM-L6-v2,fake", dtype="float32", lease_s="4", chunk_items="64"
     ) as running:
         yield running

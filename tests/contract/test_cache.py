@@ -11,6 +11,7 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.cache import ContentCache, Entry, digest_items, job_scope, tenant_scope
+from tasks.connections import connect
 from tasks.engine import Work
 from tasks.errors import EngineClosed, ModelNotFound
 from tasks.reuse import ReusingEngine
@@ -173,7 +174,7 @@ def test_an_item_that_failed_is_not_kept(engine: ReusingEngine, backend: GatedBa
 def test_a_cache_that_does_not_answer_is_done_without(
     settings: Settings, model: LoadedModel, backend: GatedBackend
 ) -> None:
-    nobody = ContentCache(Redis(host="127.0.0.1", port=1), settings)
+    nobody = ContentCache(connect("redis://127.0.0.1:1/0", name="test-cache"), settings)
     engine = ReusingEngine(DeviceEngine(settings, {"fake": model}), {"fake": model.fingerprint}, nobody)
     try:
         assert [engine.submit(work(["a"])).result(10).cached for _ in range(2)] == [0, 0]

@@ -74,15 +74,15 @@ def test_a_small_job_is_answered_at_once_and_kept(http: httpx.Client) -> None:
 
 
 def test_a_corpus_is_queued_worked_off_and_fetched_in_order(http: httpx.Client) -> None:
-    texts = passages(1200)
+    texts = passages(400)
     job = submit(http, texts)
     ended = wait_for_end(http, job["id"])
     assert ended["status"] == "succeeded"
     assert ended["counts"]["completed"] == ended["counts"]["total"] == len(texts)
-    assert ended["tokens_per_s"] == pytest.approx(ended["tokens"] / (ended["ended_at"] - ended["started_at"]))
+    assert ended["tokens_per_s"] == pytest.approx(ended["tokens"] / (ended["ended_at"] - ended["started_at"]), abs=0.1)
     got = vectors(http, job["id"])
     assert got.shape == (len(texts), 384)
-    sample = [0, 1, 255, 256, 700, len(texts) - 1]
+    sample = [0, 1, 63, 64, 255, 256, len(texts) - 1]
     np.testing.assert_allclose(got[sample], reference([texts[i] for i in sample]), atol=1e-4)
     lines = http.get(f"/v1/jobs/{job['id']}/results", params={"format": "ndjson"}).text.splitlines()
     assert [json.loads(line)["id"] for line in lines] == [f"p{i}" for i in range(len(texts))]
@@ -119,14 +119,14 @@ def test_a_rerank_job_scores_every_document_of_every_query(http: httpx.Client) -
 
 
 def test_cancel_ends_a_job_and_finished_chunks_stay_readable(http: httpx.Client) -> None:
-    job = submit(http, passages(4000))
+    job = submit(http, passages(1500))
     while http.get(f"/v1/jobs/{job['id']}").json()["counts"]["completed"] == 0:
         time.sleep(0.1)
     first = http.delete(f"/v1/jobs/{job['id']}")
     assert first.status_code in {200, 202}, first.text
     ended = wait_for_end(http, job["id"])
     assert ended["status"] == "cancelled"
-    assert 0 < ended["counts"]["completed"] < 4000
+    assert 0 < ended["counts"]["completed"] < 1500
     lines = http.get(f"/v1/jobs/{job['id']}/results", params={"format": "ndjson"}).text.splitlines()
     assert len(lines) == ended["counts"]["completed"]
 

@@ -174,7 +174,7 @@ def test_interrupting_the_stack_while_models_load_does_not_wait_for_them(serve: 
 
 
 def test_a_frozen_worker_and_a_frozen_web_server_do_not_keep_the_stack_from_ending(serve: Callable[..., Serve]) -> None:
-    one = serve()
+    one = serve(worker_stop_s="2")
     processes = one.wait_until_ready()
     for process in processes:
         if programs([process]) & {"workers.boot", "-m app", "flower"}:

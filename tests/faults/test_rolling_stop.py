@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import orjson
+import pytest
 from redis import Redis
 
 from tasks.store import JobStore
@@ -27,7 +28,8 @@ knobs = { latency_ms = 20 }
 ITEMS = 6_000
 
 
-def test_a_worker_that_is_told_to_stop_finishes_its_chunks_and_its_requests(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_a_worker_that_is_told_to_stop_finishes_its_chunks_and_its_requests(tmp_path: Path, times: int) -> None:
     cards = tmp_path / "models.toml"
     cards.write_text(SLOW_CARD, "utf-8")
     settings = {"catalog_file": str(cards), "max_batch_tokens": "256", "chunk_items": "100"}
@@ -36,7 +38,7 @@ def test_a_worker_that_is_told_to_stop_finishes_its_chunks_and_its_requests(tmp_
         job = http.post(
             "/v1/jobs", params={"model": "slow"}, content=lines, headers={"Content-Type": "application/x-ndjson"}
         ).json()
-        for _ in range(2):
+        for _ in range(times):
             _wait_for_progress(http, job["id"])
             (worker,) = stack.worker_pids()
             os.kill(worker, signal.SIGTERM)

@@ -23,6 +23,7 @@ def test_interactive_rows_go_ahead_of_all_bulk_rows_and_share_a_pass(gated: tupl
     engine, backend = gated
     bulk = submit(engine, [f"{'bulk ' * 8}{at}" for at in range(40)])
     quick = [submit(engine, [f"quick {at}"], Service.INTERACTIVE) for at in range(10)]
+    wait_until(lambda: engine.stats()["interactive_tokens"] >= 40)
     backend.gate.set()
     for future in (*quick, bulk):
         future.result(10)
