@@ -11,7 +11,20 @@ from app.job_schemas import JobRequest, ResultPage
 from app.limits import Limiter, limit
 from app.metrics import Metrics, install_metrics
 from app.openapi import Api, register_schema
-from app.routes import batches, console, embeddings, files, job_events, job_results, jobs, metrics, models, ops, rerank
+from app.routes import (
+    batches,
+    console,
+    embeddings,
+    files,
+    job_events,
+    job_results,
+    jobs,
+    metrics,
+    models,
+    ops,
+    rerank,
+    uploads,
+)
 from app.services import build_services, install_services
 from app.stalls import StallWatch
 from app.tracing import install_tracing
@@ -39,7 +52,7 @@ def create_app(settings: Settings) -> Flask:
     protect(app, Authenticator(settings))
     if settings.keys_file is not None:
         limit(app, Limiter(live.redis))
-    for front_door in (embeddings, rerank, jobs, job_results, job_events, files, batches, models, ops):
+    for front_door in (embeddings, rerank, jobs, job_results, job_events, files, uploads, batches, models, ops):
         app.register_api(front_door.blueprint)
     app.register_blueprint(console.blueprint)
     app.register_blueprint(metrics.blueprint)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from app.connections import was_cut_off
 from app.stalls import StallWatch
-from tasks.errors import InvalidRequest, TooLarge
+from tasks.errors import BodyCutOff, InvalidRequest, TooLarge
 
 __all__ = ["ApiRequest", "explain_invalid", "parse_json", "read_json", "read_model", "stream_body"]
 
@@ -81,7 +81,8 @@ def stream_body(request: Request, limit_bytes: int) -> Iterator[bytes]:
     """Yield the body in blocks, unpacked if it is gzip, and count both forms against the limit.
 
     Raises:
-        InvalidRequest: the body ended before its announced end, or cannot be unpacked.
+        BodyCutOff: the body ended before its announced end.
+        InvalidRequest: it cannot be unpacked.
         TooLarge: the body is over the limit; nothing behind it is read.
     """
     length = request.content_length
@@ -112,9 +113,9 @@ def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
         yield block
     # To the web server a lost connection looks like the end of the body.
     if length is not None and read_bytes < length:
-        raise InvalidRequest(f"the body ended after {read_bytes} of {length} bytes")
+        raise BodyCutOff(f"the body ended after {read_bytes} of {length} bytes")
     if length is None and was_cut_off(request.environ, read_bytes):
-        raise InvalidRequest("the connection was lost in the middle of the body")
+        raise BodyCutOff("the connection was lost in the middle of the body")
 
 
 def _watch(request: Request, read_bytes: int) -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from redis import RedisError
 
 from app.auth import Tenant
+from app.deposits import Deposit
 from app.limits import charge_tokens
 from app.orders import (
     Estimate,
@@ -32,10 +33,10 @@ from tasks.cache import tenant_scope
 from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.engine import Outcomes, Work
 from tasks.errors import Conflict, InvalidRequest, LaneFull, NoWorker, TwolaneError
-from tasks.jobs import ChunkRecord, Counts, Idempotency, JobParams, NewJob, new_job_id
+from tasks.jobs import Counts, Idempotency, JobParams, NewJob, new_job_id
 from tasks.lanes import Lane, Service
-
 from tasks.ledger import pack_outcomes
+
 __all__ = ["Desk"]
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,15 @@ class Desk:
                 raise LaneFull("too many large calls wait already; POST /v1/jobs queues this one", retry_after_s=2)
             return self._ask(order, checked, tokens, Service.BULK)
 
-    def submit(self, order: Order, items: Iterable[Item], idempotency: Settle, *, queue: bool = False) -> Submission:
+    def submit(
+        self,
+        order: Order,
+        items: Iterable[Item],
+        idempotency: Settle,
+        *,
+        queue: bool = False,
+        deposit: Deposit | None = None,
+    ) -> Submission:
         """Make a job of the items: answered at once when small, else queued.
 
         Args:
@@ -81,19 +90,21 @@ class Desk:
             items: may be a stream; it is read once, and never whole in memory.
             idempotency: gives the caller's key and the hash of what it stands for; asked when all items are read.
             queue: queue it however small it is.
+            deposit: where the inputs go, if some of them may be there already.
 
         Raises:
             InvalidRequest: an item is bad; nothing stays stored.
             tasks.errors.TwolaneError: as `answer`, and as `JobStore.create`.
         """
         check_capability(order)
-        stream = self._check(order, items)
-        if queue:
-            return self._queue(order, stream, idempotency)
+        deposit = deposit or Deposit(self._services.blobs)
+        stream = self._check(order, items, deposit.items)
+        if queue or deposit.items:
+            return self._queue(order, stream, idempotency, deposit)
         head = list(itertools.islice(stream, self._settings.interactive_max_items + 1))
         tokens = self._estimate_tokens(order, head)
         if not self._is_small(len(head), tokens):
-            return self._queue(order, itertools.chain(head, stream), idempotency)
+            return self._queue(order, itertools.chain(head, stream), idempotency, deposit)
         return self._serve(order, head, tokens, idempotency)
 
     def repeat(self, order: Order, items: Iterable[Item], payload: PayloadHash) -> Submission | None:
@@ -107,7 +118,7 @@ class Desk:
             Conflict: the job was deleted meanwhile.
         """
         store, tenant = self._services.store, self._tenant.name
-        if payload.key is None or not store.knows(tenant, payload.key):
+        if payload.key is None or store.named(tenant, payload.key) is None:
             return None
         if not payload.complete:
             for _ in self._check(order, items):
@@ -162,10 +173,10 @@ class Desk:
             instruction=order.params.instruction,
             dimensions=order.params.dimensions,
             truncate=order.params.truncate,
+            returns=order.params.returns,
             reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
         )
         return self._services.interactive.ask(work, tokens)
-            returns=order.params.returns,
 
     def _serve(self, order: Order, items: Sequence[Item], tokens: int, settle: Settle) -> Submission:
         """Answer a small job and keep it like any other."""
@@ -183,50 +194,44 @@ class Desk:
 
     # -- queued
 
-    def _queue(self, order: Order, items: Iterable[Item], settle: Settle) -> Submission:
-        """Store the inputs chunk by chunk, then the job in one step; after any failure nothing stays stored."""
+    def _queue(self, order: Order, items: Iterable[Item], settle: Settle, deposit: Deposit) -> Submission:
+        """Store the inputs chunk by chunk, then the job in one step; after a failure only what can go on stays."""
         self._require_served(order)
         store = self._services.store
-        job_id, records = new_job_id(), list[ChunkRecord]()
-        answered, created = True, False
+        answered = True
         try:
-            input_bytes = self._store_inputs(order, job_id, items, records)
-            total = sum(record.items for record in records)
-            self._require_items(order, total)
-            new = self.describe(order, job_id, total, sum(record.tokens for record in records))
-            reserve_queue(store, self._tenant, {job_id: total})
+            self._store_inputs(order, items, deposit)
+            self._require_items(order, deposit.items)
+            tokens = sum(record.tokens for record in deposit.records)
+            new = self.describe(order, deposit.job_id, deposit.items, tokens)
+            reserve_queue(store, self._tenant, {deposit.job_id: deposit.items})
             answered = False
-            job, created = store.create(replace(new, input_bytes=input_bytes), records, settle())
-            answered = True
-        except TwolaneError:
-            answered = True
-            raise
-        finally:
+            job, created = store.create(replace(new, input_bytes=deposit.input_bytes), deposit.records, settle())
+        except BaseException as error:
             # When only the answer was lost, the job is there and needs its inputs; else they expire.
-            if answered and not created:
-                self._discard(job_id, len(records))
+            if answered or isinstance(error, TwolaneError):
+                self._give_up(deposit, error)
+            raise
         if created:
+            deposit.close()
             self.publish(new.lane)
+        else:
+            self._give_up(deposit, None)
         return Submission(job, created=created)
 
-    def _discard(self, job_id: str, chunks: int) -> None:
+    def _give_up(self, deposit: Deposit, error: BaseException | None) -> None:
         try:
-            self._services.blobs.delete(job_id, chunks)
-            release_queue(self._services.store, self._tenant, [job_id])
+            deposit.give_up(error)
+            release_queue(self._services.store, self._tenant, [deposit.job_id])
         except RedisError:
             _log.warning("the inputs of a job that was not created stay until they expire")
 
-    def _store_inputs(self, order: Order, job_id: str, items: Iterable[Item], records: list[ChunkRecord]) -> int:
-        """Store the inputs, note each chunk in `records`, and return the stored bytes."""
-        store, blobs = self._services.store, self._services.blobs
-        stored_bytes = 0
-        for record, chunk in cut_chunks(items, self._chunk_limits(order)):
+    def _store_inputs(self, order: Order, items: Iterable[Item], deposit: Deposit) -> None:
+        chunks = cut_chunks(items, self._chunk_limits(order), len(deposit.records), deposit.items)
+        for record, chunk in chunks:
             if record.index % _CHUNKS_PER_ROOM_CHECK == 0:
-                store.check_room(stored_bytes)
-            # Known to the caller before it is stored: a put that fails half-way is deleted too.
-            records.append(record)
-            stored_bytes += blobs.put_input(job_id, record.index, chunk)
-        return stored_bytes
+                self._services.store.check_room(deposit.input_bytes)
+            deposit.put(record, chunk)
 
     def publish(self, lane: Lane) -> None:
         """Let workers know that a lane has work. That it fails is no failure of the job: workers look themselves."""
@@ -269,8 +274,8 @@ class Desk:
 
     # -- limits
 
-    def _check(self, order: Order, items: Iterable[Item]) -> Iterator[Item]:
-        for position, item in enumerate(items):
+    def _check(self, order: Order, items: Iterable[Item], first: int = 0) -> Iterator[Item]:
+        for position, item in enumerate(items, start=first):
             if position >= self._settings.max_job_items:
                 raise InvalidRequest(f"a job has at most {self._settings.max_job_items} items", param=order.items_field)
             self._check_length(item.text, f"item {position}", order.items_field)
@@ -297,9 +302,6 @@ class Desk:
             )
             raise InvalidRequest(message, param=order.items_field)
 
-    @staticmethod
-    def _require_items(order: Order, items: int) -> None:
-        if items == 0:
     def _require_light(self, order: Order, items: Sequence[Item]) -> None:
         """A call's answer is held whole in memory, and token vectors are a hundred times what the text is."""
         if "colbert" in order.params.returns and not self._is_small(len(items), self._estimate_tokens(order, items)):
@@ -307,6 +309,9 @@ class Desk:
             message = f"one call takes at most {most} when colbert vectors are asked for; POST /v1/jobs queues more"
             raise InvalidRequest(message, param=order.items_field)
 
+    @staticmethod
+    def _require_items(order: Order, items: int) -> None:
+        if items == 0:
             raise InvalidRequest("must not be empty", param=order.items_field)
 
     def _estimate_tokens(self, order: Order, items: Iterable[Item]) -> int:

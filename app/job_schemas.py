@@ -179,7 +179,7 @@ class SubmitHeaders(BaseModel):
     upload_offset: Annotated[int, Field(ge=0)] | None = Field(
         None,
         alias="Upload-Offset",
-        description="For NDJSON with a key: the body goes on at this byte of an upload that broke off, see /v1/uploads.",
+        description="For NDJSON with a key: the body goes on at this byte of an upload, see /v1/uploads.",
     )
     webhook_url: WebhookUrl | None = Field(
         None, alias="Webhook-Url", description="For NDJSON: whom to tell of the end."

@@ -131,6 +131,10 @@ class Settings(BaseSettings):
         description="How a bucket is named to object storage: in the path (as MinIO wants it) or as part of the host "
         "(virtual, as Alibaba Cloud's OSS wants it). Endpoint, region and credentials come from AWS' own variables.",
     )
+    upload_ttl_s: Seconds = Field(
+        6 * 3600.0,
+        description="How long an upload under an Idempotency-Key that broke off is kept, for the rest to follow.",
+    )
     job_ttl_s: Seconds = Field(7 * 86_400.0, description="How long a job and its results are kept.")
 
     # -- files and batches -------------------------------------------------------------------------------

@@ -24,17 +24,23 @@ from tasks.jobs import ChunkInput
 from tasks.result_files import ResultFiles
 from tasks.scripts import Scripts
 
-__all__ = ["Blobs", "FileBlobs", "RedisBlobs", "open_blobs", "store_full"]
+__all__ = ["INPUT_GRACE_MS", "Blobs", "FileBlobs", "RedisBlobs", "open_blobs", "pack_input", "store_full"]
 
 _log = logging.getLogger(__name__)
 
 _ZSTD_LEVEL = 1
 _WRITE_PAUSE_S = 1.0
-_DAY_MS = 86_400_000
+# Inputs are older than their job, by as long as an upload takes: a day at most. Creating the job takes that back.
+INPUT_GRACE_MS = 86_400_000
 _BATCH = 500
 _FULL_RETRY_AFTER_S = 30.0
 # An upload to which nothing was added for so long has broken off.
 _ABANDONED_MS = 3_600_000
+
+
+def pack_input(items: ChunkInput) -> bytes:
+    """Return the items of a chunk as they are stored."""
+    return zstandard.compress(orjson.dumps(asdict(items)), _ZSTD_LEVEL)
 
 
 def store_full() -> StoreFull:
@@ -89,15 +95,14 @@ class RedisBlobs:
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
         self._scripts = Scripts(redis)
-        # Inputs are older than their job, by as long as an upload takes.
-        self._ttl_ms = int(settings.job_ttl_s * 1000) + _DAY_MS
+        self._ttl_ms = int(settings.job_ttl_s * 1000) + INPUT_GRACE_MS
 
     def put_input(self, job_id: str, chunk: int, items: ChunkInput) -> int:
         """See `Blobs`. The upload is noted, so that what never becomes a job can be swept."""
-        packed = zstandard.compress(orjson.dumps(asdict(items)), _ZSTD_LEVEL)
+        packed = pack_input(items)
         names = [keys.job_input(job_id, chunk), keys.store_uploads()]
         try:
-            self._scripts.call("put_input", names, [packed, self._ttl_ms, job_id])
+            self._scripts.call("put_input", names, [packed, self._ttl_ms, job_id, _ABANDONED_MS])
         except OutOfMemoryError as error:
             raise store_full() from error
         return len(packed)
@@ -134,7 +139,7 @@ class RedisBlobs:
 
     def sweep(self, is_job: Callable[[str], bool]) -> None:
         """See `Blobs`: uploads that broke off. Everything else expires by itself."""
-        for found in self._scripts.call("abandoned", [keys.store_uploads()], [_ABANDONED_MS]):
+        for found in self._scripts.call("abandoned", [keys.store_uploads()], []):
             job_id = found.decode()
             if not is_job(job_id):
                 self._delete_inputs(job_id)

@@ -57,9 +57,17 @@ class ChunkLimits:
         return cls(settings.chunk_items, settings.chunk_tokens, settings.chunk_bytes, max_tokens)
 
 
-def cut_chunks(items: Iterable[Item], limits: ChunkLimits) -> Iterator[tuple[ChunkRecord, ChunkInput]]:
-    """Cut the items into chunks in their order; holds no more than one chunk at a time."""
-    index = start = 0
+def cut_chunks(
+    items: Iterable[Item], limits: ChunkLimits, index: int = 0, start: int = 0
+) -> Iterator[tuple[ChunkRecord, ChunkInput]]:
+    """Cut the items into chunks in their order; holds no more than one chunk at a time.
+
+    Args:
+        items: the items.
+        limits: of a chunk.
+        index: number of the first chunk.
+        start: number of the first item.
+    """
     chunk = _Chunk()
     for item in items:
         tokens, size_bytes = _weigh(item, limits)

@@ -3,6 +3,7 @@
     TwolaneError
     |-- RequestError            the caller has to change the request
     |   |-- InvalidRequest      a field is missing, wrong or too large
+    |   |   `-- BodyCutOff      the body ended before its end
     |   |-- AuthenticationError no API key, or one that is not known
     |   |-- PermissionDenied    the key is good, and may not do this
     |   |-- ModelNotFound       no such model in the catalogue
@@ -33,6 +34,7 @@ from typing import ClassVar
 
 __all__ = [
     "AuthenticationError",
+    "BodyCutOff",
     "CapacityError",
     "ConfigError",
     "Conflict",
@@ -91,6 +93,13 @@ class InvalidRequest(RequestError):
     """A field is missing, has the wrong type or is over a limit."""
 
     code = "invalid_value"
+
+
+class BodyCutOff(InvalidRequest):
+    """The connection was lost in the middle of the body."""
+
+    code = "body_cut_off"
+    retryable = True
 
 
 class AuthenticationError(RequestError):

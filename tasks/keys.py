@@ -151,8 +151,13 @@ def store_sweep() -> str:
 
 
 def store_uploads() -> str:
-    """Sorted set: ids whose inputs are being stored and that are no jobs yet, by the time (ms) of the last one."""
+    """Sorted set: ids whose inputs are being stored and that are no jobs yet, by the ms when they are given up."""
     return f"{_PREFIX}:store:uploads"
+
+
+def upload(tenant: str, key: str) -> str:
+    """Hash: an upload under an idempotency key that is not complete, see `tasks.uploads`."""
+    return f"{_PREFIX}:upload:{tenant}:{key}"
 
 
 def cache_values(scope: str) -> str:

@@ -28,6 +28,7 @@ __all__ = ["JobStore"]
 _WAIT_STEP_MS = 500
 _PAGE = 100
 _DURABLE_WITHIN_MS = 200
+_INPUTS_PER_TRIP = 1000
 
 
 class JobStore(Leases):
@@ -54,10 +55,11 @@ class JobStore(Leases):
         reserved = [keys.store_reserved(), keys.store_reserved_until()]
         _refuse(self._scripts.call("room", reserved, [self.settings.store_max_bytes, size_bytes, new_bytes]))
 
-    def knows(self, tenant: str, key: str) -> bool:
-        """Return whether the idempotency key stands for a job, whatever its payload was."""
+    def named(self, tenant: str, key: str) -> str | None:
+        """Return the job that the idempotency key stands for, whatever its payload was; None: there is none."""
         known = cast("bytes | None", self.redis.get(keys.idempotency(tenant, key)))
-        return known is not None and self.exists(orjson.loads(known)["job"])
+        job_id = None if known is None else str(orjson.loads(known)["job"])
+        return job_id if job_id is not None and self.exists(job_id) else None
 
     def find(self, tenant: str, idempotency: Idempotency) -> Job | None:
         """Return the job that the key stands for, if any.
@@ -90,9 +92,11 @@ class JobStore(Leases):
         if not chunks:
             raise InvalidRequest("a job needs at least one item")
         with self.redis.client() as connection:  # type: ignore[no-untyped-call]
-            created = self._create(Creation(job, chunks, idempotency), connection)
+            known, created = self._create(Creation(job, chunks, idempotency), connection)
+            if created:
+                _expire_inputs(connection, known, len(chunks))
             _make_durable(connection)
-        return created
+        return known, created
 
     def record_finished(
         self, job: NewJob, frame: bytes, counts: Counts, tokens: int, idempotency: Idempotency | None = None
@@ -292,6 +296,15 @@ def _make_durable(connection: Redis) -> None:
     """
     with contextlib.suppress(ResponseError):
         connection.execute_command("WAITAOF", 1, 0, _DURABLE_WITHIN_MS)  # type: ignore[no-untyped-call]
+
+
+def _expire_inputs(connection: Redis, job: Job, chunks: int) -> None:
+    """Let the inputs, which are older than their job, expire with it. What is not reached expires a day later."""
+    for first in range(0, chunks, _INPUTS_PER_TRIP):
+        with connection.pipeline(transaction=False) as pipe:
+            for chunk in range(first, min(chunks, first + _INPUTS_PER_TRIP)):
+                pipe.pexpireat(keys.job_input(job.id, chunk), int(job.expires_at * 1000))
+            pipe.execute()
 
 
 _PARTICIPLES = {"cancel": "cancelled", "pause": "paused", "resume": "resumed", "retry": "retried"}

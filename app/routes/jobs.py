@@ -3,13 +3,15 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
-from flask import Response, request
+from flask import Response, after_this_request, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
 from app.auth import current_tenant, find_card
 from app.bodies import read_model, stream_body
+from app.deposits import KeyedDeposit, WrongOffset
 from app.dispatch import Desk
 from app.encodings import json_response
 from app.errors import documented
@@ -29,7 +31,7 @@ from app.job_views import job_etag, render_estimate, render_job, render_submissi
 from app.openapi import describe_json_or_ndjson
 from app.orders import Order, Submission, choose_kinds, resolve_params
 from app.services import services
-from app.uploads import PayloadHash, read_items, split_lines
+from app.uploads import PayloadHash, Trail, read_items, split_lines
 from app.waiting import Preferences, parse_prefer
 from app.webhooks.requests import choose_webhook
 from config.catalog import ModelCard
@@ -39,6 +41,7 @@ from tasks.engine import Operation
 from tasks.errors import Conflict, InvalidRequest, NotFound, StoreFull
 from tasks.jobs import Job, JobProgress, JobState
 from tasks.lanes import Lane, Service
+from tasks.uploads import UploadStore
 
 __all__ = ["blueprint"]
 
@@ -57,7 +60,8 @@ _CHANGED = documented(JobObject, NotFound, Conflict)
 def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
     """Hand in texts: few are answered at once, many are queued.
 
-    200 with `results`, or 202 with `Location`; kept under its id either way.
+    200 with `results`, or 202 with `Location`; kept under its id either way. An NDJSON body with an `Idempotency-Key`
+    that broke off goes on where `/v1/uploads` says.
     """
     if request.mimetype in _NDJSON:
         order, items, payload = _read_upload(header, query)
@@ -69,7 +73,8 @@ def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
     preferences = parse_prefer(header.prefer or "")
     submission = desk.repeat(order, items, payload)
     if submission is None:
-        submission = desk.submit(order, items, payload.settle, queue=preferences.respond_async)
+        deposit = _open_deposit(header, payload)
+        submission = desk.submit(order, items, payload.settle, queue=preferences.respond_async, deposit=deposit)
     return render_submission(services(), _wait_for(submission, preferences), preferences, order.new_secret)
 
 
@@ -147,10 +152,51 @@ def _read_upload(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, It
     operation: Operation = query.type or "embeddings"
     asked = header.webhook()
     described = query.model_dump_json() + (asked.model_dump_json() if asked else "")
-    payload = PayloadHash(header.idempotency_key, described.encode())
-    lines = split_lines(payload.tap(stream_body(request, settings.max_upload_bytes)), settings.max_line_bytes)
-    items = read_items(lines, query.query, rerank=operation == "rerank")
+    trail = Trail()
+    payload = PayloadHash(header.idempotency_key, described.encode(), trail=trail)
+    _refuse_rest(header)
+    blocks = stream_body(request, max(1, settings.max_upload_bytes - (header.upload_offset or 0)))
+    parse = partial(_parse, query=query.query, rerank=operation == "rerank")
+    items = trail.read(blocks, settings.max_line_bytes, parse)
     return _add_webhook(_order(query, card, operation, {}), asked), items, payload
+
+
+def _parse(lines: Iterator[bytes], before: int, *, query: str | None, rerank: bool) -> Iterator[Item]:
+    return read_items(lines, query, rerank=rerank, before=before)
+
+
+def _refuse_rest(header: SubmitHeaders) -> None:
+    """The rest of an upload alone does not tell whether the whole is that of the job."""
+    if header.upload_offset is None:
+        return
+    if header.idempotency_key is None:
+        raise InvalidRequest("an upload goes on under its Idempotency-Key", param="Idempotency-Key")
+    if header.upload_offset and services().store.named(current_tenant().name, header.idempotency_key) is not None:
+        _tell_upload("Upload-Complete", "?1")
+        raise Conflict("the upload is complete, and its job created: GET /v1/uploads names it")
+
+
+def _open_deposit(header: SubmitHeaders, payload: PayloadHash) -> KeyedDeposit | None:
+    """Return where the inputs of an NDJSON body with a key go, with all that came before."""
+    if payload.key is None or payload.complete:
+        return None
+    live = services()
+    uploads = UploadStore(live.redis, live.settings)
+    deposit = KeyedDeposit(live.blobs, uploads, current_tenant().name, payload)
+    try:
+        deposit.open(header.upload_offset)
+    except WrongOffset as error:
+        _tell_upload("Upload-Offset", str(error.offset_bytes))
+        raise error.explain() from None
+    return deposit
+
+
+def _tell_upload(name: str, value: str) -> None:
+    def tell(response: Response) -> Response:
+        response.headers[name] = value
+        return response
+
+    after_this_request(tell)
 
 
 def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHash]:
