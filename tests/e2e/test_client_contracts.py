@@ -1,8 +1,8 @@
 """What clients send, replayed as raw HTTP: the bodies are those that the libraries were seen to send.
 
 Seen with openai 2.54 and 3.52 (Python) and 6.49 (Node), cohere 7.3, litellm 1.106, langchain-openai 1.7,
-llama-index 0.14, haystack 3.4 and chromadb 1.5; read in the sources of open-webui and of Dify's OpenAI plugin;
-those of FastGPT and Jina as documented. The libraries run in `test_clients.py`; these tests say which detail broke.
+llama-index 0.14, haystack 3.4 and chromadb 1.5; those of FastGPT and Jina as documented. The libraries run in
+`test_clients.py`; these tests say which detail broke. open-webui and Dify: `test_product_contracts.py`.
 """
 
 import base64
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from config.keyring import new_key
 from config.settings import Settings
-from tests.client_pages import TEXTS, read_setting
+from tests.client_pages import TEXTS
 from tests.product import MODEL, reference
 from tests.stack_fixture import RunningStack
 from tests.web import opened_app
@@ -178,35 +178,6 @@ def test_jina_reads_detail_of_an_error_and_openai_reads_error(http: httpx.Client
     assert answer.status_code == 404
     assert answer.json()["detail"] == answer.json()["error"]["message"]
     assert answer.json()["error"]["code"] == "model_not_found"
-
-
-# -- the pages of clients that are set up and not programmed
-
-
-@pytest.mark.parametrize(
-    ("page", "name", "path"),
-    [
-        ("open-webui.md", "RAG_OPENAI_API_BASE_URL", "/embeddings"),
-        ("open-webui.md", "RAG_EXTERNAL_RERANKER_URL", ""),
-        ("dify.md", "API Base URL", "/embeddings"),
-        ("dify.md", "API Base URL", "/rerank"),
-    ],
-)
-def test_the_addresses_of_a_page_are_served(stack: RunningStack, page: str, name: str, path: str) -> None:
-    address = read_setting(page, name) + path
-    assert address.startswith("http://twolane.example:8000/")
-    body = {**RERANK, "top_n": 3} if address.endswith("rerank") else {"input": TEXTS, "model": MODEL}
-    answer = httpx.post(address.replace("http://twolane.example:8000", stack.url), json=body, headers=BEARER)
-    assert answer.status_code == 200, answer.text
-
-
-def test_open_webui_sends_its_prefix_in_the_field_that_the_page_names(http: httpx.Client) -> None:
-    field = read_setting("open-webui.md", "RAG_EMBEDDING_PREFIX_FIELD_NAME")
-    for role in ("QUERY", "CONTENT"):
-        prefix = read_setting("open-webui.md", f"RAG_EMBEDDING_{role}_PREFIX")
-        ask(http, "/v1/embeddings", {"input": TEXTS, "model": MODEL, field: prefix})
-    answer = http.post("/v1/embeddings", json={"input": TEXTS, "model": MODEL, field: "other"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
 
 
 # -- models and keys
