@@ -17,7 +17,7 @@ from tests.client_environment import installed, python_program, run_code
 from tests.stack_fixture import RunningStack, running_stack
 
 # The first test installs the clients: one to several minutes.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 WRONG = "tl-wrong-key-9f3"
 PER_MINUTE = 3

@@ -16,7 +16,7 @@ from tests.product import MODEL
 from tests.stack_fixture import RunningStack
 
 # The first test installs the clients: one to several minutes.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PREFIXES = dict(
     re.findall(r"^\| `(\w+)/` \| `(http.+?)` \|$", (PAGES / "litellm.md").read_text("utf-8"), flags=re.MULTILINE)

@@ -25,7 +25,7 @@ from tests.product import reference
 from tests.stack_fixture import RunningStack
 
 # The first test of each language installs its clients: one to several minutes.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SNIPPETS = read_snippets()
 MARK = "=== vectors "

@@ -43,7 +43,7 @@ def audit(http: httpx.Client, stack: RunningStack, job_id: str, texts: list[str]
 def test_killing_the_worker_in_the_middle_of_a_job_loses_and_duplicates_nothing(
     http: httpx.Client, stack: RunningStack, times: int
 ) -> None:
-    texts = passages(400)
+    texts = passages(300 * times + 100)
     job = submit(http, texts)
     for _ in range(times):
         before = http.get(f"/v1/jobs/{job['id']}").json()["counts"]["completed"]
