@@ -33,6 +33,7 @@ from tasks.cache import tenant_scope
 from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.engine import Outcomes, Work
 from tasks.errors import Conflict, InvalidRequest, LaneFull, NoWorker, TwolaneError
+from tasks.interactive import Watch
 from tasks.jobs import Counts, Idempotency, JobParams, NewJob, new_job_id
 from tasks.lanes import Lane, Service
 from tasks.ledger import pack_outcomes
@@ -67,12 +68,12 @@ class Desk:
         checked = self.inspect(order, items)
         tokens = self._estimate_tokens(order, checked)
         if self._is_small(len(checked), tokens):
-            return self._ask(order, checked, tokens, Service.INTERACTIVE)
+            return self._ask(order, checked, tokens, Service.INTERACTIVE, self._services.hangups.of_request())
         # Each holds a thread for as long as minutes, and small calls need threads too.
         with self._services.large_calls.seat() as seated:
             if not seated:
                 raise LaneFull("too many large calls wait already; POST /v1/jobs queues this one", retry_after_s=2)
-            return self._ask(order, checked, tokens, Service.BULK)
+            return self._ask(order, checked, tokens, Service.BULK, self._services.hangups.of_request())
 
     def submit(
         self,
@@ -160,7 +161,9 @@ class Desk:
 
     # -- answered at once
 
-    def _ask(self, order: Order, items: Sequence[Item], tokens: int, service: Service) -> Outcomes:
+    def _ask(
+        self, order: Order, items: Sequence[Item], tokens: int, service: Service, watch: Watch | None = None
+    ) -> Outcomes:
         charge_tokens(tokens)
         large_until_s = time.monotonic() + self._settings.large_call_timeout_s
         work = Work(
@@ -176,7 +179,7 @@ class Desk:
             returns=order.params.returns,
             reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
         )
-        return self._services.interactive.ask(work, tokens)
+        return self._services.interactive.ask(work, tokens, watch)
 
     def _serve(self, order: Order, items: Sequence[Item], tokens: int, settle: Settle) -> Submission:
         """Answer a small job and keep it like any other."""

@@ -22,6 +22,8 @@ from app.tracing import current_request_id
 from tasks.engine import ItemError
 from tasks.errors import (
     AuthenticationError,
+    BodyTooSlow,
+    CallerGone,
     CapacityError,
     ConfigError,
     Conflict,
@@ -81,12 +83,15 @@ _STATUS: Mapping[type[TwolaneError], int] = {
     PermissionDenied: 403,
     ModelNotFound: 404,
     NotFound: 404,
+    BodyTooSlow: 408,
     Conflict: 409,
     NotFinished: 409,
     Expired: 410,
     TooLarge: 413,
     RangeNotSatisfiable: 416,
     IdempotencyMismatch: 422,
+    # As nginx notes it. Nobody sees it.
+    CallerGone: 499,
     CapacityError: 503,
     LaneFull: 429,
     RateLimited: 429,
@@ -138,6 +143,8 @@ def documented(
         extra: answers of other kinds, in OpenAPI's words.
     """
     kinds = {*errors, *_ANYWHERE, *(_COMPUTING if computing else ())}
+    if TooLarge in kinds:  # it reads a body
+        kinds.add(BodyTooSlow)
     bodies: ResponseDict = {200: success}
     if accepted is not None:
         bodies[202] = accepted

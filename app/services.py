@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from app.hangups import HangupWatch
 from app.waiting import WaitingRoom
 from config.catalog import Catalog, load_catalog
 from config.settings import Settings
@@ -43,6 +44,7 @@ class Services:
     interactive: InteractiveClient
     presence: Presence
     waiting: WaitingRoom
+    hangups: HangupWatch
     large_calls: WaitingRoom
     clock: ServerClock
     files: FileStore
@@ -87,6 +89,7 @@ def build_services(settings: Settings) -> Services:
         interactive=InteractiveClient(settings),
         presence=Presence(redis, (card.slug for card in catalog)),
         waiting=WaitingRoom(settings.web_threads // 2),
+        hangups=HangupWatch(),
         # With those above they leave an eighth of the threads to small calls.
         large_calls=WaitingRoom(settings.web_threads * 3 // 8),
         clock=ServerClock(redis),

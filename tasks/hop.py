@@ -3,10 +3,12 @@
 Owns the layout and how an error crosses the wire. Owns no connection.
 
 Request: float64 ms until the deadline, which push_request.lua replaces by the deadline in ms by the server's clock;
-         uint32 tokens; a frame.
+         uint32 tokens; 16 bytes that name the request; a frame.
 Reply:   uint64 number of the request, a frame. All little-endian.
 """
 
+import functools
+import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,13 +28,16 @@ __all__ = [
     "encode_failure",
     "encode_outcomes",
     "encode_request",
+    "name_request",
     "reply_id",
 ]
 
 _DEADLINE = struct.Struct("<d")
 _TOKENS = struct.Struct("<I")
 _NUMBER = struct.Struct("<Q")
-_FRAME_AT = _DEADLINE.size + _TOKENS.size
+_NAME_AT = _DEADLINE.size + _TOKENS.size
+_NAME_BYTES = 16
+_FRAME_AT = _NAME_AT + _NAME_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,7 @@ class Request:
         deadline_ms: until when it is wanted, by the server's clock.
         tokens: what it counts for in the lane.
         work: what to compute, still without a deadline.
+        name: tells it from the requests of all web processes.
     """
 
     number: int
@@ -52,6 +58,17 @@ class Request:
     deadline_ms: float
     tokens: int
     work: Work
+    name: bytes
+
+
+def name_request(number: int, reply_key: str) -> bytes:
+    """Return the 16 bytes that name a request among those of all web processes."""
+    return _hash_key(reply_key) + _NUMBER.pack(number)
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_key(reply_key: str) -> bytes:
+    return hashlib.blake2b(reply_key.encode(), digest_size=_NAME_BYTES - _NUMBER.size).digest()
 
 
 def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> bytes:
@@ -75,7 +92,7 @@ def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> byte
         "returns": work.returns,
     }
     try:
-        return _TOKENS.pack(tokens) + frames.pack(header)
+        return _TOKENS.pack(tokens) + name_request(number, reply_key) + frames.pack(header)
     except TypeError as error:
         raise errors.InvalidRequest("a text holds a lone surrogate, which is not Unicode", param="input") from error
 
@@ -95,7 +112,8 @@ def decode_request(element: bytes) -> Request:
         (deadline_ms,) = _DEADLINE.unpack_from(element)
         (tokens,) = _TOKENS.unpack_from(element, _DEADLINE.size)
         header = frames.peek(memoryview(element)[_FRAME_AT:])
-        return Request(header["number"], header["reply"], deadline_ms, tokens, _work(header))
+        name = bytes(element[_NAME_AT:_FRAME_AT])
+        return Request(header["number"], header["reply"], deadline_ms, tokens, _work(header), name)
     except (struct.error, KeyError, ValueError) as error:
         raise frames.FrameError("the bytes are not a request") from error
 

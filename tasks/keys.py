@@ -23,6 +23,7 @@ __all__ = [
     "lane_messages",
     "lane_ready",
     "lane_requests",
+    "lane_withdrawn",
     "lane_workers",
     "replies",
     "store_reserved",
@@ -99,6 +100,11 @@ def lane_load(lane: Lane) -> str:
     return f"{_PREFIX}:lane:{lane.queue}:load"
 
 
+def lane_withdrawn(lane: Lane) -> str:
+    """Sorted set: names of requests that workers have and nobody wants any more, by the ms when that is forgotten."""
+    return f"{_PREFIX}:lane:{lane.queue}:withdrawn"
+
+
 def lane_messages(lane: Lane) -> tuple[str, str]:
     """Lists: Celery's messages of a bulk lane, in Celery's own format; first those that go ahead, then the ordinary."""
     first = f"{BROKER_PREFIX}{lane.queue}"
@@ -173,6 +179,11 @@ def cache_times(scope: str) -> str:
 def cache_bytes(scope: str) -> str:
     """String: bytes that these values take."""
     return f"{_PREFIX}:{{cache:{scope}}}:bytes"
+
+
+def job_totals() -> str:
+    """Hash: ends of jobs by state and outcomes of their items, counted for the operator."""
+    return f"{_PREFIX}:jobs:totals"
 
 
 def cache_lookups() -> str:

@@ -7,6 +7,7 @@ the server's clock decides what is too late.
 import contextlib
 import functools
 import logging
+import math
 import queue
 import threading
 import time
@@ -38,6 +39,9 @@ _RECONNECT_S = 0.1
 _KEEP_MS = 60_000
 _FULL_PAUSE_S = 0.05
 _DRAIN_S = 6.0
+# A request that is answered sooner was not withdrawn: web processes look after callers only when they wait long.
+_UNWATCHED_S = 0.1
+_WITHDRAWN_PER_TRIP = 1000
 
 
 def serve(redis: Redis, cards: Sequence[ModelCard], engine: Engine, stop: threading.Event) -> None:
@@ -70,6 +74,8 @@ class _Replies:
         self._done: queue.SimpleQueue[tuple[hop.Request, Callable[[], bytes]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = 0
+        # What waits in the engine by the request's name, the oldest first, with the time since when.
+        self._waiting: dict[bytes, tuple[float, Future[Outcomes]]] = {}
         self.room = threading.Event()
         self._thread = threading.Thread(target=self._send_forever, name="replies", daemon=True)
         self._thread.start()
@@ -78,7 +84,21 @@ class _Replies:
         """Send what the future ends with."""
         with self._lock:
             self._open += 1
+            self._waiting[request.name] = time.monotonic(), future
         future.add_done_callback(functools.partial(self._ended, request))
+
+    def has_long_waiting(self) -> bool:
+        """Return whether a request waits so long that its caller may have gone away meanwhile."""
+        with self._lock:
+            since_s, _ = next(iter(self._waiting.values()), (math.inf, None))
+        return time.monotonic() - since_s > _UNWATCHED_S
+
+    def give_up(self, name: bytes) -> None:
+        """Cancel a request whose caller went away; unknown ones are another worker's, or answered."""
+        with self._lock:
+            _, future = self._waiting.get(name, (0.0, None))
+        if future is not None:
+            future.cancel()
 
     def fail(self, request: hop.Request, error: BaseException) -> None:
         """Send an error now."""
@@ -95,6 +115,8 @@ class _Replies:
         self._thread.join(timeout_s)
 
     def _ended(self, request: hop.Request, future: Future[Outcomes]) -> None:
+        with self._lock:
+            self._waiting.pop(request.name, None)
         self._done.put((request, functools.partial(_encode, request, future)))
         self.room.set()
 
@@ -179,14 +201,17 @@ class _Intake:
         self._lanes.append(self._lanes.pop(0))
         names = [keys.lane_requests(lane) for lane in self._lanes]
         block: Command = ("BLMPOP", _BLOCK_S, len(names), *names, "LEFT", "COUNT", _PER_TRIP)
-        popped = self._line.trip(*self._settlement(), block)[-1]
+        before = self._settlement()
+        answers = self._line.trip(*before, block, *self._ask_withdrawn())
+        popped = answers[len(before)]
+        withdrawn = self._give_up(answers[len(before) + 1 :])
         if isinstance(popped, RedisError):
             raise popped
         if not popped:
             return
         name, elements = cast("tuple[bytes, list[bytes]]", popped)
         lane = self._lanes[names.index(name.decode())]
-        tokens, refused = self._take(elements)
+        tokens, refused = self._take(elements, withdrawn)
         self._unsettled = (lane, tokens, refused)
         if refused:
             # The engine is full. Other workers may be free, so the requests go back to where all see them.
@@ -203,7 +228,20 @@ class _Intake:
         script_keys = keys.lane_requests(lane), keys.lane_load(lane)
         return [["EVAL", script_text("settle_requests"), 2, *script_keys, tokens, _KEEP_MS, *refused]]
 
-    def _take(self, elements: list[bytes]) -> tuple[int, list[bytes]]:
+    def _ask_withdrawn(self) -> list[Command]:
+        """Return the commands that tell what nobody wants any more; none while everything is answered quickly."""
+        if not self._replies.has_long_waiting():
+            return []
+        return [("ZRANGE", keys.lane_withdrawn(lane), 0, _WITHDRAWN_PER_TRIP) for lane in self._lanes]
+
+    def _give_up(self, answers: list[list[bytes] | Exception]) -> frozenset[bytes]:
+        """Give up the withdrawn requests that wait in the engine; return the names of all that were withdrawn."""
+        names = frozenset(name for answer in answers if not isinstance(answer, Exception) for name in answer)
+        for name in names:
+            self._replies.give_up(name)
+        return names
+
+    def _take(self, elements: list[bytes], withdrawn: frozenset[bytes]) -> tuple[int, list[bytes]]:
         """Submit the requests; return the tokens of those that left the list, and those that the engine refused."""
         tokens = 0
         now_ms, now_s = self._clock.now_ms(), time.monotonic()
@@ -214,7 +252,8 @@ class _Intake:
                 _log.warning("an unreadable request was dropped")
                 continue
             left_ms = request.deadline_ms - now_ms
-            if left_ms > 0 and not self._submit(request, now_s + left_ms / 1000):
+            wanted = left_ms > 0 and request.name not in withdrawn
+            if wanted and not self._submit(request, now_s + left_ms / 1000):
                 return tokens, elements[position:]
             tokens += request.tokens
         return tokens, []

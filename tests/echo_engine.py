@@ -44,6 +44,11 @@ class EchoEngine:
             self.release()
         return future
 
+    @property
+    def held(self) -> list[Future[Outcomes]]:
+        """The futures of what is held back."""
+        return [future for _, future in self._held]
+
     def release(self) -> None:
         """Answer all that is held back."""
         held, self._held = self._held, []
