@@ -29,6 +29,18 @@ def test_every_client_has_its_page_and_the_list_leads_to_it() -> None:
     assert [name for name in CLIENTS if f"({name}.md)" not in listed] == []
 
 
+@pytest.mark.parametrize("name", sorted(CLIENTS))
+def test_a_page_begins_with_url_key_and_model(name: str) -> None:
+    lines = (PAGES / f"{name}.md").read_text("utf-8").splitlines()
+    assert [line.split(" ")[1] for line in lines[2:5]] == ["**URL**", "**Key**", "**Model**"]
+    urls = re.findall(r"`(http[^`]+)`", lines[2])
+    assert urls
+    # What the list of clients says is what the page says.
+    listed = (PAGES / "README.md").read_text("utf-8")
+    (row,) = [row for row in listed.splitlines() if f"({name}.md)" in row]
+    assert {url.replace("twolane.example", "127.0.0.1") for url in urls} <= set(re.findall(r"`(http[^`]+)`", row))
+
+
 @pytest.mark.parametrize("name", PROGRAMMED)
 def test_every_block_of_code_of_a_page_is_run(name: str) -> None:
     blocks = re.findall(r"^```(?:python|js)$", (PAGES / f"{name}.md").read_text("utf-8"), re.MULTILINE)
