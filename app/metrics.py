@@ -18,6 +18,7 @@ from redis import RedisError
 from app.services import Services
 from config.metrics import LATENCY_BUCKETS_S, find_metric
 from tasks.errors import StoreUnavailable
+from tasks.jobs import TERMINAL
 from tasks.lanes import Service
 from tasks.presence import WorkerFacts
 from tasks.readings import LaneReading, Reading, read_store
@@ -106,6 +107,14 @@ def _describe_store(reading: Reading) -> Iterator[Metric]:
     yield _gauge("twolane_store_memory_limit_bytes", {(): reading.memory_limit_bytes})
     yield _gauge("twolane_store_reserved_bytes", {(): reading.reserved_bytes})
     yield _gauge("twolane_jobs", {(state,): reading.jobs.get(state, 0) for state in _JOB_STATES})
+    totals = reading.totals
+    yield _count(
+        "twolane_jobs_ended_total", {(state.value,): totals.get(f"jobs:{state}", 0) for state in sorted(TERMINAL)}
+    )
+    yield _count(
+        "twolane_job_items_total", {(name,): totals.get(f"items:{name}", 0) for name in ("completed", "failed")}
+    )
+    yield _count("twolane_job_tokens_total", {(): totals.get("tokens", 0)})
     yield _gauge("twolane_webhooks_waiting", {(): reading.webhooks_waiting})
     yield _count(
         "twolane_cache_lookups_total", {(name,): reading.cache_lookups.get(name, 0) for name in ("hit", "miss")}

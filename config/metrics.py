@@ -42,6 +42,11 @@ METRICS = (
     Metric("twolane_workers_ready", "Workers that have loaded and warmed the model.", ("model",)),
     Metric("twolane_workers_tokens_per_second", "Speed that the ready workers announce, in sum.", ("model",)),
     Metric("twolane_jobs", "Jobs that have not ended, by state.", ("state",)),
+    Metric(
+        "twolane_jobs_ended_total", "Ends of jobs, by state; one whose failed items are retried ends again.", ("state",)
+    ),
+    Metric("twolane_job_items_total", "Items of jobs that were counted, by outcome.", ("outcome",)),
+    Metric("twolane_job_tokens_total", "Tokens that the models read for jobs."),
     Metric("twolane_webhooks_waiting", "Ends of jobs that a webhook has to be told of, now or later."),
     Metric(
         "twolane_cache_lookups_total", "Values that were looked for before computing, by hit and miss.", ("result",)

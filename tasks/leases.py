@@ -165,7 +165,8 @@ class Leases:
         client: Redis | None = None,
     ) -> Any:
         lane_ttl_ms = self._ttl_ms + _DAY_MS
-        return self._scripts.call(name, [*_scope(job_id, lane), *more_keys], [job_id, lane_ttl_ms, *args], client)
+        names = [*_scope(job_id, lane), *more_keys, keys.job_totals()]
+        return self._scripts.call(name, names, [job_id, lane_ttl_ms, *args], client)
 
     def _answer(self, claim: Claim, name: str, args: Sequence[Argument]) -> bytes:
         lane = self.lane(claim.job_id)

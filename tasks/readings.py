@@ -58,6 +58,8 @@ class Reading:
     reserved_bytes: int = 0
     webhooks_waiting: int = 0
     cache_lookups: Mapping[str, int] = field(default_factory=dict)
+    # Ends of jobs (`jobs:succeeded`), outcomes of their items (`items:failed`) and `tokens`, since counting began.
+    totals: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ def read_store(redis: Redis, settings: Settings, models: Iterable[str]) -> Readi
     """
     lanes = [Lane(model, service) for model in models for service in (Service.INTERACTIVE, Service.BULK)]
     raw, (now_s, memory, reserved, holders) = _read_lanes(redis, lanes)
-    webhooks, lookups = _read_delivery(redis)
+    webhooks, lookups, totals = _read_counts(redis)
     jobs = _read_jobs(redis, _job_ids(raw, holders))
     waiting = Counter[str]()
     for model, _, tokens in jobs:
@@ -96,6 +98,7 @@ def read_store(redis: Redis, settings: Settings, models: Iterable[str]) -> Readi
         reserved_bytes=int(reserved or 0),
         webhooks_waiting=webhooks,
         cache_lookups=lookups,
+        totals=totals,
     )
 
 
@@ -122,12 +125,14 @@ def _read_lanes(redis: Redis, lanes: Sequence[Lane]) -> tuple[list[_Raw], tuple[
     return raw, (seconds + micros / 1e6, memory, reserved, holders)
 
 
-def _read_delivery(redis: Redis) -> tuple[int, Mapping[str, int]]:
+def _read_counts(redis: Redis) -> tuple[int, Mapping[str, int], Mapping[str, int]]:
     pipeline = redis.pipeline(transaction=False)
     pipeline.zcard(keys.webhooks_due())
     pipeline.hgetall(keys.cache_lookups())
-    waiting, lookups = pipeline.execute()
-    return waiting, {name.decode(): int(count) for name, count in lookups.items()}
+    pipeline.hgetall(keys.job_totals())
+    waiting, *tables = pipeline.execute()
+    lookups, totals = ({name.decode(): int(count) for name, count in table.items()} for table in tables)
+    return waiting, lookups, totals
 
 
 def _job_ids(raw: Iterable[_Raw], holders: Iterable[bytes]) -> list[str]:

@@ -1,10 +1,11 @@
 -- Shared piece: one job's keys and the steps that several transitions have in common. Put before every script of a job.
 -- KEYS 1 job record, 2 chunk table, 3 pending chunk numbers, 4 events, 5 lane: ready jobs, 6 lane: tickets and claims,
 --      7 lane: virtual clock, 8 lane: deadlines, 9 reserved bytes, 10 reservations by expiry,
---      11 ends that a webhook has to be told of
+--      11 ends that a webhook has to be told of; the last one: totals for the operator
 -- ARGV 1 job id, 2 how long the lane's keys live untouched (ms)
 local JOB, CHUNKS, PENDING, EVENTS, READY, INFLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local CLOCK, DEADLINES, RESERVED, RESERVED_UNTIL, WEBHOOKS = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
+local TOTALS = KEYS[#KEYS]
 local JOB_ID, LANE_TTL_MS = ARGV[1], ARGV[2]
 
 local TIME = redis.call('TIME')
@@ -122,8 +123,15 @@ local function note_end(state)
   redis.call('PEXPIRE', WEBHOOKS, LANE_TTL_MS)
 end
 
+-- Count for the operator. In the step that makes it true, so that neither a replay nor a dead process counts wrong.
+local function tally(name, amount)
+  redis.call('HINCRBY', TOTALS, name, amount)
+  redis.call('PEXPIRE', TOTALS, LANE_TTL_MS)
+end
+
 local function end_job(job, state)
   set(job, 'state', state)
+  tally('jobs:' .. state, 1)
   redis.call('HSET', JOB, 'ended_ms', NOW_MS)
   redis.call('DEL', PENDING)
   redis.call('ZREM', READY, JOB_ID)

@@ -40,6 +40,9 @@ add(job, 'completed', completed)
 add(job, 'failed', failed)
 redis.call('HINCRBY', JOB, 'truncated', truncated)
 redis.call('HINCRBY', JOB, 'tokens', tokens)
+tally('items:completed', completed)
+tally('items:failed', failed)
+tally('tokens', tokens)
 if tonumber(ARGV[13]) > 0 then redis.call('HINCRBY', JOB, 'cached', ARGV[13]) end
 add(job, 'chunks_done', 1)
 if first_time then

@@ -65,6 +65,9 @@ if finished then
   for _, field in ipairs({ 'completed', 'failed', 'truncated', 'tokens', 'cached' }) do set(job, field, finished[field]) end
   redis.call('HSET', JOB, 'chunks_done', 1, 'started_ms', NOW_MS, 'error', finished.error)
   job.chunks_done = 1
+  tally('items:completed', finished.completed)
+  tally('items:failed', finished.failed)
+  tally('tokens', finished.tokens)
   settle(job)
 else
   if result_bytes > 0 then

@@ -15,6 +15,8 @@ from config.metrics import METRICS
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
+from tasks.blobs import Blobs
+from tests import job_maker
 from tests.job_maker import LANE
 from tests.web import opened_app, running_worker, services_of, wait_for_end
 
@@ -50,6 +52,36 @@ def submit(client: FlaskClient, items: int) -> str:
     answer = client.post("/v1/jobs", json={"type": "embeddings", "model": "fake", "input": texts})
     assert answer.status_code == 202
     return str(answer.json["id"])  # type: ignore[index]
+
+
+def test_ends_of_jobs_and_outcomes_of_their_items_are_counted(app: Flask, client: FlaskClient) -> None:
+    with running_worker(services_of(app).settings):
+        body = {"type": "embeddings", "model": "fake", "input": [f"text {number}" for number in range(100)]}
+        for _ in range(2):
+            wait_for_end(client, (client.post("/v1/jobs", json=body).json or {})["id"])
+        client.post("/v1/jobs", json={"type": "embeddings", "model": "fake", "input": ["small"]})
+    client.delete(f"/v1/jobs/{submit(client, 100)}")
+    seen = scrape(client)
+    ends = {name: seen["twolane_jobs_ended_total", (name,)] for name in ("succeeded", "failed", "cancelled", "expired")}
+    assert ends == {"succeeded": 3, "failed": 0, "cancelled": 1, "expired": 0}
+    assert seen["twolane_job_items_total", ("completed",)] == 201
+    assert seen["twolane_job_items_total", ("failed",)] == 0
+    assert seen["twolane_job_tokens_total", ()] > 201
+
+
+def test_failed_items_are_counted_once_however_often_their_result_comes(
+    app: Flask, client: FlaskClient, blobs: Blobs
+) -> None:
+    store = services_of(app).store
+    job_maker.submit(store, blobs, ["x"] * 4, chunk_items=4)
+    (ticket,) = store.dispatch(LANE)
+    claim = store.claim(ticket.job_id, ticket.chunk, "w")
+    for _ in range(3):
+        store.complete(claim, job_maker.make_completion(claim, failed=3))
+    seen = scrape(client)
+    assert seen["twolane_job_items_total", ("completed",)] == 1
+    assert seen["twolane_job_items_total", ("failed",)] == 3
+    assert seen["twolane_jobs_ended_total", ("succeeded",)] == 1
 
 
 def test_a_job_without_a_worker_shows_as_depth_that_never_drains(client: FlaskClient) -> None:

@@ -1,5 +1,6 @@
 """JobStore as a state machine on a real server: any order of moves by several workers, replayed, late and repeated."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,6 +99,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.impatient = JobStore(self.redis, self.base.model_copy(update={"lease_s": 1.0}))
         self.blobs = open_blobs(self.redis, self.base)
         self.models: dict[str, Model] = {}
+        self.running: set[str] = set()
+        self.ends = Counter[str]()
 
     def teardown(self) -> None:
         for model in self.models.values():
@@ -296,6 +299,19 @@ class StoreMachine(RuleBasedStateMachine):
             assert job.state == JobState(model.state)
             assert job.counts == Counts(len(model.chunks) * ITEMS, completed, failed)
             assert job.chunks_done == list(model.chunks.values()).count("done")
+
+    @invariant()
+    def every_end_and_every_outcome_is_counted_once_for_the_operator(self) -> None:
+        if not hasattr(self, "models"):
+            return
+        for model in self.models.values():
+            if model.ended and model.id in self.running:
+                self.ends[f"jobs:{model.state}"] += 1
+        self.running = {model.id for model in self.models.values() if not model.ended}
+        totals = {name.decode(): int(count) for name, count in self.redis.hgetall(keys.job_totals()).items()}
+        assert {name: count for name, count in totals.items() if name.startswith("jobs:")} == self.ends
+        counted = sum(completed for model in self.models.values() for completed, _ in model.counted.values())
+        assert totals.get("items:completed", 0) == counted
 
     @invariant()
     def the_lane_holds_what_is_out_and_no_more(self) -> None:
