@@ -186,11 +186,6 @@ def job_totals() -> str:
     return f"{_PREFIX}:jobs:totals"
 
 
-def job_totals() -> str:
-    """Hash: ends of jobs by state and outcomes of their items, counted for the operator."""
-    return f"{_PREFIX}:jobs:totals"
-
-
 def cache_lookups() -> str:
     """Hash: values of all scopes that were looked for, as `hit` and `miss`."""
     return f"{_PREFIX}:cache:lookups"
