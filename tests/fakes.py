@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,27 @@ from workers.models.backends.base import Tokens
 from workers.models.backends.fake import FakeBackend, FakeTokenizer
 from workers.models.base import LoadedModel
 
-__all__ = ["GatedBackend", "fake_card", "fake_model"]
+__all__ = ["GatedBackend", "fake_card", "fake_model", "write_fake_card"]
+
+CARD = """
+[[models]]
+name = "fake"
+source = "none:"
+family = "fake"
+backend = "fake"
+capabilities = ["dense"]
+dimension = 16
+max_tokens = 512
+pooling = "mean"
+knobs = {{ {knobs} }}
+"""
+
+
+def write_fake_card(folder: Path, knobs: str) -> Path:
+    """Write a catalogue with the fake model for other processes; the knobs are TOML."""
+    path = folder / "models.toml"
+    path.write_text(CARD.format(knobs=knobs), "utf-8")
+    return path
 
 
 def fake_card(name: str = "fake", **fields: Any) -> ModelCard:

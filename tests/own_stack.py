@@ -21,24 +21,13 @@ from redis import Redis
 from config.processes import tied_to_parent
 from config.settings import Settings
 from stack.server import EmbeddedServer, free_port
+from tests.fakes import write_fake_card
 from tests.stack_fixture import clean_environment
 
 __all__ = ["OwnStack", "opened_stack", "wait_until"]
 
 _START_S = 90.0
 _END_S = 30.0
-CARD = """
-[[models]]
-name = "fake"
-source = "none:"
-family = "fake"
-backend = "fake"
-capabilities = ["dense"]
-dimension = 16
-max_tokens = 512
-pooling = "mean"
-knobs = {{ {knobs} }}
-"""
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float = 60, step_s: float = 0.02) -> None:
@@ -61,8 +50,7 @@ class OwnStack:
 
     def __init__(self, folder: Path, options: Sequence[str], knobs: str, **settings: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        cards = folder / "models.toml"
-        cards.write_text(CARD.format(knobs=knobs), "utf-8")
+        cards = write_fake_card(folder, knobs)
         self.folder = folder
         self.server = EmbeddedServer(folder / "server", options=options)
         quick = {"lease_s": "2", "ticket_timeout_s": "2", "chunk_items": "20", "interactive_max_items": "4"}

@@ -7,28 +7,16 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from stack.server import EmbeddedServer
+from tests.fakes import write_fake_card
 from tests.web import opened_app, running_worker, services_of, settings_of
 
 SMALL, LARGE = ["one text"], ["a text"] * 65
-CARD = """
-[[models]]
-name = "fake"
-source = "none:"
-family = "fake"
-backend = "fake"
-capabilities = ["dense"]
-dimension = 64
-max_tokens = 512
-pooling = "mean"
-knobs = { latency_ms = 900 }
-"""
 
 
 @pytest.fixture(scope="module")
 def app(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     folder = tmp_path_factory.mktemp("data")
-    catalog = folder / "models.toml"
-    catalog.write_text(CARD, "utf-8")
+    catalog = write_fake_card(folder, "latency_ms = 900")
     # A pass takes longer than a small call may wait. Eight threads: three of them for large calls.
     settings = settings_of(server, folder, catalog_file=catalog, interactive_timeout_s=0.5, web_threads=8)
     with running_worker(settings), opened_app(settings) as app:

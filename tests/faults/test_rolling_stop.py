@@ -11,39 +11,27 @@ import pytest
 from redis import Redis
 
 from tasks.store import JobStore
+from tests.fakes import write_fake_card
 from tests.stack_fixture import running_stack
 
-SLOW_CARD = """
-[[models]]
-name = "slow"
-source = "none:"
-family = "fake"
-backend = "fake"
-capabilities = ["dense"]
-dimension = 8
-max_tokens = 64
-pooling = "mean"
-knobs = { latency_ms = 20 }
-"""
 ITEMS = 6_000
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_worker_that_is_told_to_stop_finishes_its_chunks_and_its_requests(tmp_path: Path, times: int) -> None:
-    cards = tmp_path / "models.toml"
-    cards.write_text(SLOW_CARD, "utf-8")
+    cards = write_fake_card(tmp_path, "latency_ms = 20")
     settings = {"catalog_file": str(cards), "max_batch_tokens": "256", "chunk_items": "100"}
-    with running_stack(tmp_path / "stack", "slow", **settings) as stack, httpx.Client(base_url=stack.url) as http:
+    with running_stack(tmp_path / "stack", "fake", **settings) as stack, httpx.Client(base_url=stack.url) as http:
         lines = b"\n".join(orjson.dumps(f"text number {number}") for number in range(ITEMS))
         job = http.post(
-            "/v1/jobs", params={"model": "slow"}, content=lines, headers={"Content-Type": "application/x-ndjson"}
+            "/v1/jobs", params={"model": "fake"}, content=lines, headers={"Content-Type": "application/x-ndjson"}
         ).json()
         for _ in range(times):
             _wait_for_progress(http, job["id"])
             (worker,) = stack.worker_pids()
             os.kill(worker, signal.SIGTERM)
             # A request in the gap waits for the next worker, which is there within its deadline.
-            answer = http.post("/v1/embeddings", json={"model": "slow", "input": "small"}, timeout=30)
+            answer = http.post("/v1/embeddings", json={"model": "fake", "input": "small"}, timeout=30)
             assert answer.status_code in {200, 503}
             while worker in stack.worker_pids():
                 time.sleep(0.02)

@@ -26,21 +26,12 @@ from tasks.bulk import publish_tickets
 from tasks.celery import publisher
 from tasks.jobs import Counts, JobState
 from tasks.store import JobStore
+from tests.fakes import write_fake_card
 from tests.job_maker import LANE, audit, submit
 from workers.engine.watchdog import EXIT_STATUS as EXIT_HUNG
 
 ROOT = Path(__file__).parents[2]
-CARD = """
-[[models]]
-name = "fake"
-source = "none:"
-family = "fake"
-backend = "fake"
-capabilities = ["dense"]
-dimension = 8
-max_tokens = 512
-knobs = { latency_ms = 40, exit_on = "EXIT", segfault_on = "SEGFAULT", hang_on = "HANG" }
-"""
+KNOBS = 'latency_ms = 40, exit_on = "EXIT", segfault_on = "SEGFAULT", hang_on = "HANG"'
 
 
 class Worker:
@@ -84,8 +75,7 @@ class Worker:
 
 @pytest.fixture
 def settings(settings: Settings, tmp_path: Path) -> Settings:
-    catalog = tmp_path / "models.toml"
-    catalog.write_text(CARD)
+    catalog = write_fake_card(tmp_path, KNOBS)
     return settings.model_copy(
         update={"catalog_file": catalog, "lease_s": 2.0, "ticket_timeout_s": 2.0, "pass_timeout_s": 5.0}
     )
