@@ -7,7 +7,7 @@ from flask import Flask
 from app.auth import Authenticator, protect
 from app.compression import install_compression
 from app.errors import install_errors
-from app.job_schemas import JobRequest, ResultPage
+from app.job_schemas import JobEstimate, JobRequest, ResultPage
 from app.limits import Limiter, limit
 from app.metrics import Metrics, install_metrics
 from app.openapi import Api, register_schema
@@ -56,7 +56,7 @@ def create_app(settings: Settings) -> Flask:
         app.register_api(front_door.blueprint)
     app.register_blueprint(console.blueprint)
     app.register_blueprint(metrics.blueprint)
-    for model in (JobRequest, ResultPage):
+    for model in (JobEstimate, JobRequest, ResultPage):
         register_schema(app, model)
     return app
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from app.bodies import ApiRequest
 from app.errors import ErrorBody, refuse_invalid_body
 
-__all__ = ["Api", "describe_json_or_ndjson", "register_schema"]
+__all__ = ["Api", "describe_either", "describe_json_or_ndjson", "register_schema"]
 
 _REF = "#/components/schemas/{model}"
 _ABOUT = "Embeddings and reranking on your own machines: small requests at once, large corpora as jobs."
@@ -45,6 +45,12 @@ def describe_json_or_ndjson(model: type[BaseModel], line: str) -> dict[str, Any]
     ndjson = {"schema": {"type": "string", "description": line}}
     by_json = {"schema": {"$ref": _REF.format(model=model.__name__)}}
     return {"requestBody": {"required": True, "content": {"application/json": by_json, "application/x-ndjson": ndjson}}}
+
+
+def describe_either(description: str, *models: type[BaseModel]) -> dict[str, Any]:
+    """Return the OpenAPI text of an answer whose body is one of several; the models have to be registered too."""
+    schemas = [{"$ref": _REF.format(model=model.__name__)} for model in models]
+    return {"description": description, "content": {"application/json": {"schema": {"anyOf": schemas}}}}
 
 
 def register_schema(api: OpenAPI, model: type[BaseModel]) -> None:

@@ -17,6 +17,7 @@ from app.encodings import json_response
 from app.errors import documented
 from app.job_schemas import (
     HowToCompute,
+    JobEstimate,
     JobFilter,
     JobId,
     JobList,
@@ -28,7 +29,7 @@ from app.job_schemas import (
     WebhookRequest,
 )
 from app.job_views import job_etag, render_estimate, render_job, render_submission, view_job
-from app.openapi import describe_json_or_ndjson
+from app.openapi import describe_either, describe_json_or_ndjson
 from app.orders import Order, Submission, choose_kinds, resolve_params
 from app.services import services
 from app.uploads import PayloadHash, Trail, read_items, split_lines
@@ -49,12 +50,13 @@ blueprint = APIBlueprint("jobs", __name__, abp_tags=[Tag(name="jobs", descriptio
 
 _NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
 _LINE = 'One item a line: a string, or {"id": "..", "text": ".."}; for rerank also "query".'
+_ANSWERED = describe_either("The job with its results, or its estimate after `dry_run`.", JobObject, JobEstimate)
 _CHANGED = documented(JobObject, NotFound, Conflict)
 
 
 @blueprint.post(
     "/v1/jobs",
-    responses=documented(JobObject, StoreFull, accepted=JobObject, computing=True),
+    responses=documented(JobObject, StoreFull, accepted=JobObject, computing=True, extra={200: _ANSWERED}),
     openapi_extensions=describe_json_or_ndjson(JobRequest, _LINE),
 )
 def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
