@@ -32,7 +32,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Settings:
-    fields = {**make_checkpoint("bge-m3", checkpoint), "rerank_by": "multi-vector"}
+    fields = {**make_checkpoint("bge-m3", checkpoint), "rerank_by": "multi-vector", "backend": "torch"}
     folder = tmp_path_factory.mktemp("data")
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
     lines = [f"{name} = {json.dumps(value)}" for name, value in values.items()]

@@ -55,9 +55,7 @@ def texts() -> list[str]:
 
 def load(card: ModelCard, models_dir: Path, backend: str, dtype: str = "float32") -> tuple[Settings, LoadedModel]:
     settings = Settings(_env_file=None, device="cpu", threads=2, dtype=dtype, models_dir=models_dir)
-    # OpenVINO gives dense vectors only, so it takes a card that promises no more.
-    dense = {"capabilities": ("dense", "rerank")} if backend == "openvino" and card.extras else {}
-    chosen = card.model_copy(update={"backend": backend, **dense})
+    chosen = card.model_copy(update={"backend": backend})
     return settings, load_models([chosen], settings)[card.name]
 
 

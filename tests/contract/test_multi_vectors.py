@@ -14,11 +14,13 @@ from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.engine import Outcomes, Work
 from tasks.errors import ConfigError, WrongCapability
+from tasks.lanes import Service
 from tasks.vectors import KINDS
 from tests.checkpoints import WORDS, make_checkpoint
 from workers.engine import DeviceEngine
 from workers.engine.intake import admit
 from workers.engine.scoring import PairScores
+from workers.models.backends.base import Tokens
 from workers.models.backends.torch import TorchBackend
 from workers.models.base import LoadedModel
 from workers.models.registry import load_models
@@ -45,9 +47,14 @@ def expected(card: ModelCard, texts: list[str]) -> dict[str, Any]:
     return dict(flag.encode(texts, max_length=128, return_sparse=True, return_colbert_vecs=True))
 
 
-def load(card: ModelCard, dtype: str = "float32") -> LoadedModel:
-    settings = SETTINGS.model_copy(update={"dtype": dtype})
-    return load_models([card], settings)[card.name]
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def load(card: ModelCard, dtype: str = "float32", backend: str = "torch", folder: Path | None = None) -> LoadedModel:
+    settings = SETTINGS.model_copy(update={"dtype": dtype, "models_dir": folder})
+    return load_models([card.model_copy(update={"backend": backend})], settings)[card.name]
 
 
 def compute(model: LoadedModel, texts: list[str], *kinds: Any, **fields: Any) -> Outcomes:
@@ -59,8 +66,11 @@ def weights(outcomes: Outcomes) -> list[dict[int, float]]:
     return [dict(zip(ids.tolist(), values.tolist(), strict=True)) for ids, values in outcomes.extras["sparse"]]
 
 
-def test_all_kinds_equal_those_of_flag_embedding(card: ModelCard, texts: list[str], expected: dict[str, Any]) -> None:
-    outcomes = compute(load(card), texts, *KINDS)
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+def test_all_kinds_equal_those_of_flag_embedding(
+    backend: str, card: ModelCard, models_dir: Path, texts: list[str], expected: dict[str, Any]
+) -> None:
+    outcomes = compute(load(card, backend=backend, folder=models_dir), texts, *KINDS)
     np.testing.assert_allclose(outcomes.values, expected["dense_vecs"], atol=1e-4)
     for mine, theirs in zip(weights(outcomes), expected["lexical_weights"], strict=True):
         assert mine == pytest.approx({int(token): float(weight) for token, weight in theirs.items()}, abs=1e-4)
@@ -100,6 +110,23 @@ def test_one_pass_gives_all_and_equal_texts_share_a_row(card: ModelCard) -> None
     outcomes = compute(model, ["w1 w2 w3", "w4 w5 w6", "w1 w2 w3"], *KINDS)
     assert counting.rows == [2]
     assert weights(outcomes)[0] == weights(outcomes)[2] != weights(outcomes)[1]
+
+
+def test_openvino_gives_the_same_vector_alone_and_with_others(
+    card: ModelCard, models_dir: Path, texts: list[str]
+) -> None:
+    model = load(card, backend="openvino", folder=models_dir)
+    alone, with_others = compute(model, texts, "dense"), compute(model, texts, *KINDS)
+    np.testing.assert_allclose(alone.values, with_others.values, atol=1e-5)
+    work = Work(card.name, "embeddings", texts, returns=KINDS, service=Service.INTERACTIVE)
+    with DeviceEngine(SETTINGS, {card.name: model}) as engine:
+        express = engine.submit(work).result(60)
+    for (one,), (other,) in zip(express.extras["colbert"], with_others.extras["colbert"], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+    assert model.backend.heads is not None
+    rows = [Tokens(np.array([0, 5, 6, 2], np.int32), extras=("sparse", "colbert"))]
+    _, exact = model.backend.heads.run_all(rows, exact=True)
+    np.testing.assert_allclose(exact[0]["colbert"][0], model.backend.heads.run_all(rows)[1][0]["colbert"][0], atol=1e-5)
 
 
 def test_the_heads_do_not_run_for_dense_vectors_alone(card: ModelCard) -> None:
@@ -145,8 +172,6 @@ def test_a_model_without_heads_refuses(tmp_path: Path) -> None:
 
 def test_a_card_that_promises_what_its_weights_lack_is_refused_at_start(tmp_path: Path) -> None:
     fields = make_checkpoint("bge-m3", tmp_path)
-    with pytest.raises(ConfigError, match="dense vectors only"):
-        load(ModelCard(**fields, backend="openvino"))
     (tmp_path / "sparse_linear.pt").unlink()
     with pytest.raises(ConfigError, match=r"sparse_linear\.pt"):
         load(ModelCard(**fields))

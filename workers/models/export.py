@@ -37,7 +37,7 @@ def export(card: ModelCard, folder: Path, target: Path) -> None:
     with warnings.catch_warnings():
         # Tracing warns of each Python branch on a shape; the shapes that matter are tested after conversion.
         warnings.simplefilter("ignore")
-        model = openvino.convert_model(weights.module, example_input=_example(weights))
+        model = openvino.convert_model(_module(weights), example_input=_example(weights))
     openvino.save_model(model, target / MODEL, compress_to_fp16=False)
     (target / TOKENIZER).write_text(weights.tokenizer.to_json(), "utf-8")
     traits = {
@@ -46,8 +46,16 @@ def export(card: ModelCard, folder: Path, target: Path) -> None:
         "reads_types": weights.reads_types,
         "dimension": weights.dimension,
         "pooling": weights.pooling,
+        "silent": getattr(weights.module, "silent", None),
     }
     (target / TRAITS).write_text(json.dumps(traits), "utf-8")
+
+
+def _module(weights: Weights) -> Any:
+    """Return what is traced: with heads, a module that gives them as outputs of their own."""
+    from workers.models.families import AllOutputs, MultiVectorEmbedder  # noqa: PLC0415 - loaded by now
+
+    return AllOutputs(weights.module) if isinstance(weights.module, MultiVectorEmbedder) else weights.module
 
 
 def _example(weights: Weights) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def _key(card: ModelCard, folder: Path) -> str:
         card.family,
         card.pooling or "",
         str(card.normalize),
+        *card.extras,
         *(version(name) for name in ("openvino", "torch", "transformers", "FlagEmbedding")),
     ]
     return f"{card.slug}-{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:24]}"

@@ -14,7 +14,7 @@ from FlagEmbedding import BGEM3FlagModel, FlagLLMModel, FlagModel, FlagReranker
 from config.catalog import ModelCard
 from tasks.errors import ConfigError
 
-__all__ = ["MultiVectorEmbedder", "load", "transformer", "wrap"]
+__all__ = ["AllOutputs", "MultiVectorEmbedder", "load", "transformer", "wrap"]
 
 # FlagEmbedding loads both heads or, where one of them is missing, makes both up.
 _HEADS = ("sparse_linear.pt", "colbert_linear.pt")
@@ -81,9 +81,14 @@ class Embedder(torch.nn.Module):
         """Pool and normalize in float32, whatever the transformer computes in."""
         more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
         states = self.transformer(input_ids=input_ids, attention_mask=attention_mask, return_dict=True, **more)
-        return self._finish(_pool(states.last_hidden_state.float(), attention_mask, self._pooling))
+        return self.pool(states.last_hidden_state.float(), attention_mask)
 
-    def _finish(self, vectors: torch.Tensor) -> torch.Tensor:
+    def pool(self, states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Make one vector of the states of a row."""
+        return self.finish(_pool(states, attention_mask, self._pooling))
+
+    def finish(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Give vectors length 1, if the card says so."""
         return torch.nn.functional.normalize(vectors, dim=-1) if self._normalize else vectors
 
 
@@ -119,10 +124,29 @@ class MultiVectorEmbedder(Embedder):
         """
         output = self.transformer(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
         states, real = output.last_hidden_state, attention_mask.bool()
-        dense = self._finish(_pool(states.float(), attention_mask, self._pooling))
+        dense = self.pool(states.float(), attention_mask)
         weights = torch.relu(self.sparse_linear(states[real & sparse[:, None]])).float().view(-1)
         vectors = self.colbert_linear(states[:, 1:][real[:, 1:] & colbert[:, None]]).float()
-        return dense, weights, self._finish(vectors)
+        return dense, weights, self.finish(vectors)
+
+
+class AllOutputs(torch.nn.Module):
+    """All kinds of every token, padding included: the form in which a graph with fixed outputs can be exported."""
+
+    def __init__(self, embedder: MultiVectorEmbedder) -> None:
+        super().__init__()
+        self.embedder = embedder
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return float32 vectors (n, d), weights (n, length), and vectors of tokens (n, length, d)."""
+        embedder = self.embedder
+        states = embedder.transformer(
+            input_ids=input_ids, attention_mask=attention_mask, return_dict=True
+        ).last_hidden_state.float()
+        weights = torch.relu(embedder.sparse_linear(states)).squeeze(-1)
+        return embedder.pool(states, attention_mask), weights, embedder.finish(embedder.colbert_linear(states))
 
 
 class Scorer(torch.nn.Module):

@@ -49,14 +49,14 @@ def _load(card: ModelCard, settings: Settings) -> LoadedModel:
 
 
 def _backend(card: ModelCard, settings: Settings, device: str) -> str:
-    """Return torch or openvino. OpenVINO is the faster one on a CPU, for what it can run (decision 0014)."""
-    can = device == "cpu" and _wish(card, settings) != "float16" and not card.extras
+    """Return torch or openvino. OpenVINO is the faster one on a CPU, for what it can run."""
+    can = device == "cpu" and _wish(card, settings) != "float16"
     if card.backend == "auto":
         return "openvino" if can and importlib.util.find_spec("openvino") else "torch"
     if card.backend not in {"torch", "openvino"}:
         raise ConfigError(f"model {card.name}: unknown backend {card.backend!r}")
     if card.backend == "openvino" and not can:
-        raise ConfigError(f"model {card.name}: OpenVINO runs on a CPU, in float32 or bfloat16, dense vectors only")
+        raise ConfigError(f"model {card.name}: OpenVINO runs on a CPU, in float32 or bfloat16")
     return card.backend
 
 

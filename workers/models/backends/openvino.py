@@ -9,22 +9,25 @@ system's scheduler gives it the cores in between, at no measurable cost for the 
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import OutOfMemory
+from tasks.vectors import ExtraParts
 from workers.models.backends.base import Heads, Tokens
+from workers.models.backends.heads import deal_out
 from workers.models.backends.padding import pad
 from workers.models.export import MODEL, import_openvino
 from workers.models.shapes import round_length, round_rows_up
 
 __all__ = ["OpenVinoBackend", "Traits", "compile_exported"]
 
+T = TypeVar("T")
 _HINTS = {"bfloat16": "bf16", "float32": "f32"}
 
 
@@ -38,6 +41,8 @@ class Traits:
     dimension: int | None
     pooling: str
     max_tokens: int
+    # Ids of tokens that have no sparse weight; None: the graph has no heads.
+    silent: tuple[int, ...] | None = None
 
 
 class OpenVinoBackend:
@@ -45,8 +50,6 @@ class OpenVinoBackend:
 
     kind = "openvino"
     device = "cpu"
-    # The exported graph ends at the dense vector.
-    heads: Heads | None = None
 
     def __init__(self, graph: "_Graph", streams: int, express: "OpenVinoBackend | None") -> None:
         self.dtype = graph.dtype
@@ -55,24 +58,23 @@ class OpenVinoBackend:
         self.express = express
         self._graph = graph
         self._requests = graph.compile(graph.dtype, streams)
+        self.heads: Heads | None = None if graph.traits.silent is None else self
+        self._all_requests: dict[str, Any] = {}
 
     def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run`."""
-        full = False
-        try:
-            return self._run_parts(_split(rows, self.parallel))
-        except MemoryError:
-            full = True
-        except RuntimeError as error:
-            # OpenVINO wraps the allocator's error into its own.
-            full = "bad_alloc" in str(error) or "allocate" in str(error)
-            if not full:
-                raise
-        raise OutOfMemory(f"{len(rows)} rows of up to {max(map(len, rows))} tokens do not fit into memory")
+        return _within_memory(rows, lambda: self._run_parts(_split(rows, self.parallel)))
 
     def run_exact(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run_exact`."""
         return self._graph.run_exact(rows)
+
+    def run_all(self, rows: Sequence[Tokens], *, exact: bool = False) -> tuple[NDArray[np.float32], list[ExtraParts]]:
+        """See `Heads.run_all`."""
+        dtype = "float32" if exact else self.dtype
+        if dtype not in self._all_requests:
+            self._all_requests[dtype] = self._graph.create_all_request(dtype)
+        return _within_memory(rows, lambda: self._graph.run_all(self._all_requests[dtype], rows))
 
     def free_memory(self) -> None:
         """See `Backend.free_memory`. There is nothing to free: OpenVINO keeps what the largest batch needed."""
@@ -99,13 +101,32 @@ class _Graph:
         self.traits = traits
         self.dtype = dtype
         self._threads = threads
-        self._core = import_openvino().Core()
-        self._model = self._core.read_model(folder / MODEL)
+        openvino = import_openvino()
+        self._core = openvino.Core()
+        self._all = self._core.read_model(folder / MODEL)
+        # The same nodes up to the first output: what only the heads need is left out, and the constants are shared.
+        parts = self._all.get_results()[:1], self._all.get_parameters()
+        self._model = self._all if traits.silent is None else openvino.Model(*parts)
+        self._compiled: dict[str, Any] = {}
         self._exact: Any = None
         self._lock = threading.Lock()
 
     def compile(self, dtype: str, streams: int) -> list[Any]:
-        """Return one request per stream; together they use all threads."""
+        """Return one request per stream, for the value alone; together they use all threads."""
+        compiled = self._compile(self._model, dtype, streams)
+        return [compiled.create_infer_request() for _ in range(streams)]
+
+    def create_all_request(self, dtype: str) -> Any:
+        """Return a request that gives all kinds of vectors.
+
+        Its model is compiled when it is first asked for: it is a copy of the weights, which most workers never need.
+        """
+        with self._lock:
+            if dtype not in self._compiled:
+                self._compiled[dtype] = self._compile(self._all, dtype, streams=1)
+            return self._compiled[dtype].create_infer_request()
+
+    def _compile(self, model: Any, dtype: str, streams: int) -> Any:
         config = {
             "INFERENCE_PRECISION_HINT": _HINTS[dtype],
             "INFERENCE_NUM_THREADS": self._threads,
@@ -113,8 +134,7 @@ class _Graph:
             # The worker's parent chose the cores; OpenVINO would pin to the first ones of the machine.
             "ENABLE_CPU_PINNING": False,
         }
-        compiled = self._core.compile_model(self._model, "CPU", config)
-        return [compiled.create_infer_request() for _ in range(streams)]
+        return self._core.compile_model(model, "CPU", config)
 
     def run_exact(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """Run in float32; that model is compiled when it is first needed."""
@@ -123,6 +143,16 @@ class _Graph:
                 self._exact = self.compile("float32", streams=1)[0]
             self._exact.infer(self.inputs(rows), share_inputs=True)
             return _output(self._exact, rows)
+
+    def run_all(self, request: Any, rows: Sequence[Tokens]) -> tuple[NDArray[np.float32], list[ExtraParts]]:
+        """Run a request that was compiled with the heads."""
+        request.infer(self.inputs(rows), share_inputs=True)
+        weights, vectors = (request.get_output_tensor(at).data for at in (1, 2))
+        silent = np.asarray(self.traits.silent, np.int32)
+        extras = [
+            deal_out(row, weights[at, : len(row)], vectors[at, 1 : len(row)], silent) for at, row in enumerate(rows)
+        ]
+        return _output(request, rows), extras
 
     def inputs(self, rows: Sequence[Tokens]) -> dict[str, NDArray[np.int64]]:
         """Pad rows to the inputs of the model, in a shape of the grid: a new shape costs more than its padding."""
@@ -136,6 +166,20 @@ def compile_exported(folder: Path, traits: Traits, dtype: str, threads: int) -> 
     """Return a backend with its express, both on the same `threads` cores; `dtype` is float32 or bfloat16."""
     graph = _Graph(folder, traits, dtype, threads)
     return OpenVinoBackend(graph, threads, express=OpenVinoBackend(graph, 1, express=None))
+
+
+def _within_memory(rows: Sequence[Tokens], run: Callable[[], T]) -> T:
+    full = False
+    try:
+        return run()
+    except MemoryError:
+        full = True
+    except RuntimeError as error:
+        # OpenVINO wraps the allocator's error into its own.
+        full = "bad_alloc" in str(error) or "allocate" in str(error)
+        if not full:
+            raise
+    raise OutOfMemory(f"{len(rows)} rows of up to {max(map(len, rows))} tokens do not fit into memory")
 
 
 def _output(request: Any, rows: Sequence[Tokens]) -> NDArray[np.float32]:

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from tasks.errors import OutOfMemory
-from tasks.vectors import Extra, ExtraParts, Parts
+from tasks.vectors import Extra, ExtraParts
 from workers.models.backends.base import Heads, Tokens
+from workers.models.backends.heads import deal_out
 from workers.models.backends.padding import pad
 from workers.models.families import MultiVectorEmbedder
 from workers.models.weights import Weights
@@ -115,24 +116,8 @@ def _deal_out(
     found: list[ExtraParts] = []
     weight_at = vector_at = 0
     for row in rows:
-        parts: dict[Extra, Parts] = {}
-        if "sparse" in row.extras:
-            parts["sparse"] = _weigh_tokens(row.ids, weights[weight_at : weight_at + len(row)], silent)
-            weight_at += len(row)
-        if "colbert" in row.extras:
-            # A copy: one row that waits must not keep those of the whole batch.
-            parts["colbert"] = (vectors[vector_at : vector_at + len(row) - 1].copy(),)
-            vector_at += len(row) - 1
-        found.append(parts)
+        of_row = weights[weight_at : weight_at + len(row)], vectors[vector_at : vector_at + len(row) - 1]
+        found.append(deal_out(row, *of_row, silent))
+        weight_at += len(row) if "sparse" in row.extras else 0
+        vector_at += len(row) - 1 if "colbert" in row.extras else 0
     return found
-
-
-def _weigh_tokens(ids: NDArray[np.int32], weights: NDArray[np.float32], silent: NDArray[np.int32]) -> Parts:
-    """Return the distinct ids that have a weight, ascending, each with its largest: FlagEmbedding's lexical weights."""
-    # Not `weights > 0`: what is no number has to stay, so that it is noticed.
-    kept = ~(weights <= 0) & ~np.isin(ids, silent)
-    unique, place = np.unique(ids[kept], return_inverse=True)
-    largest = np.zeros(len(unique), np.float32)
-    with np.errstate(invalid="ignore"):
-        np.maximum.at(largest, place, weights[kept])
-    return unique, largest
