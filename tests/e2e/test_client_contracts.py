@@ -217,7 +217,7 @@ def test_a_server_with_keys_refuses_who_sends_none_and_repeats_no_key(
     path.write_text(f'[[keys]]\ntenant = "a"\nsha256 = "{new_key()[1]}"\n', "utf-8")
     path.chmod(0o600)
     with opened_app(settings.model_copy(update={"keys_file": path})) as app:
-        for url in ("/v1/embeddings", "/v2/rerank", "/v1/models", "/v1/files"):
+        for url in ("/v1/embeddings", "/v2/rerank", "/infinity/rerank", "/v1/models", "/v1/files"):
             answer = app.test_client().post(url, json=RERANK, headers=headers)
             assert answer.status_code == 401, answer.data
             assert answer.json is not None
