@@ -42,7 +42,7 @@ def create_app(settings: Settings) -> Flask:
     """
     app = Api(_read_version())
     app.config["MAX_BODY_BYTES"] = settings.max_body_bytes
-    app.config["STALLS"] = StallWatch(settings.body_timeout_s)
+    app.config["STALLS"] = StallWatch(settings.body_timeout_s, settings.body_min_bytes_per_s)
     live = build_services(settings)
     install_services(app, live)
     install_metrics(app, Metrics(live))

@@ -5,7 +5,6 @@ Owns every read of a body and its limits in bytes. Knows no schema: what the JSO
 
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import orjson
@@ -13,7 +12,7 @@ from flask import Request, current_app, has_app_context
 from pydantic import BaseModel, ValidationError
 
 from app.connections import was_cut_off
-from app.stalls import StallWatch
+from app.stalls import Body, StallWatch
 from tasks.errors import BodyCutOff, InvalidRequest, TooLarge
 
 __all__ = ["ApiRequest", "explain_invalid", "parse_json", "read_json", "read_model", "stream_body"]
@@ -82,6 +81,7 @@ def stream_body(request: Request, limit_bytes: int) -> Iterator[bytes]:
 
     Raises:
         BodyCutOff: the body ended before its announced end.
+        BodyTooSlow: it came too slowly, or nothing of it came any more.
         InvalidRequest: it cannot be unpacked.
         TooLarge: the body is over the limit; nothing behind it is read.
     """
@@ -102,11 +102,10 @@ def _too_large(limit_bytes: int) -> TooLarge:
 
 
 def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
-    stream, read_bytes = request.environ["wsgi.input"], 0
+    stream, read_bytes, watched = request.environ["wsgi.input"], 0, _watch(request)
     while length is None or read_bytes < length:
         size = _BLOCK_BYTES if length is None else min(_BLOCK_BYTES, length - read_bytes)
-        with _watch(request, read_bytes):
-            block = stream.read(size)
+        block = watched.read(stream, size) if watched is not None else stream.read(size)
         if not block:
             break
         read_bytes += len(block)
@@ -118,9 +117,9 @@ def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
         raise BodyCutOff("the connection was lost in the middle of the body")
 
 
-def _watch(request: Request, read_bytes: int) -> AbstractContextManager[None]:
+def _watch(request: Request) -> Body | None:
     stalls: StallWatch | None = current_app.config.get("STALLS") if has_app_context() else None
-    return stalls.watch(request.environ, read_bytes) if stalls is not None else nullcontext()
+    return Body(stalls, request.environ) if stalls is not None else None
 
 
 def _counted(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:

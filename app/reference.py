@@ -16,7 +16,7 @@ _HOMES = ("tasks.errors", "app.errors")
 OUTPUT = Path("docs/errors.md")
 _HEAD = """# Errors
 
-Every answer that is not a success has the same body, on every path:
+Every answer of the API that is not a success has the same body, on every path:
 
     {"error": {"message": "...", "type": "...", "param": "model", "code": "model_not_found"}, "detail": "..."}
 
@@ -25,6 +25,12 @@ the very same request may succeed later; `Retry-After`, where it is sent, says w
 answers 404 `route_not_found`, a method that it does not have 405 `method_not_allowed`. An item that failed inside a job
 has its code in the results, and its neighbours have their vectors. This page is written by `make docs` from the error
 tree.
+
+What is not HTTP never reaches the API: the web server in front answers it by itself, without a body and without an
+`x-request-id`, and closes the connection. That is 400 for a request line, a header, a length or a transfer encoding
+that cannot be read, 414 for an address above 64 KiB, 431 for more than 100 headers; a connection that speaks HTTP/2, or
+does not finish its headers within a minute, is closed without an answer. A body whose chunks are broken reads as one
+that ends there.
 
 | code | status | again | meaning |
 |---|---|---|---|

@@ -1,8 +1,9 @@
-"""Bodies of which nothing comes any more: whoever sends them must not hold a thread for ever.
+"""Bodies that come too slowly, or not at all: whoever sends them must not hold a thread for ever.
 
-A read of `wsgi.input` cannot be interrupted, and granian has no time limit for bodies. So one thread looks at the reads
-in progress, finds the connection of a stalled one among the process's sockets and shuts it down; the read then ends
-like that of any lost connection. Owns that thread and the list of reads. Linux and granian only, see `app.connections`.
+A read of `wsgi.input` comes back when a whole block is there and cannot be interrupted, and granian has no time limit
+for bodies. So a body is measured between its reads, and one thread looks at the reads in progress: it finds the
+connection of one that stalls or trickles among the process's sockets and ends the reading from it. Owns that thread and
+the list of reads. Linux and granian only, see `app.connections`.
 """
 
 import contextlib
@@ -11,43 +12,111 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
-from app.connections import shut_down_idle
+from app.connections import Sight, Sights, end_reading, look, plain_address, shut_down_idle
+from tasks.errors import BodyTooSlow
 
-__all__ = ["StallWatch"]
+__all__ = ["Body", "StallWatch"]
 
 _log = logging.getLogger(__name__)
+_LOOKS_PER_TIMEOUT = 4
+# A request that waits for its answer came in one go; what grows again and again while nothing is sent is a body.
+_GROWTHS = 3
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Read:
-    """One read that has not come back."""
+class _Stream(Protocol):
+    def read(self, size: int, /) -> bytes: ...
 
-    environ: Mapping[str, Any]
-    read_bytes: int
+
+@dataclass(slots=True)
+class _Growth:
+    """What came on one connection while a read was in progress, and nothing was sent."""
+
     since_s: float
+    first_bytes: int
+    sight: Sight
+    times: int = 0
+
+
+class Body:
+    """One body while it is read."""
+
+    def __init__(self, watch: "StallWatch", environ: Mapping[str, Any]) -> None:
+        self.environ = environ
+        self.read_bytes = 0
+        self.since_s = 0.0
+        self.given_up = False
+        self._watch = watch
+        self._waited_s = 0.0
+        self._growths: dict[str, _Growth] = {}
+
+    def read(self, stream: _Stream, size: int) -> bytes:
+        """Read a block of this size, or what is left.
+
+        Raises:
+            tasks.errors.BodyTooSlow: it was given up.
+        """
+        # Only our waiting counts: while we store what came, the sender has to wait.
+        if self._watch.is_too_slow(self.read_bytes, self._waited_s):
+            raise BodyTooSlow("the body came too slowly")
+        self._growths, self.since_s = {}, time.monotonic()
+        with self._watch.watch(self):
+            block = stream.read(size)
+        self._waited_s += time.monotonic() - self.since_s
+        self.read_bytes += len(block)
+        # A read that came back whole was mistaken for another one.
+        if self.given_up and len(block) < size:
+            raise BodyTooSlow("the body came too slowly, or nothing of it came any more")
+        return block
+
+    def find_trickle(self, sights: Sights, now_s: float, bytes_per_s: int) -> tuple[str, bool]:
+        """Take in what is seen now; return the connection that trickles, or no name, and whether one may be it."""
+        address = plain_address(self.environ.get("REMOTE_ADDR", ""))
+        self._growths = {
+            name: self._grow(name, sight, now_s) for name, sight in sights.items() if sight.address == address
+        }
+        slow = {
+            name: growth.times
+            for name, growth in self._growths.items()
+            if growth.times
+            and growth.sight.received_bytes - growth.first_bytes < bytes_per_s * (now_s - growth.since_s)
+        }
+        return next((name for name, times in slow.items() if times >= _GROWTHS), ""), bool(slow)
+
+    def _grow(self, name: str, sight: Sight, now_s: float) -> _Growth:
+        growth = self._growths.get(name)
+        if growth is None or growth.sight.sent_bytes != sight.sent_bytes:
+            return _Growth(now_s, sight.received_bytes, sight)
+        growth.times += sight.received_bytes > growth.sight.received_bytes
+        growth.sight = sight
+        return growth
 
 
 class StallWatch:
-    """Ends bodies that stall. Thread-safe; its thread starts with the first body, so that a fork before it is harmless.
+    """Ends bodies that stall or trickle. Thread-safe; its thread starts with the first body, after any fork.
 
     Args:
-        timeout_s: how long nothing may come.
+        timeout_s: how long nothing may come, and how long a body may be slow at all.
+        bytes_per_s: fewer on average, after the timeout, are too few; 0: any rate will do.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, bytes_per_s: int) -> None:
         self._timeout_s = timeout_s
+        self._bytes_per_s = bytes_per_s
         self._lock = threading.Lock()
-        self._reads: set[_Read] = set()
+        self._reads: set[Body] = set()
         self._thread: threading.Thread | None = None
 
+    def is_too_slow(self, read_bytes: int, waited_s: float) -> bool:
+        """Tell whether so many bytes are too few for the time that they were waited for."""
+        return read_bytes < self._bytes_per_s * (waited_s - self._timeout_s)
+
     @contextlib.contextmanager
-    def watch(self, environ: Mapping[str, Any], read_bytes: int) -> Iterator[None]:
-        """Watch one read of a request's body, of which so many bytes came before."""
-        read = _Read(environ, read_bytes, time.monotonic())
+    def watch(self, body: Body) -> Iterator[None]:
+        """Watch one read of a body."""
         with self._lock:
-            self._reads.add(read)
+            self._reads.add(body)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._look_forever, name="stall-watch", daemon=True)
                 self._thread.start()
@@ -55,11 +124,11 @@ class StallWatch:
             yield
         finally:
             with self._lock:
-                self._reads.discard(read)
+                self._reads.discard(body)
 
     def _look_forever(self) -> None:
         while True:
-            time.sleep(self._timeout_s / 4)
+            time.sleep(self._timeout_s / _LOOKS_PER_TIMEOUT)
             try:
                 self._look()
             except Exception as error:  # noqa: BLE001 - the edge of this thread: it has to look again
@@ -68,7 +137,17 @@ class StallWatch:
     def _look(self) -> None:
         now_s = time.monotonic()
         with self._lock:
-            stalled = [read for read in self._reads if now_s - read.since_s > self._timeout_s]
-        for read in stalled:
-            if shut_down_idle(read.environ, read.read_bytes, now_s - read.since_s):
-                _log.warning("a body was given up after %.0f s without a byte", now_s - read.since_s)
+            reads = [body for body in self._reads if not body.given_up]
+        sights = look(reads[0].environ) if reads and self._bytes_per_s else None
+        for body in reads:
+            name, suspected = body.find_trickle(sights or {}, now_s, self._bytes_per_s)
+            waited_s = now_s - body.since_s
+            if waited_s <= self._timeout_s:
+                continue
+            if name:
+                body.given_up = True
+                end_reading(body.environ, name)
+                _log.warning("a body was given up after %.0f s with too few bytes", waited_s)
+            elif not suspected and shut_down_idle(body.environ, body.read_bytes, waited_s):
+                body.given_up = True
+                _log.warning("a body was given up after %.0f s without a byte", waited_s)

@@ -1,0 +1,161 @@
+"""What a client gets that speaks HTTP badly, or slowly: by raw sockets, against the real web process.
+
+What granian's parser refuses never reaches the app: those answers are its own, without a body. docs/errors.md says so.
+"""
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from stack.server import EmbeddedServer
+from tests.web_process import Web
+
+HOST = b"Host: test\r\n"
+POST = b"POST /v1/embeddings HTTP/1.1\r\n" + HOST
+UPLOAD = b"POST /v1/jobs?model=fake HTTP/1.1\r\n" + HOST + b"Content-Type: application/x-ndjson\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+LINES = b'"a line"\n' * 1000
+
+
+@pytest.fixture(scope="module")
+def web(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
+    with Redis.from_url(server.url) as client:
+        client.flushall()
+    running = Web(server.url, tmp_path_factory.mktemp("web"), TWOLANE_BODY_TIMEOUT_S="1")
+    yield running
+    running.process.terminate()
+    _, log = running.process.communicate(timeout=20)
+    assert b"Traceback" not in log
+    assert b"panicked" not in log
+
+
+def exchange(web: Web, sent: bytes) -> bytes:
+    """All that comes back until the server closes the connection."""
+    with web.connect() as connection:
+        # The server may have refused it before it has read all.
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(sent)
+        answer = bytearray()
+        with contextlib.suppress(ConnectionError):
+            while block := connection.recv(65_536):
+                answer += block
+    return bytes(answer)
+
+
+def answer_of(connection: socket.socket) -> tuple[http.client.HTTPResponse, Any]:
+    response = http.client.HTTPResponse(connection)
+    response.begin()
+    return response, json.loads(response.read())
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"\x00\x01\x02 garbage\r\n\r\n", b"400"),
+        (b"GET /livez\r\n\r\n", b"400"),
+        (b"G@T /livez HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+        (b"GET /livez HTTP/3.7\r\n" + HOST + b"\r\n", b"400"),
+        (b"GET /livez HTTP/1.1\r\nno colon here\r\n\r\n", b"400"),
+        (b"GET /livez HTTP/1.1\r\nHost : test\r\n\r\n", b"400"),
+        (b"GET /livez HTTP/1.1\r\nX: folded\r\n line\r\n\r\n", b"400"),
+        (b"GET /livez HTTP/1.1\r\nX: a\x00b\r\n\r\n", b"400"),
+        (b"GET /\xff HTTP/1.1\r\n" + HOST + b"\r\n", b"400"),
+        (POST + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", b"400"),
+        (POST + b"Content-Length: -2\r\n\r\n{}", b"400"),
+        (POST + b"Content-Length: 99999999999999999999999\r\n\r\n{}", b"400"),
+        (POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", b"400"),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n", b"414"),
+        (b"GET /livez HTTP/1.1\r\n" + b"".join(b"x%d: y\r\n" % at for at in range(101)) + b"\r\n", b"431"),
+    ],
+)
+def test_what_the_parser_refuses_has_a_bare_answer_and_the_next_request_is_served(
+    web: Web, sent: bytes, status: bytes
+) -> None:
+    head, _, body = exchange(web, sent).partition(b"\r\n\r\n")
+    assert head.split(b" ")[:2] == [b"HTTP/1.1", status]
+    assert b"connection: close" in head
+    assert body == b""
+    assert web.get("/livez") == {"status": "ok"}
+
+
+def test_another_protocol_is_hung_up_on(web: Web) -> None:
+    assert exchange(web, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") == b""
+    assert web.get("/livez") == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"zz\r\n{}\r\n0\r\n\r\n",
+        b"2\r\n{}XX\r\n",
+        b"ffffffffffffffffff\r\n{}\r\n",
+        b"1;" + b"x" * 100_000 + b"\r\n{\r\n",
+    ],
+)
+def test_a_body_whose_chunks_are_broken_is_refused_in_the_envelope_and_ends_the_connection(
+    web: Web, body: bytes
+) -> None:
+    head, _, answer = exchange(web, POST + CHUNKED + body).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"x-request-id: req_" in head
+    assert json.loads(answer)["error"]["type"] == "invalid_request_error"
+
+
+def test_length_and_chunks_together_do_not_smuggle_a_second_request(web: Web) -> None:
+    inner = b"GET /livez HTTP/1.1\r\n" + HOST + b"\r\n"
+    answer = exchange(web, POST + b"Content-Length: 5\r\n" + CHUNKED + b"0\r\n\r\n" + inner)
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b'{"status":"ok"}' not in answer
+
+
+@pytest.mark.parametrize(
+    "path", [b"/static/../../etc/passwd", b"/..%2f..%2fetc%2fpasswd", b"/docs/%2e%2e/%2e%2e/etc/passwd"]
+)
+def test_a_path_leads_to_no_file(web: Web, path: bytes) -> None:
+    with web.connect() as connection:
+        connection.sendall(b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+        response, body = answer_of(connection)
+    assert (response.status, body["error"]["code"]) == (404, "route_not_found")
+
+
+@pytest.mark.parametrize("framing", ["chunked", "length"])
+@pytest.mark.parametrize("pause_s", [0.1, None])
+def test_a_body_that_trickles_or_stalls_is_answered_408_and_leaves_nothing(
+    web: Web, framing: str, pause_s: float | None
+) -> None:
+    known = web.job_ids()
+    ended = threading.Event()
+    with web.connect() as connection:
+        announced = CHUNKED if framing == "chunked" else b"Content-Length: 90000000\r\n\r\n"
+        first = b"%x\r\n%s\r\n" % (len(LINES), LINES) if framing == "chunked" else LINES
+        connection.sendall(UPLOAD + announced + first)
+        sender = threading.Thread(target=trickle, args=(connection, framing, pause_s, ended))
+        sender.start()
+        # Another one from the same address is as slow to begin, and then quick enough.
+        with web.connect() as other:
+            other.sendall(UPLOAD + b"Content-Length: %d\r\n\r\n" % (8 * len(LINES)))
+            for _ in range(8):
+                time.sleep(0.3)
+                other.sendall(LINES)
+            assert answer_of(other)[0].status == 202
+        response, body = answer_of(connection)
+        ended.set()
+        sender.join(10)
+    assert (response.status, body["error"]["code"]) == (408, "request_timeout")
+    assert str(response.getheader("x-request-id")).startswith("req_")
+    assert len(web.job_ids() - known) == 1
+
+
+def trickle(connection: socket.socket, framing: str, pause_s: float | None, ended: threading.Event) -> None:
+    """Send a byte now and then until the test is over, or nothing."""
+    with contextlib.suppress(OSError):
+        while pause_s is not None and not ended.wait(pause_s):
+            connection.sendall(b"1\r\n \r\n" if framing == "chunked" else b" ")
