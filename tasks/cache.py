@@ -19,7 +19,7 @@ from tasks import keys
 from tasks.engine import Work
 from tasks.scripts import Argument, Scripts
 
-__all__ = ["ContentCache", "Entry", "digest_items", "job_scope", "tenant_scope"]
+__all__ = ["Claimed", "ContentCache", "Entry", "digest_items", "is_job", "job_scope", "tenant_scope"]
 
 _HEAD = struct.Struct("<iB")
 # What an entry takes in the server besides its value: its digest twice, with table and list nodes (185 measured).
@@ -47,6 +47,19 @@ class Entry:
         """Return the entry that `pack` wrote."""
         tokens, truncated = _HEAD.unpack_from(packed)
         return cls(np.frombuffer(packed, "<f4", offset=_HEAD.size), tokens, bool(truncated))
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What is known of some digests: their entries, or whether somebody else computes them now."""
+
+    found: Mapping[bytes, Entry]
+    busy: frozenset[bytes] = frozenset()
+
+
+def is_job(scope: str) -> bool:
+    """Return whether a scope is that of one job."""
+    return scope.startswith(_JOB)
 
 
 def tenant_scope(tenant: str) -> str:
@@ -87,6 +100,9 @@ class ContentCache:
         self._scripts = Scripts(redis)
         self._budget_bytes = settings.cache_max_bytes
         self._ttl_ms = int(settings.cache_ttl_s * 1000)
+        self._claim_ms = int(settings.lease_s * 2000)
+        # Who waits makes no progress, and must not lose its lease by that.
+        self.patience_s = settings.lease_s / 2
 
     def find(self, scope: str, digests: Sequence[bytes]) -> dict[bytes, Entry]:
         """Return the entries that there are."""
@@ -99,6 +115,27 @@ class ContentCache:
             found |= {digest: Entry.unpack(value) for digest, value in known if value is not None}
         return found
 
+    def claim(self, scope: str, digests: Sequence[bytes], owner: str) -> Claimed:
+        """Find entries, and claim what is neither there nor claimed by another owner; repeatable."""
+        names = [keys.cache_values(scope), keys.cache_times(scope), keys.cache_lookups(), keys.cache_claims(scope)]
+        found, busy = dict[bytes, Entry](), set[bytes]()
+        for first in range(0, len(digests), _PER_CALL):
+            asked = digests[first : first + _PER_CALL]
+            args: list[Argument] = [self._ttl_ms, owner, self._claim_ms, *asked]
+            answers = cast("list[bytes | int]", self._scripts.call("cache_claim", names, args))
+            for digest, answer in zip(asked, answers, strict=True):
+                if isinstance(answer, bytes):
+                    found[digest] = Entry.unpack(answer)
+                elif answer == 0:
+                    busy.add(digest)
+        return Claimed(found, frozenset(busy))
+
+    def release(self, scope: str, digests: Sequence[bytes], owner: str) -> None:
+        """Give claims back: their values are kept, or will not come."""
+        for first in range(0, len(digests), _PER_CALL):
+            args: list[Argument] = [owner, *digests[first : first + _PER_CALL]]
+            self._scripts.call("cache_release", [keys.cache_claims(scope)], args)
+
     def keep(self, scope: str, entries: Mapping[bytes, Entry]) -> None:
         """Keep entries; the oldest of the scope make room.
 
@@ -107,7 +144,7 @@ class ContentCache:
         """
         names = [keys.cache_values(scope), keys.cache_times(scope), keys.cache_bytes(scope)]
         items = list(entries.items())
-        life_ms = _JOB_LIFE_MS if scope.startswith(_JOB) else self._ttl_ms
+        life_ms = _JOB_LIFE_MS if is_job(scope) else self._ttl_ms
         for first in range(0, len(items), _PER_CALL):
             args: list[Argument] = [self._budget_bytes, self._ttl_ms, min(self._ttl_ms, life_ms), _OVERHEAD_BYTES]
             for digest, entry in items[first : first + _PER_CALL]:

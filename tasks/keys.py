@@ -186,6 +186,11 @@ def job_totals() -> str:
     return f"{_PREFIX}:jobs:totals"
 
 
+def cache_claims(scope: str) -> str:
+    """Hash: values that a chunk computes just now, by digest; only where a scope is one job."""
+    return f"{_PREFIX}:{{cache:{scope}}}:claims"
+
+
 def cache_lookups() -> str:
     """Hash: values of all scopes that were looked for, as `hit` and `miss`."""
     return f"{_PREFIX}:cache:lookups"
