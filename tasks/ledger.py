@@ -55,7 +55,10 @@ class Ledger:
         self._tokens = np.zeros(size, np.int32)
         self._truncated = np.zeros(size, np.bool_)
         self._errors: dict[int, ItemError] = {}
-        self._extras: dict[Extra, list[Parts | None]] = {}
+        # Also where nothing can be computed a frame has the columns that were asked for.
+        self._extras: dict[Extra, list[Parts | None]] = {
+            kind: [None] * size for kind in claim.params.returns if kind != "dense"
+        }
         self._cached = 0
         self.asked: list[int] = list(range(size))
         if before is not None:
@@ -117,7 +120,7 @@ class Ledger:
         self.asked = sorted(int(position) for position in header["errors"])
 
     def _enter(self, kind: Extra, positions: Sequence[int], ragged: Ragged) -> None:
-        items = self._extras.setdefault(kind, [None] * len(self._tokens))
+        items = self._extras[kind]
         for position, parts in zip(positions, ragged, strict=True):
             items[position] = parts
 

@@ -1,12 +1,17 @@
 """Sparse weights and token vectors as flat arrays: laid down, cut, joined, packed, and what they weigh."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from app.orders import Order, estimate_result_bytes, limit_chunks
 from config.catalog import ModelCard, load_catalog
 from config.settings import Settings
 from tasks import frames
-from tasks.jobs import JobParams
+from tasks.claims import Claim, ClaimCode
+from tasks.engine import ItemError, Outcomes
+from tasks.jobs import ChunkInput, JobParams
+from tasks.ledger import Ledger
 from tasks.vectors import Parts, Ragged, join_extras, pack_extras, unpack_extras
 
 SPARSE: list[Parts | None] = [
@@ -46,6 +51,43 @@ def test_a_frame_carries_vectors_in_the_jobs_precision_and_weights_in_their_own(
     back = unpack_extras(columns)
     assert {kind: listed(ragged) for kind, ragged in back.items()} == {k: listed(v) for k, v in extras.items()}
     assert [part.dtype for ragged in back.values() for part in ragged.parts] == [np.int32, np.float32, np.float16]
+
+
+BOTH = JobParams(returns=("sparse", "colbert"))
+
+
+def read(frame: bytes) -> dict[str, list[list[list[float]]]]:
+    return {kind: listed(ragged) for kind, ragged in unpack_extras(frames.unpack(frame)[1]).items()}
+
+
+def outcomes_of(rows: slice, errors: dict[int, ItemError] | None = None) -> Outcomes:
+    size = len(SPARSE[rows])
+    extras = {"sparse": Ragged.of("sparse", SPARSE[rows]), "colbert": Ragged.of("colbert", COLBERT[rows])}
+    empty = np.empty((size, 0), np.float32)
+    return Outcomes(empty, np.ones(size, np.int32), np.zeros(size, np.bool_), errors or {}, extras=extras)  # type: ignore[arg-type] # literal keys
+
+
+def test_a_chunk_that_is_computed_in_parts_or_again_has_what_one_run_gives() -> None:
+    claim, items = Claim(ClaimCode.OK, "job_x", 0, items=3, params=BOTH), ChunkInput(["a", "b", "c"])
+    whole, parts = Ledger(claim, items, 4), Ledger(claim, items, 4)
+    failed = {1: ItemError("item_failed", "bad")}
+    whole.put([0, 1, 2], outcomes_of(slice(0, 3), failed))
+    for at in (2, 0, 1):
+        parts.put([at], outcomes_of(slice(at, at + 1), {0: failed[1]} if at == 1 else None))
+    first = whole.completion().frame
+    assert read(first) == read(parts.completion().frame)
+    again = Ledger(replace(claim, redo=True), items, 4, before=first)
+    assert again.left == [1]
+    again.put([1], outcomes_of(slice(0, 1)))
+    sparse = read(again.completion().frame)["sparse"]
+    assert [len(ids) for ids, _ in sparse] == [2, 2, 1]
+
+
+def test_a_chunk_of_which_nothing_could_be_computed_has_the_columns_all_the_same() -> None:
+    claim = Claim(ClaimCode.POISON, "job_x", 0, items=2, params=BOTH, poison=(0, 1))
+    frame = Ledger(claim, ChunkInput(["a", "b"]), 4).completion().frame
+    assert read(frame) == {"sparse": [[[], []], [[], []]], "colbert": [[[]], [[]]]}
+    assert frames.unpack(frame)[1]["values"].shape == (2, 0)
 
 
 def order(*kinds: str, **fields: object) -> Order:
