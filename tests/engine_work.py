@@ -1,6 +1,5 @@
 """Small pieces that the tests of the engine share."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -10,20 +9,13 @@ from tasks.lanes import Service
 from tests.fakes import GatedBackend
 from workers.engine import DeviceEngine
 
-__all__ = ["Build", "first_words", "submit", "wait_until"]
+__all__ = ["Build", "first_words", "submit"]
 
 Build = Callable[..., DeviceEngine]
 
 
 def submit(engine: DeviceEngine, texts: list[str], service: Service = Service.BULK, **more: Any) -> Future[Outcomes]:
     return engine.submit(Work("fake", more.pop("operation", "embeddings"), texts, service=service, **more))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end_s, "it never came true"
-        time.sleep(0.01)
 
 
 def first_words(backend: GatedBackend) -> list[tuple[int, int]]:

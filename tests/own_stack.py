@@ -9,10 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -22,20 +20,13 @@ from config.processes import tied_to_parent
 from config.settings import Settings
 from stack.server import EmbeddedServer, free_port
 from tests.fakes import write_fake_card
+from tests.polling import wait_until
 from tests.stack_fixture import clean_environment
 
-__all__ = ["OwnStack", "opened_stack", "wait_until"]
+__all__ = ["OwnStack", "opened_stack"]
 
 _START_S = 90.0
 _END_S = 30.0
-
-
-def wait_until(condition: Callable[[], Any], timeout_s: float = 60, step_s: float = 0.02) -> None:
-    """Wait for something to become true."""
-    until_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until_s, "it never came true"
-        time.sleep(step_s)
 
 
 class OwnStack:

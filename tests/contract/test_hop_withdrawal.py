@@ -11,8 +11,9 @@ from config.settings import Settings
 from tasks import keys
 from tasks.errors import CallerGone, LaneFull
 from tasks.interactive import InteractiveClient
-from tests.contract.test_interactive_hop import LANE, announced, ask_in_thread, eventually, serving, work
+from tests.contract.test_interactive_hop import LANE, announced, ask_in_thread, serving, work
 from tests.echo_engine import EchoEngine
+from tests.polling import wait_until
 
 ROOM = 100
 
@@ -65,13 +66,13 @@ def test_a_waiting_request_leaves_the_list_and_its_room_is_back(client: Interact
     with announced(redis):
         others = [ask_in_thread(client, work(f"other {at}", within_s=5), 10)[0] for at in range(2)]
         hangup, thread, ended = ask_and_leave(client, "left", ROOM - 20)
-        eventually(lambda: waiting_tokens(redis) == ROOM)
+        wait_until(lambda: waiting_tokens(redis) == ROOM)
         with pytest.raises(LaneFull):
             client.ask(work("too much", within_s=5), 10)
         hangup.come()
         thread.join(10)
         assert isinstance(ended[0], CallerGone)
-        eventually(lambda: waiting_tokens(redis) == 20)
+        wait_until(lambda: waiting_tokens(redis) == 20)
         left = redis.lrange(keys.lane_requests(LANE), 0, -1)
         assert sorted(text for text in ("other 0", "other 1", "left") for one in left if text.encode() in one) == [
             "other 0",
@@ -86,11 +87,11 @@ def test_a_request_that_a_worker_has_is_given_up_there(client: InteractiveClient
     engine = EchoEngine(hold=True)
     with serving(redis_url, engine):
         hangup, thread, _ = ask_and_leave(client, "left", 10)
-        eventually(lambda: engine.held)
+        wait_until(lambda: engine.held)
         (future,) = engine.held
         hangup.come()
         thread.join(10)
-        eventually(future.cancelled)
+        wait_until(future.cancelled)
         assert 0 < redis.pttl(keys.lane_withdrawn(LANE)) <= 5000
 
 
@@ -100,11 +101,11 @@ def test_a_request_that_a_full_worker_puts_back_again_and_again_is_never_taken(
     engine = EchoEngine(hold=True, room=1)
     with serving(redis_url, engine):
         first, kept = ask_in_thread(client, work("first"), 10)
-        eventually(lambda: engine.held)
+        wait_until(lambda: engine.held)
         hangup, thread, _ = ask_and_leave(client, "left", 10)
         hangup.come()
         thread.join(10)
-        eventually(lambda: redis.llen(keys.lane_requests(LANE)) == 0 and waiting_tokens(redis) == 0)
+        wait_until(lambda: redis.llen(keys.lane_requests(LANE)) == 0 and waiting_tokens(redis) == 0)
         engine.hold = False
         engine.release()
         first.join(10)

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,6 +31,7 @@ from tasks.lanes import Lane, Service
 from tasks.presence import Announcer, WorkerFacts
 from tasks.serving import serve
 from tests.echo_engine import EchoEngine, echo
+from tests.polling import wait_until
 
 CARD = load_catalog().find("fake")
 LANE = Lane("fake", Service.INTERACTIVE)
@@ -41,20 +42,13 @@ def work(*texts: str, service: Service = Service.INTERACTIVE, within_s: float | 
     return Work("fake", "embeddings", texts, service=service, deadline_s=deadline_s)
 
 
-def eventually(condition: Callable[[], object], within_s: float = 10.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.01)
-
-
 @contextmanager
 def announced(redis: Redis, rate: float = 1000.0) -> Iterator[None]:
     facts = WorkerFacts("w1", "here", 1, "cpu", "float32", "f", rate)
     announcer = Announcer(redis, "w1", lambda: {"fake": facts}, 5.0)
     announcer.start()
     try:
-        eventually(lambda: redis.exists(keys.lane_workers("fake")))
+        wait_until(lambda: redis.exists(keys.lane_workers("fake")))
         yield
     finally:
         announcer.stop()
@@ -140,7 +134,7 @@ def test_callers_in_many_threads_each_get_their_own_answer(
             thread.start()
         for thread in threads:
             thread.join()
-        eventually(lambda: not redis.exists(keys.lane_load(LANE)))
+        wait_until(lambda: not redis.exists(keys.lane_load(LANE)))
     assert wrong == []
 
 
@@ -163,7 +157,7 @@ def test_a_full_lane_refuses_and_says_when_it_will_have_drained(
     asking = InteractiveClient(small)
     with announced(redis, rate=2000.0):
         waiting, ended = ask_in_thread(asking, work("one", within_s=2), 9_000)
-        eventually(lambda: redis.llen(keys.lane_requests(LANE)) == 1)
+        wait_until(lambda: redis.llen(keys.lane_requests(LANE)) == 1)
         with pytest.raises(LaneFull) as refused:
             asking.ask(work("two"), 2_000)
         assert refused.value.retry_after_s == pytest.approx(4.5)
@@ -185,7 +179,7 @@ def test_tokens_left_over_from_a_dead_worker_are_forgotten(
     redis.hset(keys.lane_load(LANE), "waiting", 10**9)
     with serving(redis_url, EchoEngine()):
         assert client.ask(work("one"), 5).values.shape == (1, 2)
-        eventually(lambda: not redis.exists(keys.lane_load(LANE)))
+        wait_until(lambda: not redis.exists(keys.lane_load(LANE)))
 
 
 def test_a_passed_deadline_is_an_error_and_the_engine_never_sees_the_work(
@@ -232,9 +226,9 @@ def test_what_a_full_engine_refuses_waits_where_other_workers_see_it(
     engine = EchoEngine(hold=True, room=2)
     with serving(redis_url, engine):
         asked = [ask_in_thread(client, work(str(i))) for i in range(6)]
-        eventually(lambda: len(engine.seen) == 2 and redis.llen(keys.lane_requests(LANE)) == 4)
-        eventually(lambda: redis.hget(keys.lane_load(LANE), "waiting") == b"20")
-        eventually(lambda: redis.pttl(keys.lane_requests(LANE)) > 0)
+        wait_until(lambda: len(engine.seen) == 2 and redis.llen(keys.lane_requests(LANE)) == 4)
+        wait_until(lambda: redis.hget(keys.lane_load(LANE), "waiting") == b"20")
+        wait_until(lambda: redis.pttl(keys.lane_requests(LANE)) > 0)
         engine.hold = False
         engine.release()
         for thread, ended in asked:
@@ -246,7 +240,7 @@ def test_a_worker_that_stops_answers_what_it_has_taken(client: InteractiveClient
     engine = EchoEngine(hold=True)
     with serving(redis_url, engine) as stop:
         thread, ended = ask_in_thread(client, work("one"))
-        eventually(lambda: engine.seen)
+        wait_until(lambda: engine.seen)
         stop.set()
         engine.release()
         thread.join()
@@ -280,7 +274,7 @@ def test_every_key_of_the_hop_has_an_expiry(client: InteractiveClient, redis: Re
     engine = EchoEngine(hold=True, room=1)
     with serving(redis_url, engine):
         asked = [ask_in_thread(client, work(str(i))) for i in range(3)]
-        eventually(lambda: redis.llen(keys.lane_requests(LANE)) == 2)
+        wait_until(lambda: redis.llen(keys.lane_requests(LANE)) == 2)
         assert {key: redis.pttl(key) for key in redis.scan_iter() if redis.pttl(key) < 0} == {}
         engine.hold = False
         engine.release()
@@ -292,7 +286,7 @@ def test_closing_settles_what_waits_and_gives_up_the_reply_list(redis: Redis, se
     asking = InteractiveClient(settings)
     with announced(redis):
         thread, ended = ask_in_thread(asking, work("one"))
-        eventually(lambda: redis.llen(keys.lane_requests(LANE)) == 1)
+        wait_until(lambda: redis.llen(keys.lane_requests(LANE)) == 1)
         asking.close()
         thread.join()
         assert isinstance(ended[0], StoreUnavailable)

@@ -6,7 +6,6 @@ import socket
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import psutil
 import pytest
 
 from config.processes import tied_to_parent
+from tests.polling import wait_until
 from tests.stack_fixture import RunningStack, clean_environment, running_stack
 
 ENDS_WITHIN_S = 10.0
@@ -47,7 +47,7 @@ class Serve:
 
     def wait_until_ready(self) -> list[psutil.Process]:
         """Return the processes of the stack when it says what runs where."""
-        eventually(lambda: "Ctrl-C stops everything" in self.text() or self.process.poll() is not None, 60)
+        wait_until(lambda: "Ctrl-C stops everything" in self.text() or self.process.poll() is not None, 60)
         assert self.process.poll() is None, self.text()
         return psutil.Process(self.process.pid).children(recursive=True)
 
@@ -68,13 +68,6 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Serve]]:
     yield start
     for one in started:
         one.end()
-
-
-def eventually(condition: Callable[[], object], within_s: float) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def programs(processes: list[psutil.Process]) -> set[str]:
@@ -102,7 +95,7 @@ def test_flower_shows_the_worker_to_whom_it_knows_and_nothing_to_others(fake_sta
     user = ("twolane", password_file.read_text("utf-8").strip())
     with httpx.Client(base_url=fake_stack.flower_url, auth=user) as flower:
         assert flower.get("/workers").status_code == 200
-        eventually(lambda: flower.get("/api/workers", params={"status": "true"}).json(), 30)
+        wait_until(lambda: flower.get("/api/workers", params={"status": "true"}).json(), 30)
         (worker,) = flower.get("/api/workers", params={"status": "true"}).json()
     assert worker.startswith("cpu-")
 
@@ -116,7 +109,7 @@ def test_the_models_are_warm_before_the_worker_takes_its_first_ticket(fake_stack
 def test_a_killed_worker_is_started_again_and_serves(fake_stack: RunningStack) -> None:
     (before,) = fake_stack.worker_pids()
     os.kill(before, signal.SIGKILL)
-    eventually(lambda: fake_stack.worker_pids() not in ([], [before]), 20)
+    wait_until(lambda: fake_stack.worker_pids() not in ([], [before]), 20)
     body = {"model": "fake", "input": "again"}
     answer = httpx.post(f"{fake_stack.url}/v1/embeddings", json=body, timeout=30)
     assert answer.status_code == 200, answer.text
@@ -128,8 +121,8 @@ def test_a_killed_launcher_takes_its_worker_with_it_and_both_are_started_again(f
     launcher = process.parent()
     assert launcher is not None
     launcher.kill()
-    eventually(lambda: not _is_alive(process), 20)
-    eventually(fake_stack.worker_pids, 20)
+    wait_until(lambda: not _is_alive(process), 20)
+    wait_until(fake_stack.worker_pids, 20)
 
 
 def test_a_killed_web_server_is_started_again(fake_stack: RunningStack) -> None:
@@ -141,8 +134,8 @@ def test_a_killed_web_server_is_started_again(fake_stack: RunningStack) -> None:
         except httpx.HTTPError:
             return False
 
-    eventually(lambda: not answers(), 20)
-    eventually(answers, 20)
+    wait_until(lambda: not answers(), 20)
+    wait_until(answers, 20)
 
 
 def test_two_stacks_run_side_by_side_and_a_third_on_the_same_folder_is_refused(serve: Callable[..., Serve]) -> None:
@@ -165,7 +158,7 @@ def test_interrupting_the_stack_leaves_no_process(serve: Callable[..., Serve]) -
 
 def test_interrupting_the_stack_while_models_load_does_not_wait_for_them(serve: Callable[..., Serve]) -> None:
     one = serve(models="all-MiniLM-L6-v2")
-    eventually(lambda: "loading all-MiniLM-L6-v2" in one.text(), 30)
+    wait_until(lambda: "loading all-MiniLM-L6-v2" in one.text(), 30)
     processes = psutil.Process(one.process.pid).children(recursive=True)
     one.process.send_signal(signal.SIGINT)
     assert one.process.wait(ENDS_WITHIN_S) == 0
@@ -189,7 +182,7 @@ def test_killing_the_stack_itself_leaves_no_process(serve: Callable[..., Serve])
     processes = one.wait_until_ready()
     one.process.kill()
     one.process.wait()
-    eventually(lambda: alive(processes) == [], ENDS_WITHIN_S)
+    wait_until(lambda: alive(processes) == [], ENDS_WITHIN_S)
 
 
 def test_a_dead_embedded_server_is_started_again_with_its_data(serve: Callable[..., Serve]) -> None:
@@ -197,9 +190,9 @@ def test_a_dead_embedded_server_is_started_again_with_its_data(serve: Callable[.
     processes = one.wait_until_ready()
     (server,) = [process for process in processes if programs([process]) & {"valkey-server", "redis-server"}]
     server.kill()
-    eventually(lambda: "is started again" in one.text(), 20)
+    wait_until(lambda: "is started again" in one.text(), 20)
     url = one.text().split("API       ")[1].split("/v1")[0]
-    eventually(lambda: httpx.get(f"{url}/readyz").status_code == 200, 60)
+    wait_until(lambda: httpx.get(f"{url}/readyz").status_code == 200, 60)
 
 
 def test_a_taken_port_is_said_clearly(serve: Callable[..., Serve]) -> None:

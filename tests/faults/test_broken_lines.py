@@ -15,7 +15,8 @@ import pytest
 
 from tasks import keys
 from tests.audit import audit, call, submit, wait_for_end
-from tests.own_stack import OwnStack, opened_stack, wait_until
+from tests.own_stack import OwnStack, opened_stack
+from tests.polling import wait_until
 from tests.proxy import Proxy
 
 # The product gives up after two tries of a second each; a busy machine may take as long again.

@@ -13,8 +13,9 @@ from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks.errors import CapacityError, NoWorker, StoreUnavailable
 from tasks.interactive import InteractiveClient
-from tests.contract.test_interactive_hop import ask_in_thread, eventually, serving, work
+from tests.contract.test_interactive_hop import ask_in_thread, serving, work
 from tests.echo_engine import EchoEngine
+from tests.polling import wait_until
 
 TOLD_WITHIN_S = 3.0
 
@@ -45,7 +46,7 @@ def test_a_killed_server_settles_who_waits_and_heals_when_it_is_back(
     engine = EchoEngine(hold=True)
     with serving(own_server.url, engine):
         thread, ended = ask_in_thread(client, work("one"))
-        eventually(lambda: engine.seen)
+        wait_until(lambda: engine.seen)
         own_server.kill()
         thread.join(TOLD_WITHIN_S)
         assert isinstance(ended[0], StoreUnavailable)
@@ -54,7 +55,7 @@ def test_a_killed_server_settles_who_waits_and_heals_when_it_is_back(
         engine.hold = False
         engine.release()
         own_server.start()
-        eventually(lambda: answers(client), within_s=30)
+        wait_until(lambda: answers(client), within_s=30)
 
 
 def test_a_server_that_was_started_anew_leaves_nobody_waiting_for_what_it_lost(
@@ -63,7 +64,7 @@ def test_a_server_that_was_started_anew_leaves_nobody_waiting_for_what_it_lost(
     engine = EchoEngine(hold=True)
     with serving(own_server.url, engine):
         thread, ended = ask_in_thread(client, work("one"))
-        eventually(lambda: engine.seen)
+        wait_until(lambda: engine.seen)
         own_server.kill()
         own_server.start()
         thread.join(TOLD_WITHIN_S)
@@ -77,7 +78,7 @@ def test_a_server_that_hangs_is_reported_within_seconds(own_server: EmbeddedServ
         assert answers(client)
         engine.hold = True
         waiting, ended = ask_in_thread(client, work("waits"))
-        eventually(lambda: len(engine.seen) == 2)
+        wait_until(lambda: len(engine.seen) == 2)
         os.kill(own_server.pid, signal.SIGSTOP)
         try:
             late = [ask_in_thread(client, work(str(i))) for i in range(8)]
@@ -88,7 +89,7 @@ def test_a_server_that_hangs_is_reported_within_seconds(own_server: EmbeddedServ
             os.kill(own_server.pid, signal.SIGCONT)
         engine.hold = False
         engine.release()
-        eventually(lambda: answers(client), within_s=30)
+        wait_until(lambda: answers(client), within_s=30)
 
 
 def test_a_child_that_was_forked_after_the_first_ask_asks_by_itself(own_server: EmbeddedServer) -> None:
@@ -122,4 +123,4 @@ def test_no_thread_is_left_when_both_ends_are_closed(own_server: EmbeddedServer)
     with serving(own_server.url, EchoEngine()):
         client.ask(work("one"), 5)
     client.close()
-    eventually(lambda: set(threading.enumerate()) <= before, within_s=5)
+    wait_until(lambda: set(threading.enumerate()) <= before, within_s=5)

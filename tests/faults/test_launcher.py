@@ -3,13 +3,13 @@
 import logging
 import sys
 import threading
-import time
 from collections.abc import Callable
 
 import psutil
 import pytest
 
 from config.settings import Settings
+from tests.polling import wait_until
 from workers import launch
 from workers.launch import EXIT_CONFIG, Launcher
 from workers.pinning import Device
@@ -45,13 +45,6 @@ def children() -> list[psutil.Process]:
     return [child for child in running if "-c" in child.cmdline()]
 
 
-def eventually(condition: Callable[[], object], within_s: float = 20.0) -> None:
-    deadline_s = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline_s, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def test_a_worker_that_keeps_dying_is_started_again_with_growing_delays(
     runs: Callable[[str], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -60,7 +53,7 @@ def test_a_worker_that_keeps_dying_is_started_again_with_growing_delays(
     with caplog.at_level(logging.WARNING, "workers.launch"):
         launcher = make("cpu")
         thread, codes = in_thread(launcher)
-        eventually(lambda: len(caplog.messages) >= 3)
+        wait_until(lambda: len(caplog.messages) >= 3)
         launcher.stop()
         thread.join()
     assert codes == [0]
@@ -77,7 +70,7 @@ def test_the_delay_is_short_again_after_a_healthy_minute(
     with caplog.at_level(logging.WARNING, "workers.launch"):
         launcher = make("cpu")
         thread, _ = in_thread(launcher)
-        eventually(lambda: len(caplog.messages) >= 3)
+        wait_until(lambda: len(caplog.messages) >= 3)
         launcher.stop()
         thread.join()
     assert {message.split("again in ")[1] for message in caplog.messages} == {"0.1 s"}
@@ -103,20 +96,20 @@ def test_a_worker_that_does_not_stop_is_killed_when_its_time_is_over(runs: Calla
     runs(STUBBORN)
     launcher = make("cpu", stop_s=0.5)
     thread, codes = in_thread(launcher)
-    eventually(children)
+    wait_until(children)
     launcher.stop()
     thread.join(20)
     assert codes == [0]
-    eventually(lambda: children() == [])
+    wait_until(lambda: children() == [])
 
 
 def test_being_told_twice_means_at_once(runs: Callable[[str], None]) -> None:
     runs(STUBBORN)
     launcher = make("cpu", stop_s=600.0)
     thread, codes = in_thread(launcher)
-    eventually(children)
+    wait_until(children)
     launcher.stop()
     launcher.stop()
     thread.join(20)
     assert codes == [0]
-    eventually(lambda: children() == [])
+    wait_until(lambda: children() == [])

@@ -28,6 +28,7 @@ from tasks.jobs import Counts, JobState
 from tasks.store import JobStore
 from tests.fakes import write_fake_card
 from tests.job_maker import LANE, audit, submit
+from tests.polling import wait_until
 from workers.engine.watchdog import EXIT_STATUS as EXIT_HUNG
 
 ROOT = Path(__file__).parents[2]
@@ -122,13 +123,6 @@ def kept_alive(start: Callable[[], Worker]) -> Iterator[list[int]]:
     finally:
         stop.set()
         keeper.join()
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
-    until_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < until_s
-        time.sleep(0.01)
 
 
 def wait_for_end(store: JobStore, job_id: str, timeout_s: float = 100) -> None:

@@ -17,7 +17,8 @@ from redis import Redis
 from tasks import keys
 from tasks.store import JobStore
 from tests.audit import audit, audit_keys, call, submit, wait_for_end
-from tests.own_stack import OwnStack, opened_stack, wait_until
+from tests.own_stack import OwnStack, opened_stack
+from tests.polling import wait_until
 
 LEASE_S = 2
 

@@ -8,8 +8,8 @@ from config.settings import Settings
 from tasks.engine import Work
 from tasks.errors import EngineClosed
 from tasks.lanes import Service
-from tests.engine_work import wait_until
 from tests.fakes import GatedBackend, fake_model
+from tests.polling import wait_until
 from workers.engine import DeviceEngine
 
 Parts = tuple[DeviceEngine, GatedBackend, GatedBackend]

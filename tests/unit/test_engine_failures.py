@@ -8,8 +8,9 @@ from tasks.errors import (
     WorkError,
 )
 from tasks.lanes import Service
-from tests.engine_work import Build, first_words, submit, wait_until
+from tests.engine_work import Build, first_words, submit
 from tests.fakes import GatedBackend, fake_model
+from tests.polling import wait_until
 from workers.engine import DeviceEngine
 
 
