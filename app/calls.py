@@ -3,7 +3,7 @@
 Owns the reading of the headers that say so. What is asked and how an answer looks belong to the route.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from flask import Response, request
 from pydantic import BaseModel
@@ -23,13 +23,14 @@ __all__ = ["answer_or_queue"]
 
 
 def answer_or_queue(
-    order: Order, items: Sequence[Item], body: BaseModel, render: Callable[[Outcomes], Response]
+    order: Order, items: Iterable[Item], count: int, body: BaseModel, render: Callable[[Outcomes], Response]
 ) -> Response:
     """Return the rendered outcomes or, with `Prefer: respond-async`, the job that was made of the call.
 
     Args:
         order: what to do.
-        items: what to do it with.
+        items: what to do it with; read once.
+        count: how many they are. Millions of items are seconds of work, so too many are refused before they are made.
         body: the call as it was read; an `Idempotency-Key` stands for it.
         render: makes the answer of outcomes without failed items.
 
@@ -41,6 +42,7 @@ def answer_or_queue(
     if preferences.respond_async:
         payload = PayloadHash.of_json(request.headers.get("Idempotency-Key"), body)
         return render_submission(live, desk.submit(order, items, payload.settle, queue=True), preferences)
-    outcomes = desk.answer(order, items)
+    desk.require_few(order, count)
+    outcomes = desk.answer(order, list(items))
     raise_item_errors(outcomes.errors)
     return render(outcomes)

@@ -154,7 +154,7 @@ class Desk:
         check_capability(order)
         if queued:
             self._require_served(order)
-        self._require_few(order, len(items))
+        self.require_few(order, len(items))
         checked = list(self._check(order, items))
         self._require_light(order, checked)
         return checked
@@ -296,7 +296,12 @@ class Desk:
         if all(catalog.find(name) is not order.card for name in self._settings.models):
             raise NoWorker(f"this server is not set up for {order.card.name}", retry_after_s=60)
 
-    def _require_few(self, order: Order, items: int) -> None:
+    def require_few(self, order: Order, items: int) -> None:
+        """Refuse more items than one call takes.
+
+        Raises:
+            InvalidRequest: there are more.
+        """
         most = self._settings.max_inputs
         if items > most:
             message = (

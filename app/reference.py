@@ -28,9 +28,9 @@ tree.
 
 What is not HTTP never reaches the API: the web server in front answers it by itself, without a body and without an
 `x-request-id`, and closes the connection. That is 400 for a request line, a header, a length or a transfer encoding
-that cannot be read, 414 for an address above 64 KiB, 431 for more than 100 headers; a connection that speaks HTTP/2, or
-does not finish its headers within a minute, is closed without an answer. A body whose chunks are broken reads as one
-that ends there.
+that cannot be read, 414 for an address above 64 KiB, 431 for more than 100 headers, or for more than some 64 KiB of
+them; a connection that speaks HTTP/2, or does not finish its headers within a minute, is closed without an answer. A
+body whose chunks are broken reads as one that ends there.
 
 | code | status | again | meaning |
 |---|---|---|---|

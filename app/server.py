@@ -57,6 +57,8 @@ _LOGGING: dict[str, Any] = {
 _STOP_TIMEOUT_S = 4
 # Also the time that an idle connection is kept: HTTP clients keep theirs for 5 s, and would send into a closed one.
 _HEADER_TIMEOUT_MS = 60_000
+# Of each connection, for what it may send before it is known to be a request; bodies are read in blocks of this size.
+_HEAD_BYTES = 2**16
 
 
 def run_server(settings: Settings) -> None:
@@ -84,7 +86,7 @@ def run_server(settings: Settings) -> None:
         # Requests beyond the threads wait inside granian, connections beyond this in the kernel.
         backpressure=_BACKLOG // settings.web_workers,
         backlog=_BACKLOG,
-        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT_MS),
+        http1_settings=HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT_MS, max_buffer_size=_HEAD_BYTES),
         log_level=LogLevels.warning,
         log_dictconfig=_LOGGING,
         respawn_failed_workers=True,

@@ -6,7 +6,7 @@ their bytes, zstd. Decoding is a look-up, so no tokenizer library is needed and 
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from typing import NamedTuple
 
@@ -36,15 +36,14 @@ class _Table(NamedTuple):
     data: bytes
 
 
-def read_texts(value: str | Sequence[str | list[int]], card: ModelCard) -> list[str]:
-    """Return the texts of an `input` field, token ids decoded.
+def read_texts(value: str | Sequence[str | list[int]], card: ModelCard) -> Iterator[str]:
+    """Yield the texts of an `input` field, token ids decoded.
 
     Raises:
         InvalidRequest: an id is out of range, or this model takes no token ids.
     """
-    if isinstance(value, str):
-        return [value]
-    return [item if isinstance(item, str) else _read_ids(item, card, position) for position, item in enumerate(value)]
+    for position, item in enumerate([value] if isinstance(value, str) else value):
+        yield item if isinstance(item, str) else _read_ids(item, card, position)
 
 
 def decode_cl100k(ids: Sequence[int]) -> str:

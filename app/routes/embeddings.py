@@ -29,7 +29,8 @@ def create_embeddings(body: EmbeddingsRequest) -> Response:
     With the header `Prefer: respond-async` any number of texts is queued as a job.
     """
     card = find_card(services().catalog, body.model)
-    items = [Item(text) for text in read_texts(body.input, card)]
     order = order_embeddings(body, card)
+    items = (Item(text) for text in read_texts(body.input, card))
+    count = 1 if isinstance(body.input, str) else len(body.input)
     render = partial(render_embeddings, model=body.model, encoding=body.encoding_format or "float")
-    return answer_or_queue(order, items, body, render)
+    return answer_or_queue(order, items, count, body, render)

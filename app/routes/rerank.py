@@ -35,13 +35,13 @@ def rerank(body: RerankRequest) -> Response:
     """
     card = find_card(services().catalog, body.model)
     order = order_ranking(body, card)
-    items = [Item(document_text(document), query=body.query) for document in body.documents]
+    items = (Item(document_text(document), query=body.query) for document in body.documents)
     form: Literal["object", "text"] = "text" if request.path.startswith("/infinity/") else "object"
     with_documents = form if body.return_documents else None
     render = partial(
         render_ranking, model=body.model, documents=body.documents, top_n=body.top_n, with_documents=with_documents
     )
-    return answer_or_queue(order, items, body, render)
+    return answer_or_queue(order, items, len(body.documents), body, render)
 
 
 for _path in ("/v1/rerank", "/v2/rerank", "/rerank", "/infinity/rerank"):

@@ -86,6 +86,23 @@ def test_what_the_parser_refuses_has_a_bare_answer_and_the_next_request_is_serve
     assert web.get("/livez") == {"status": "ok"}
 
 
+def test_a_head_that_is_too_long_is_refused(web: Web) -> None:
+    head, _, body = exchange(web, b"GET /livez HTTP/1.1\r\nX: " + b"a" * 300_000 + b"\r\n\r\n").partition(b"\r\n\r\n")
+    # The answer may be lost with the connection, since not all was read that was sent.
+    assert head[:12] in {b"HTTP/1.1 431", b""}
+    assert body == b""
+    assert web.get("/livez") == {"status": "ok"}
+
+
+def test_too_many_inputs_are_refused_before_they_are_looked_at(web: Web) -> None:
+    sent = json.dumps({"model": "fake", "input": [[999_999_999]] * 2049}).encode()
+    with web.connect() as connection:
+        connection.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(sent) + sent)
+        response, body = answer_of(connection)
+    assert response.status == 400
+    assert "at most 2048" in body["error"]["message"]
+
+
 def test_another_protocol_is_hung_up_on(web: Web) -> None:
     assert exchange(web, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") == b""
     assert web.get("/livez") == {"status": "ok"}

@@ -30,16 +30,16 @@ def test_half_a_character_becomes_a_replacement_character() -> None:
 @pytest.mark.parametrize("token", [100_256, 100_261, 2**63])
 def test_an_id_behind_the_vocabulary_is_refused_with_its_position(token: int) -> None:
     with pytest.raises(InvalidRequest, match=r"item 1.*cl100k") as refused:
-        read_texts([[15339], [token]], CARD)
+        list(read_texts([[15339], [token]], CARD))
     assert refused.value.param == "input"
 
 
 def test_a_model_that_takes_no_ids_names_the_client_setting_that_helps() -> None:
     card = ModelCard.model_validate({**CARD.model_dump(), "token_ids": "reject"})
     with pytest.raises(InvalidRequest, match="check_embedding_ctx_length=False"):
-        read_texts([[15339]], card)
+        list(read_texts([[15339]], card))
 
 
 def test_texts_stay_as_they_are() -> None:
-    assert read_texts("one", CARD) == ["one"]
-    assert read_texts(["", "two"], CARD) == ["", "two"]
+    assert list(read_texts("one", CARD)) == ["one"]
+    assert list(read_texts(["", "two"], CARD)) == ["", "two"]
