@@ -4,10 +4,16 @@ Owns the grid. A backend that compiles kernels for each shape it meets pays 5 ms
 (OpenVINO, MiniLM), more than a short pass itself costs; a step of at most an eighth of the length wastes about 4%.
 """
 
-__all__ = ["round_length", "round_rows_down", "round_rows_up"]
+import functools
+import sys
+from collections.abc import Sequence
+
+__all__ = ["padded_tokens", "round_length", "round_rows_down", "round_rows_up", "split_evenly"]
 
 _LENGTH_STEPS, _ROW_STEPS = 8, 4
 _LEAST_LENGTH_STEP = 4
+# How much longer than necessary the longest part of a split may be; finding the very best one takes longer.
+_SPLIT_SLACK = 1.02
 
 
 def round_length(length: int, most: int) -> int:
@@ -28,6 +34,46 @@ def round_rows_down(rows: int) -> int:
     return rows // step * step
 
 
+def padded_tokens(rows: int, longest: int) -> int:
+    """Return what a batch of that many rows, the longest of that length, is padded to on the grid."""
+    return round_rows_up(rows) * round_length(longest, sys.maxsize)
+
+
+def split_evenly(lengths: Sequence[int], parts: int) -> list[int]:
+    """Cut rows into neighbours that are computed side by side, so that the longest part is as short as it can be.
+
+    Args:
+        lengths: tokens per row, ascending.
+        parts: at most so many.
+
+    Returns:
+        Where each part ends, ascending; the last is the number of rows.
+    """
+    low, high = sum(lengths) // parts, padded_tokens(len(lengths), lengths[-1])
+    best = [len(lengths)]
+    while high > low * _SPLIT_SLACK + 1:
+        limit = (low + high) // 2
+        ends = _fill(lengths, limit, parts)
+        if ends is None:
+            low = limit
+        else:
+            best, high = ends, limit
+    return best
+
+
+def _fill(lengths: Sequence[int], limit: int, parts: int) -> list[int] | None:
+    """Fill one part after the other up to that many padded tokens; None if more parts were needed."""
+    ends, start = list[int](), 0
+    for end, length in enumerate(lengths, start=1):
+        if end - start > 1 and padded_tokens(end - start, length) > limit:
+            ends.append(end - 1)
+            start = end - 1
+        if len(ends) == parts or padded_tokens(1, length) > limit:
+            return None
+    return [*ends, len(lengths)]
+
+
+@functools.cache
 def _step(value: int, steps: int) -> int:
     """Return the distance of grid points in the doubling that ends at or above the value."""
     return max(1, (1 << max(value - 1, 0).bit_length()) // 2 // steps)

@@ -5,12 +5,17 @@ Owns how a batch is spread over the cores. Measured on two cores with MiniLM: tw
 a third faster with all threads in one stream. So the model is compiled both ways. Bulk batches take the streams; the
 other way is `express`, and since both may run at once, a short request does not wait for the batch before it: the
 system's scheduler gives it the cores in between, at no measurable cost for the batch.
+
+Many short requests at once are better off in the streams: each stream pads its rows on its own, and no thread waits for
+another after every operation. With 64 clients, 14% more requests a second, and 10% less of the processor's time for
+each. So an express batch of some rows takes the streams while no bulk batch has them.
 """
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,11 +28,13 @@ from workers.models.backends.base import Heads, Tokens
 from workers.models.backends.heads import deal_out
 from workers.models.backends.padding import pad
 from workers.models.export import MODEL, import_openvino
-from workers.models.shapes import round_length, round_rows_up
+from workers.models.shapes import round_length, round_rows_up, split_evenly
 
 __all__ = ["OpenVinoBackend", "Traits", "compile_exported"]
 
 T = TypeVar("T")
+# From so many rows for each stream on, an express batch is faster in the streams.
+_SPREAD_ROWS = 4
 _HINTS = {"bfloat16": "bf16", "float32": "f32"}
 
 
@@ -51,19 +58,20 @@ class OpenVinoBackend:
     kind = "openvino"
     device = "cpu"
 
-    def __init__(self, graph: "_Graph", streams: int, express: "OpenVinoBackend | None") -> None:
+    def __init__(self, graph: "_Graph", way: "_Way", spare: "_Way | None", express: "OpenVinoBackend | None") -> None:
+        """Run batches by a way of one's own, and large ones by a spare way that belongs to another instance."""
         self.dtype = graph.dtype
         self.dimension = graph.traits.dimension
-        self.parallel = streams
+        self.parallel = len(way.requests)
         self.express = express
         self._graph = graph
-        self._requests = graph.compile(graph.dtype, streams)
+        self._way, self._spare = way, spare
         self.heads: Heads | None = None if graph.traits.silent is None else self
         self._all_requests: dict[str, Any] = {}
 
     def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run`."""
-        return _within_memory(rows, lambda: self._run_parts(_split(rows, self.parallel)))
+        return _within_memory(rows, lambda: self._run_rows(rows))
 
     def run_exact(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run_exact`."""
@@ -79,8 +87,29 @@ class OpenVinoBackend:
     def free_memory(self) -> None:
         """See `Backend.free_memory`. There is nothing to free: OpenVINO keeps what the largest batch needed."""
 
-    def _run_parts(self, parts: Sequence[Sequence[Tokens]]) -> NDArray[np.float32]:
-        requests = self._requests[: len(parts)]
+    def _run_rows(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
+        with self._reserve_streams(len(rows)) as streams:
+            if streams:
+                # The queue cuts bulk rows to fit the streams; these differ in length and come in any number.
+                ends = split_evenly([len(row) for row in rows], len(streams))
+                return self._run_parts(_cut(rows, [0, *ends]), streams)
+        with self._way.claim():
+            return self._run_parts(_split(rows, self.parallel), self._way.requests)
+
+    @contextmanager
+    def _reserve_streams(self, rows: int) -> Iterator[Sequence[Any]]:
+        """Give the streams of the spare way, if so many rows are worth it and nobody uses them; else none."""
+        spare = self._spare
+        if spare is None or rows < _SPREAD_ROWS * len(spare.requests) or not spare.borrow():
+            yield ()
+            return
+        try:
+            yield spare.requests
+        finally:
+            spare.lock.release()
+
+    def _run_parts(self, parts: Sequence[Sequence[Tokens]], streams: Sequence[Any]) -> NDArray[np.float32]:
+        requests = streams[: len(parts)]
         inputs = [self._graph.inputs(part) for part in parts]
         started = []
         try:
@@ -92,6 +121,27 @@ class OpenVinoBackend:
             for request in started:
                 request.wait()
         return np.concatenate([_output(*pair) for pair in zip(requests, parts, strict=True)])
+
+
+@dataclass(slots=True, eq=False)
+class _Way:
+    """A compiled form of the graph: its requests, one per stream, for whoever holds the lock."""
+
+    requests: list[Any]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    claimed: bool = False
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Use them as their one owner."""
+        self.claimed = True
+        with self.lock:
+            self.claimed = False
+            yield
+
+    def borrow(self) -> bool:
+        """Take the lock if nobody has it and the owner does not wait: it would lose every race for a busy lock."""
+        return not self.claimed and self.lock.acquire(blocking=False)
 
 
 class _Graph:
@@ -165,7 +215,8 @@ class _Graph:
 def compile_exported(folder: Path, traits: Traits, dtype: str, threads: int) -> OpenVinoBackend:
     """Return a backend with its express, both on the same `threads` cores; `dtype` is float32 or bfloat16."""
     graph = _Graph(folder, traits, dtype, threads)
-    return OpenVinoBackend(graph, threads, express=OpenVinoBackend(graph, 1, express=None))
+    streams, whole = (_Way(graph.compile(dtype, count)) for count in (threads, 1))
+    return OpenVinoBackend(graph, streams, None, express=OpenVinoBackend(graph, whole, streams, express=None))
 
 
 def _within_memory(rows: Sequence[Tokens], run: Callable[[], T]) -> T:
@@ -189,5 +240,8 @@ def _output(request: Any, rows: Sequence[Tokens]) -> NDArray[np.float32]:
 
 def _split(rows: Sequence[Tokens], streams: int) -> list[Sequence[Tokens]]:
     """Cut a batch into one part of neighbours per stream."""
-    edges = np.linspace(0, len(rows), min(streams, len(rows)) + 1).round().astype(int).tolist()
+    return _cut(rows, np.linspace(0, len(rows), min(streams, len(rows)) + 1).round().astype(int).tolist())
+
+
+def _cut(rows: Sequence[Tokens], edges: Sequence[int]) -> list[Sequence[Tokens]]:
     return [rows[start:end] for start, end in itertools.pairwise(edges)]
