@@ -154,12 +154,15 @@ def _read_upload(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, It
     operation: Operation = query.type or "embeddings"
     asked = header.webhook()
     described = query.model_dump_json() + (asked.model_dump_json() if asked else "")
-    trail = Trail()
-    payload = PayloadHash(header.idempotency_key, described.encode(), trail=trail)
     _refuse_rest(header)
     blocks = stream_body(request, max(1, settings.max_upload_bytes - (header.upload_offset or 0)))
     parse = partial(_parse, query=query.query, rerank=operation == "rerank")
-    items = trail.read(blocks, settings.max_line_bytes, parse)
+    if header.idempotency_key is None:
+        payload, items = PayloadHash(None), parse(split_lines(blocks, settings.max_line_bytes), 0)
+    else:
+        trail = Trail()
+        payload = PayloadHash(header.idempotency_key, described.encode(), trail=trail)
+        items = trail.read(blocks, settings.max_line_bytes, parse)
     return _add_webhook(_order(query, card, operation, {}), asked), items, payload
 
 

@@ -3,11 +3,9 @@
 import contextlib
 import http.client
 import json
-import os
 import signal
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,14 +21,12 @@ from tasks.blobs import open_blobs
 from tasks.store import JobStore
 from tests.job_maker import assert_expiry
 from tests.polling import wait_until
-from tests.proxy import Proxy
-from tests.web_process import ROOT, Web
+from tests.web_process import Web
 
 TEXTS = [f"passage {number} of a corpus " + "that goes on and on " * 12 for number in range(4000)]
 LINES = [json.dumps({"id": f"p{number}", "text": text}).encode() + b"\n" for number, text in enumerate(TEXTS)]
 # Blank lines belong to the upload, too. The last line has no end.
 BODY = b"\n".join(b"".join(LINES[first : first + 500]) for first in range(0, 4000, 500)).rstrip(b"\n")
-KEY = "passages-2026-11"
 CUT = len(BODY) // 2 + 7
 
 
@@ -212,25 +208,6 @@ def test_an_upload_outlives_the_web_process_that_took_it(server: EmbeddedServer,
         other.stop(signal.SIGKILL)
     offset = standing(web, "killed")
     assert_whole(web, "killed", send(web, "killed", BODY[offset:], offset)[1])
-
-
-def test_the_lines_of_the_api_page_bring_a_corpus_over_a_line_that_breaks(web: Web, tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "api.md").read_text("utf-8")
-    lines = page[page.index("KEY=passages") :].partition("```")[0].replace("sleep 5", "sleep 0.1")
-    (tmp_path / "corpus.ndjson").write_bytes(BODY)
-    (tmp_path / ".curlrc").write_text("limit-rate = 600k")
-    with Proxy(web.port) as proxy:
-        script = lines.replace("127.0.0.1:8000", f"127.0.0.1:{proxy.port}").replace("all-MiniLM-L6-v2", "fake")
-        command = ["bash", "-c", script]
-        with subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "HOME": str(tmp_path)}, stdout=-1) as running:
-            seen = 0
-            for _ in range(2):
-                wait_until(lambda known=seen: int(asked(web, KEY)[0].get("Upload-Offset") or 0) > known)  # type: ignore[misc]
-                proxy.cut()
-                seen = standing(web, KEY) + 100_000
-            output, _ = running.communicate(timeout=60)
-    assert running.returncode == 0
-    assert_whole(web, KEY, json.loads(output))
 
 
 def test_what_nobody_comes_back_for_is_swept(web: Web) -> None:
