@@ -21,6 +21,7 @@ __all__ = ["BUILD", "Program", "answers", "hold_to_cores", "wait_until"]
 
 BUILD = Path("build/bench")
 _STOP_TIMEOUT_S = 15.0
+_REST_LOOK_S, _REST_SHARE = 1.0, 0.1
 
 
 class Program:
@@ -72,6 +73,19 @@ class Program:
             return [root, *root.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
+
+    def sleeps_within(self, timeout_s: float) -> bool:
+        """Wait until the program uses next to no processor time; return whether that came in time."""
+        until_s = time.monotonic() + timeout_s
+        while time.monotonic() < until_s:
+            before_s = self._used_s()
+            time.sleep(_REST_LOOK_S)
+            if self._used_s() - before_s < _REST_SHARE * _REST_LOOK_S:
+                return True
+        return False
+
+    def _used_s(self) -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in self.family())
 
     def find(self, *words: str) -> list[psutil.Process]:
         """Return those of the family whose command line has all the words."""
