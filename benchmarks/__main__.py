@@ -46,8 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not cores.apart:
         bench.sheet.leave_out("cores of its own for the load generator", "this machine has too few")
     failed = _run(bench, options.suites or WHOLE_RUN)
+    now = dt.datetime.now(dt.UTC)
     run = {
-        "date": dt.datetime.now(dt.UTC).strftime("%Y-%m-%d"),
+        "date": now.strftime("%Y-%m-%d"),
+        "at": now.isoformat(timespec="seconds"),
         "quick": bench.plan.quick,
         "rounds": bench.plan.rounds,
         "suites": options.suites or WHOLE_RUN,
@@ -60,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = write_results(bench.sheet, description, run)
     console.print(f"written: {path}", markup=False)
     if options.docs or (run["complete"] and not run["quick"]):
-        write_docs(bench.sheet, description, run)
+        write_docs(description)
     return 1 if failed else 0
 
 
@@ -73,7 +75,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one small round: finds mistakes, not figures")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="measure ours alone")
     parser.add_argument(
-        "--docs", action="store_true", help="write the summary into docs/benchmarks.md, as a whole run does"
+        "--docs", action="store_true", help="write the newest figures into docs/benchmarks.md, as a whole run does"
     )
     return parser.parse_args(arguments)
 

@@ -65,16 +65,46 @@ def write_results(sheet: Sheet, machine: dict[str, Any], run: dict[str, Any]) ->
     return path
 
 
-def write_docs(sheet: Sheet, machine: dict[str, Any], run: dict[str, Any]) -> None:
-    """Put the summary between the two marks in `docs/benchmarks.md`; the text around it is written by people."""
+def write_docs(machine: dict[str, Any]) -> None:
+    """Put the newest recorded figures of each suite on this kind of machine between the two marks in the documentation.
+
+    The text around the marks in `docs/benchmarks.md` is written by people.
+    """
     text = DOCS.read_text("utf-8")
     before, rest = text.split(_BEGIN, 1)
     after = rest.split(_END, 1)[1]
-    parts = [_BEGIN, _machine_lines(machine, run), _target_table(judge(sheet))]
-    parts += [_suite_table(sheet, suite) for suite in sheet.suites()]
+    sheet, documents = _read_newest(machines.name(machine))
+    parts = [_BEGIN, *dict.fromkeys(_machine_lines(found["machine"], found["run"]) for found in documents.values())]
+    parts += [_runs_line(documents), _target_table(judge(sheet))]
+    parts += [_suite_table(sheet, suite) for suite in documents]
     if sheet.left_out:
         parts.append("Left out:\n\n" + "\n".join(f"- {line}" for line in sheet.left_out))
     DOCS.write_text(before + "\n\n".join(part for part in parts if part) + "\n\n" + _END + after, "utf-8")
+
+
+def _read_newest(name: str) -> tuple[Sheet, dict[str, dict[str, Any]]]:
+    """Return all rows, and for each suite the results file that they are from."""
+    found = [json.loads(path.read_text("utf-8")) for path in RESULTS.glob(f"*-{name}*.json")]
+    documents: dict[str, dict[str, Any]] = {}
+    for document in sorted(found, key=lambda one: str(one["run"].get("at", one["run"]["date"]))):
+        documents |= dict.fromkeys({row["suite"] for row in document["rows"]}, document)
+    sheet = Sheet()
+    for suite, document in documents.items():
+        sheet.take(row for row in document["rows"] if row["suite"] == suite)
+    sheet.left_out = [line for document in _distinct(documents) for line in document["left_out"]]
+    return sheet, dict(sorted(documents.items()))
+
+
+def _distinct(documents: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({id(document): document for document in documents.values()}.values())
+
+
+def _runs_line(documents: dict[str, dict[str, Any]]) -> str:
+    runs = _distinct(documents)
+    if len(runs) == 1:
+        return "All suites are from one run."
+    parts = [", ".join(suite for suite, one in documents.items() if one is run) for run in runs]
+    return f"Suites of one run each: {'; '.join(parts)}. A ratio never mixes two runs."
 
 
 def _cells(sheet: Sheet, row: Row) -> tuple[str, ...]:

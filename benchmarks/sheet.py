@@ -4,7 +4,7 @@ Owns the arithmetic of results. How they are shown is `benchmarks.report`, what 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Literal
@@ -46,6 +46,7 @@ class Row:
         names = ("suite", "subject", "metric", "unit", "note")
         return {
             **{name: getattr(self, name) for name in names},
+            "better": self.better,
             "median": _rounded(self.median),
             "samples": [_rounded(sample) for sample in self.samples],
         }
@@ -68,6 +69,13 @@ class Sheet:
             return
         row = self._rows.setdefault((suite, subject, metric), Row(suite, subject, metric, unit, better, note=note))
         row.samples.append(float(value))
+
+    def take(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Add the rows of a results file."""
+        for row in rows:
+            for value in row["samples"]:
+                place, better = (row["suite"], row["subject"]), row.get("better", "")
+                self.add(place, row["metric"], value, row["unit"], better, row["note"])
 
     def leave_out(self, what: str, why: object) -> None:
         """Write down what could not be measured, so that a missing row is never silent."""
