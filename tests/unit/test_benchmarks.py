@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.bench import FULL, QUICK, Bench
+from benchmarks.bench import FULL, QUICK
 from benchmarks.corpus import repeat
 from benchmarks.gemm import encoder_flops
 from benchmarks.goals import GOALS, judge
-from benchmarks.machine import Cores, describe, name
-from benchmarks.report import DOCS, write_docs
+from benchmarks.machine import describe, name
+from benchmarks.report import DOCS, write_docs, write_results
 from benchmarks.sheet import Sheet
 from benchmarks.wire import Incoming
 
@@ -89,22 +89,48 @@ def test_operations_are_counted_by_weights_and_by_pairs_of_tokens(tmp_path: Path
     assert counted == 2 * linear * 8 + 4 * 2 * 4 * (9 + 25)
 
 
-def test_the_summary_replaces_only_what_stands_between_its_marks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = DOCS.read_text("utf-8")
-    target = tmp_path / "benchmarks.md"
-    target.write_text(page)
-    monkeypatch.setattr("benchmarks.report.DOCS", target)
-    bench = Bench(QUICK, Cores((0,), (1,)))
-    fill(bench.sheet, "Twolane engine", 45.0)
-    run = {"server_cores": [0], "client_cores": [1], "date": "2026-01-01", "rounds": 1}
-    write_docs(bench.sheet, describe(), run)
-    first = target.read_text("utf-8")
-    write_docs(bench.sheet, describe(), run)
-    assert target.read_text("utf-8") == first
+@pytest.fixture
+def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the page of benchmarks, with no results recorded yet."""
+    copy = tmp_path / "benchmarks.md"
+    copy.write_text(DOCS.read_text("utf-8"))
+    monkeypatch.setattr("benchmarks.report.DOCS", copy)
+    monkeypatch.setattr("benchmarks.report.RESULTS", tmp_path / "results")
+    return copy
+
+
+def record(sheet: Sheet, *suites: str, at: str = "2026-01-01T08:00:00") -> None:
+    cores = {"server_cores": [0], "client_cores": [1]}
+    run = {**cores, "date": at[:10], "at": at, "rounds": 1, "quick": False, "complete": False, "suites": suites}
+    write_results(sheet, describe(), run)
+
+
+def test_the_summary_replaces_only_what_stands_between_its_marks(page: Path) -> None:
+    written_by_people = page.read_text("utf-8").split("<!-- begin", 1)[0]
+    sheet = Sheet()
+    fill(sheet, "Twolane engine", 45.0)
+    record(sheet, "engine")
+    write_docs(describe())
+    first = page.read_text("utf-8")
+    write_docs(describe())
+    assert page.read_text("utf-8") == first
     assert "Twolane engine" in first
-    assert first.startswith(page.split("<!-- begin", 1)[0])
+    assert first.startswith(written_by_people)
+
+
+def test_the_summary_has_the_newest_figures_of_each_suite_and_says_that_runs_differ(page: Path) -> None:
+    old, new = Sheet(), Sheet()
+    fill(old, "Twolane engine", 111.0)
+    fill(old, "Twolane", 222.0, suite="web")
+    fill(new, "Twolane engine", 333.0)
+    record(new, "engine", at="2026-01-02T08:00:00")
+    record(old, "engine", "web")
+    write_docs(describe())
+    text = page.read_text("utf-8")
+    assert "| 333 tokens/s |" in text
+    assert "| 222 tokens/s |" in text
+    assert "| 111 tokens/s |" not in text
+    assert "Suites of one run each: engine; web." in text
 
 
 def test_a_quick_run_says_that_it_is_one() -> None:
