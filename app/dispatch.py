@@ -238,8 +238,8 @@ class Desk:
 
     def publish(self, lane: Lane) -> None:
         """Let workers know that a lane has work. That it fails is no failure of the job: workers look themselves."""
-        # Celery takes 0.2 s and 20 MB to import; a web process that answers only small calls never pays that.
-        from tasks.bulk import publish_tickets  # noqa: PLC0415 - late, for the sake of that
+        # A web process that answers only small calls never pays for Celery.
+        from tasks.bulk import publish_tickets  # noqa: PLC0415 - Celery takes 0.2 s and 20 MB to import
 
         try:
             publish_tickets(self._services.store, lane)

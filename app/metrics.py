@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
@@ -26,6 +27,7 @@ from tasks.readings import LaneReading, Reading, read_store
 __all__ = ["Metrics", "install_metrics"]
 
 _log = logging.getLogger(__name__)
+_Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
 
 _REFUSALS = frozenset({429, 503, 504})
 _JOB_STATES = ("queued", "running", "paused", "cancelling")
@@ -158,16 +160,16 @@ def _drain_s(tokens: int, tokens_per_s: float) -> float:
 
 
 def _count(name: str, values: Mapping[tuple[str, ...], float]) -> CounterMetricFamily:
-    metric = find_metric(name)
-    family = CounterMetricFamily(metric.name, metric.description, labels=metric.labels)
-    for labels, value in values.items():
-        family.add_metric(labels, value)
-    return family
+    return _fill(CounterMetricFamily, name, values)
 
 
 def _gauge(name: str, values: Mapping[tuple[str, ...], float]) -> GaugeMetricFamily:
+    return _fill(GaugeMetricFamily, name, values)
+
+
+def _fill(kind: type[_Family], name: str, values: Mapping[tuple[str, ...], float]) -> _Family:
     metric = find_metric(name)
-    family = GaugeMetricFamily(metric.name, metric.description, labels=metric.labels)
+    family = kind(metric.name, metric.description, labels=metric.labels)
     for labels, value in values.items():
         family.add_metric(labels, value)
     return family

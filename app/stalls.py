@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from app.connections import Sight, Sights, end_reading, look, plain_address, shut_down_idle
 from tasks.errors import BodyTooSlow
+from tasks.rounds import Rounds
 
 __all__ = ["Body", "StallWatch"]
 
@@ -106,7 +107,7 @@ class StallWatch:
         self._bytes_per_s = bytes_per_s
         self._lock = threading.Lock()
         self._reads: set[Body] = set()
-        self._thread: threading.Thread | None = None
+        self._rounds: Rounds | None = None
 
     def is_too_slow(self, read_bytes: int, waited_s: float) -> bool:
         """Tell whether so many bytes are too few for the time that they were waited for."""
@@ -117,22 +118,14 @@ class StallWatch:
         """Watch one read of a body."""
         with self._lock:
             self._reads.add(body)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._look_forever, name="stall-watch", daemon=True)
-                self._thread.start()
+            if self._rounds is None:
+                self._rounds = Rounds(self._look, self._timeout_s / _LOOKS_PER_TIMEOUT, "stall-watch")
+                self._rounds.start()
         try:
             yield
         finally:
             with self._lock:
                 self._reads.discard(body)
-
-    def _look_forever(self) -> None:
-        while True:
-            time.sleep(self._timeout_s / _LOOKS_PER_TIMEOUT)
-            try:
-                self._look()
-            except Exception as error:  # noqa: BLE001 - the edge of this thread: it has to look again
-                _log.warning("stalled bodies could not be looked for: %s", type(error).__name__)
 
     def _look(self) -> None:
         now_s = time.monotonic()

@@ -18,7 +18,7 @@ from config.catalog import Catalog, load_catalog
 from config.settings import Settings
 from tasks import keys
 from tasks.blobs import Blobs, open_blobs
-from tasks.celery import AGAIN, ORDINARY, app, publisher
+from tasks.celery import app, publisher
 from tasks.chunkwork import ChunkWork, Sharing, Stopped
 from tasks.claims import Claim, Completed, Completion, Ticket
 from tasks.engine import Engine, ItemError
@@ -100,7 +100,7 @@ def _publish(settings: Settings, lane: Lane, tickets: Iterable[Ticket]) -> int:
     published = 0
     for ticket in tickets:
         try:
-            priority = AGAIN if ticket.again else ORDINARY
+            priority = keys.AGAIN if ticket.again else keys.ORDINARY
             publisher(settings).send_task(RUN_CHUNK, (ticket.job_id, ticket.chunk), queue=lane.queue, priority=priority)
         # AttributeError: kombu 5.7, when another thread has just closed the lost connection of this channel.
         except (KombuError, RedisError, OSError, AttributeError) as error:

@@ -15,11 +15,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.lanes import Lane, Service
 
-__all__ = ["AGAIN", "ORDINARY", "app", "celery_config", "make_app", "publisher"]
-
-# Priorities of tickets; on Redis the lower number goes first, and each has a list of its own (`keys.lane_messages`).
-# Ahead: the chunks of a worker that died. Behind the whole window, they would wait for longer than their lease was.
-AGAIN, ORDINARY = 0, 1
+__all__ = ["app", "celery_config", "make_app", "publisher"]
 
 _WORKER_SOCKET_TIMEOUT_S = 10
 _WEB_SOCKET_TIMEOUT_S = 2
@@ -50,7 +46,7 @@ def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_T
             "health_check_interval": 25,
             "client_name": "twolane-celery",
             "global_keyprefix": keys.BROKER_PREFIX,
-            "priority_steps": [AGAIN, ORDINARY],
+            "priority_steps": [keys.AGAIN, keys.ORDINARY],
             "sep": keys.PRIORITY_MARK,
         },
         "imports": ("tasks.bulk",),

@@ -7,7 +7,9 @@ expiry in the same step.
 from tasks.lanes import Lane
 
 __all__ = [
+    "AGAIN",
     "BROKER_PREFIX",
+    "ORDINARY",
     "PRIORITY_MARK",
     "idempotency",
     "job",
@@ -38,6 +40,9 @@ _PREFIX = "twolane"
 BROKER_PREFIX = f"{_PREFIX}:broker:"
 # Between a queue's name and a message's priority, in the name of the list that holds messages of that priority.
 PRIORITY_MARK = ":priority:"
+# Priorities of tickets; on Redis the lower number goes first, and each has a list of its own (`lane_messages`).
+# Ahead: the chunks of a worker that died. Behind the whole window, they would wait for longer than their lease was.
+AGAIN, ORDINARY = 0, 1
 
 
 def job(job_id: str) -> str:
@@ -108,7 +113,7 @@ def lane_withdrawn(lane: Lane) -> str:
 def lane_messages(lane: Lane) -> tuple[str, str]:
     """Lists: Celery's messages of a bulk lane, in Celery's own format; first those that go ahead, then the ordinary."""
     first = f"{BROKER_PREFIX}{lane.queue}"
-    return first, f"{first}{PRIORITY_MARK}1"
+    return first, f"{first}{PRIORITY_MARK}{ORDINARY}"
 
 
 def lane_workers(model: str) -> str:

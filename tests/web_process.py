@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from redis import Redis
 
 from stack.server import free_port
 
-__all__ = ["Web"]
+__all__ = ["Web", "fresh_web"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,6 +29,8 @@ class Web:
     def __init__(self, url: str, folder: Path, **environment: str) -> None:
         self.port = free_port()
         self.url = url
+        # What it has written, once it is stopped.
+        self.log = b""
         base = {name: value for name, value in os.environ.items() if not name.startswith("TWOLANE_")}
         base |= {"REDIS_URL": url, "PORT": str(self.port), "TWOLANE_MODELS": "fake", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
@@ -54,7 +57,7 @@ class Web:
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         self.process.send_signal(how)
-        _, _ = self.process.communicate(timeout=20)
+        _, self.log = self.process.communicate(timeout=20)
         return self.process.returncode
 
     def _wait_until_up(self) -> None:
@@ -66,3 +69,15 @@ class Web:
             time.sleep(0.05)
         self.process.kill()
         raise AssertionError(self.process.communicate()[1].decode())
+
+
+@contextlib.contextmanager
+def fresh_web(url: str, folder: Path, **environment: str) -> Iterator[Web]:
+    """A web server on an emptied store, stopped at the end."""
+    with Redis.from_url(url) as redis:
+        redis.flushall()
+    web = Web(url, folder, **environment)
+    try:
+        yield web
+    finally:
+        web.stop()

@@ -21,7 +21,7 @@ from tasks.blobs import open_blobs
 from tasks.store import JobStore
 from tests.job_maker import assert_expiry
 from tests.polling import wait_until
-from tests.web_process import Web
+from tests.web_process import Web, fresh_web
 
 TEXTS = [f"passage {number} of a corpus " + "that goes on and on " * 12 for number in range(4000)]
 LINES = [json.dumps({"id": f"p{number}", "text": text}).encode() + b"\n" for number, text in enumerate(TEXTS)]
@@ -32,11 +32,8 @@ CUT = len(BODY) // 2 + 7
 
 @pytest.fixture(scope="module")
 def web(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with Redis.from_url(server.url) as client:
-        client.flushall()
-    running = Web(server.url, tmp_path_factory.mktemp("web"))
-    yield running
-    running.stop()
+    with fresh_web(server.url, tmp_path_factory.mktemp("web")) as running:
+        yield running
 
 
 def open_upload(web: Web, key: str, length: int, offset: int | None = None, path: str = "") -> socket.socket:

@@ -16,10 +16,9 @@ from typing import Any
 
 import psutil
 import pytest
-from redis import Redis
 
 from stack.server import EmbeddedServer
-from tests.web_process import Web
+from tests.web_process import Web, fresh_web
 
 ROOT = Path(__file__).parents[2]
 LINE = json.dumps({"id": "x", "text": "a passage of some length " * 12}).encode() + b"\n"
@@ -29,11 +28,8 @@ HEAD = b"POST /v1/jobs?model=fake HTTP/1.1\r\nHost: test\r\nContent-Type: applic
 
 @pytest.fixture(scope="module")
 def web(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with Redis.from_url(server.url) as client:
-        client.flushall()
-    running = Web(server.url, tmp_path_factory.mktemp("web"), TWOLANE_MAX_BODY_BYTES="1000000")
-    yield running
-    running.stop()
+    with fresh_web(server.url, tmp_path_factory.mktemp("web"), TWOLANE_MAX_BODY_BYTES="1000000") as running:
+        yield running
 
 
 def chunk(data: bytes) -> bytes:

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from redis import Redis
 
 from stack.server import EmbeddedServer
-from tests.web_process import Web
+from tests.web_process import Web, fresh_web
 
 HOST = b"Host: test\r\n"
 POST = b"POST /v1/embeddings HTTP/1.1\r\n" + HOST
@@ -27,14 +26,10 @@ LINES = b'"a line"\n' * 1000
 
 @pytest.fixture(scope="module")
 def web(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with Redis.from_url(server.url) as client:
-        client.flushall()
-    running = Web(server.url, tmp_path_factory.mktemp("web"), TWOLANE_BODY_TIMEOUT_S="1")
-    yield running
-    running.process.terminate()
-    _, log = running.process.communicate(timeout=20)
-    assert b"Traceback" not in log
-    assert b"panicked" not in log
+    with fresh_web(server.url, tmp_path_factory.mktemp("web"), TWOLANE_BODY_TIMEOUT_S="1") as running:
+        yield running
+    assert b"Traceback" not in running.log
+    assert b"panicked" not in running.log
 
 
 def exchange(web: Web, sent: bytes) -> bytes:
