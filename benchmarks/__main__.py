@@ -1,4 +1,4 @@
-"""`python -m benchmarks [suite ...] [--quick] [--no-peers]`: measure, print the tables, write the results.
+"""`python -m benchmarks [suite ...] [--quick] [--rounds N] [--no-peers]`: measure, print the tables, write the results.
 
 Owns the order of the suites. A suite that fails is written down and the others go on.
 """
@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     description = machine.describe()
     plan = QUICK if options.quick else FULL
     device = "cuda" if description["gpus"] else "cpu"
+    if options.rounds:
+        plan = replace(plan, rounds=options.rounds)
     if device == "cuda":  # what takes a CPU seconds is over before a GPU is warm
         plan = replace(plan, passages=plan.job_passages, shape_passages=plan.job_passages)
     bench = Bench(plan, cores, with_peers=options.peers, device=device, say=_log)
@@ -73,6 +75,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("suites", nargs="*", choices=[[], *SUITES], metavar="suite", help="default: all but cores")
     parser.add_argument("--quick", action="store_true", help="one small round: finds mistakes, not figures")
+    parser.add_argument("--rounds", type=int, help="measure everything so often instead of three times")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="measure ours alone")
     parser.add_argument(
         "--docs", action="store_true", help="write the newest figures into docs/benchmarks.md, as a whole run does"

@@ -48,7 +48,7 @@ class Plan:
     @property
     def quick(self) -> bool:
         """Whether its figures are only good for finding mistakes."""
-        return self.rounds < FULL.rounds
+        return self.passages < FULL.passages
 
 
 FULL = Plan(
