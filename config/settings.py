@@ -105,8 +105,8 @@ class Settings(BaseSettings):
     )
 
     # -- jobs --------------------------------------------------------------------------------------------
-    chunk_items: Count = Field(256, description="Most items in one chunk.")
-    chunk_tokens: Count = Field(32_768, description="Most (estimated) tokens in one chunk.")
+    chunk_items: Count = Field(1024, description="Most items in one chunk.")
+    chunk_tokens: Count = Field(24_576, description="Most (estimated) tokens in one chunk.")
     chunk_bytes: Count = Field(2**20, description="Most text bytes in one chunk.")
     window: Count = Field(12, description="Tickets of one model that are out at a time.")
     lease_s: Seconds = Field(15.0, description="How long a claim holds without a heartbeat.")

@@ -63,7 +63,7 @@ def _measure_chunks(bench: Bench) -> None:
                 path = BUILD / "chunks.npy"
                 hosted.run(list(repeat(bench.passages, _CHUNK_TEXTS)), save=path)
                 spent_ms = np.load(path)
-                note = f"{len(spent_ms)} chunks of 256 passages, 384 dimensions"
+                note = f"{len(spent_ms)} chunks of {_CHUNK_TEXTS // len(spent_ms)} passages, 384 dimensions"
                 bench.sheet.add(PLACE, "a chunk without the model, p50", np.median(spent_ms), "ms", "lower", note)
                 bench.sheet.add(PLACE, "a chunk without the model, p99", np.quantile(spent_ms, 0.99), "ms", "lower")
     bench.say(f"    a chunk without the model: {np.median(spent_ms):.1f} ms")
