@@ -132,6 +132,18 @@ def test_a_text_that_ends_its_worker_is_found_in_three_crashes_and_its_neighbour
     assert all(value > 0 for position, value in enumerate(values) if position != 11)
 
 
+def test_in_a_chunk_that_goes_in_groups_the_bad_text_is_found_in_as_few_crashes(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+) -> None:
+    texts = [f"text {number}" for number in range(1024)]
+    texts[701] = "die now"
+    job = submit(store, blobs, texts, chunk_items=1024)
+    work(store)
+    assert engine.deaths == 3
+    assert audit(store, blobs, job.id).counts == Counts(1024, 1023, 1)
+    assert results(store, blobs, job.id)[1] == {701: "worker_crashed"}
+
+
 def test_several_bad_texts_in_one_chunk_are_all_found(
     store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
 ) -> None:
