@@ -5,9 +5,10 @@ in `app.arrays` and `app.tables`.
 """
 
 import base64
+import contextlib
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import orjson
@@ -18,8 +19,13 @@ from app.schemas import Document, document_text
 from tasks.engine import Outcomes
 from tasks.vectors import Extra, ExtraParts, Ragged
 
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+    from werkzeug.wsgi import ClosingIterator
+
 __all__ = [
     "VectorFormat",
+    "WholeResponse",
     "encode_json",
     "json_response",
     "render_embeddings",
@@ -37,9 +43,21 @@ def encode_json(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+class WholeResponse(Response):
+    """An answer that goes to the web server in one piece, unless it is a stream."""
+
+    def get_app_iter(self, environ: "WSGIEnvironment") -> Iterable[bytes]:
+        """Return a list where the body is there: granian sends it with the head; what it iterates, piece by piece."""
+        pieces = super().get_app_iter(environ)
+        if not self.is_sequence or self.direct_passthrough or environ["REQUEST_METHOD"] == "HEAD":
+            return pieces
+        with contextlib.closing(cast("ClosingIterator", pieces)):
+            return list(pieces)
+
+
 def json_response(value: Any, status: int = 200) -> Response:
     """Return a JSON answer."""
-    return Response(encode_json(value), status, mimetype="application/json")
+    return WholeResponse(encode_json(value), status, mimetype="application/json")
 
 
 def vector_values(row: NDArray[Any], extras: ExtraParts, encoding: VectorFormat) -> dict[str, Any]:

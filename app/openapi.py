@@ -11,6 +11,7 @@ from flask_openapi3.openapi import OpenAPI
 from pydantic import BaseModel
 
 from app.bodies import ApiRequest
+from app.encodings import WholeResponse
 from app.errors import ErrorBody, refuse_invalid_body
 
 __all__ = ["Api", "describe_either", "describe_json_or_ndjson", "register_schema"]
@@ -24,6 +25,7 @@ class Api(OpenAPI):
     """The Flask app: requests are read by us, refused bodies have our envelope, the text is at /openapi.json."""
 
     request_class = ApiRequest
+    response_class = WholeResponse
 
     def __init__(self, version: str) -> None:
         super().__init__(

@@ -12,6 +12,7 @@ import logging
 import re
 import socket
 from functools import partial
+from multiprocessing.util import Finalize
 from typing import Any
 
 from granian.constants import HTTPModes, Interfaces
@@ -19,7 +20,7 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
 
-from app import create_app
+from app import create_app, tracing
 from app.batching.steward import Steward
 from app.tracing import RequestIdFilter
 from app.webhooks.courier import Courier
@@ -99,6 +100,8 @@ def run_server(settings: Settings) -> None:
 def _load(settings: Settings) -> Any:
     """Build the app in the web process itself: threads and connections do not survive a fork."""
     _configure_logging(settings)
+    # A process that was forked ends without what `atexit` was told.
+    Finalize(None, logging.shutdown, exitpriority=0)
     app = create_app(settings)
     # Here and not in `create_app`: a test that only asks the app one thing needs no thread.
     Steward(app.extensions["twolane"]).start()
@@ -114,7 +117,8 @@ def _list_settings(settings: Settings) -> str:
 
 
 def _configure_logging(settings: Settings) -> None:
-    configure_logging(settings, "web")
+    # One line a request.
+    configure_logging(settings, "web", waiting=[tracing.__name__])
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestIdFilter(in_text=settings.log_format == "text"))
 

@@ -6,10 +6,12 @@ Owns the formats and how loud the libraries are. Configured once by each process
 import logging
 import sys
 import traceback
+from collections.abc import Collection
 from typing import Any
 
 import orjson
 
+from config.loglines import LineHandler
 from config.settings import Settings
 
 __all__ = ["configure_logging"]
@@ -25,14 +27,15 @@ _TIME = "%H:%M:%S"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def configure_logging(settings: Settings, process: str) -> None:
+def configure_logging(settings: Settings, process: str, waiting: Collection[str] = ()) -> None:
     """Send all log records of this process to standard error.
 
     Args:
         settings: `log_level` and `log_format`.
         process: name of the process in a machine's lines, such as `web` or `worker`.
+        waiting: loggers with so many lines that they are written together, a moment later.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr, waiting)
     handler.setFormatter(_JsonFormatter(process) if settings.log_format == "json" else _TextFormatter(_TEXT, _TIME))
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -161,3 +161,12 @@ def _wait_until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < deadline_s, "it did not come to that"
         time.sleep(0.02)
+
+
+def test_every_request_has_its_line_in_the_log_when_the_server_has_stopped(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    with fresh_web(server.url, tmp_path) as running:
+        for _ in range(100):
+            running.get("/v1/models")
+    assert running.log.count(b"GET /v1/models 200") == 100
