@@ -58,6 +58,19 @@ def test_no_bulk_pass_starts_while_interactive_rows_wait(parts: Parts) -> None:
     assert [len(rows) for rows in main.passes] == [1, 1]
 
 
+def test_a_bulk_pass_starts_when_the_interactive_row_ahead_of_it_is_cancelled(parts: Parts) -> None:
+    engine, main, express = parts
+    bulk = engine.submit(work(["more bulk"]))
+    first = engine.submit(work(["first"], Service.INTERACTIVE))
+    assert express.entered.wait(10)
+    second = engine.submit(work(["second"], Service.INTERACTIVE))
+    main.gate.set()
+    wait_until(lambda: engine.progress() == 1)
+    second.cancel()
+    assert bulk.result(5).values.any(), "it waited for the express, which is still busy"
+    assert not first.done()
+
+
 def test_bulk_rows_never_take_the_express(parts: Parts) -> None:
     engine, main, express = parts
     waiting = [engine.submit(work([f"text {at}"])) for at in range(20)]

@@ -63,7 +63,9 @@ class WorkQueue:
         """Bound each class of service to `max_tokens`; sort bulk rows by length among `window_tokens`."""
         self._max_tokens = max_tokens
         self._window_tokens = window_tokens
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        # One for each taker: waking a thread that has nothing to do costs more than taking a request in.
+        self._changed: dict[Taker, threading.Condition] = {}
         self._lanes: dict[Service, dict[str, RowLane]] = {service: {} for service in Service}
         # Requests with rows in a lane, and their tokens there.
         self._waiting: dict[Request, int] = {}
@@ -86,7 +88,7 @@ class WorkQueue:
             EngineClosed: the queue takes nothing any more.
         """
         tokens = request.tokens
-        with self._changed:
+        with self._lock:
             expired = self._pop_expired()
             waiting = self._tokens[request.service]
             full = bool(waiting) and waiting + tokens > self._max_tokens
@@ -101,24 +103,24 @@ class WorkQueue:
 
     def take(self, taker: Taker, timeout_s: float) -> Batch | None:
         """Remove and return the rows of the taker's next pass; None after the timeout, or when it is interrupted."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or taker.interrupted() or bool(self._find(taker)), timeout_s)
+        with self._lock:
+            changed = self._changed.setdefault(taker, threading.Condition(self._lock))
+            changed.wait_for(lambda: self._closed or taker.interrupted() or bool(self._find(taker)), timeout_s)
             expired = self._pop_expired()
             found = self._find(taker)
             batch = self._take(taker, *found) if found else None
-            # Another taker may have waited for these rows to be gone.
-            self._changed.notify_all()
+            self._call_for_rest()
         _expire(expired)
         return batch
 
     def wake(self) -> None:
         """Let every waiting `take` look again whether it is interrupted."""
-        with self._changed:
-            self._changed.notify_all()
+        with self._lock:
+            self._call_all()
 
     def end_all(self, error: Exception) -> None:
         """End everything that waits with this error."""
-        with self._changed:
+        with self._lock:
             requests = list(self._waiting)
             self._remove(set(requests))
         for request in requests:
@@ -126,14 +128,14 @@ class WorkQueue:
 
     def forget(self, request: Request) -> None:
         """Free the places of a request that has ended."""
-        with self._changed:
+        with self._lock:
             self._remove({request})
 
     def close(self) -> None:
         """Take nothing any more, and end what waits with EngineClosed."""
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.notify_all()
+            self._call_all()
         self.end_all(EngineClosed("this worker is going away"))
 
     def waiting_tokens(self, service: Service) -> int:
@@ -162,7 +164,7 @@ class WorkQueue:
             self._note_deadline(request, request.deadline_s)
         if service is Service.INTERACTIVE:
             self._interactive_at_s = time.monotonic()
-        self._changed.notify_all()
+        self._call(model, service)
 
     def _note_deadline(self, request: Request, deadline_s: float) -> None:
         """Keep the heap near the size of what waits: an answered request must not stay until its deadline."""
@@ -170,6 +172,23 @@ class WorkQueue:
             self._deadlines = [entry for entry in self._deadlines if entry[2] in self._waiting]
             heapq.heapify(self._deadlines)
         heapq.heappush(self._deadlines, (deadline_s, next(self._order), request))
+
+    def _call(self, model: str, service: Service) -> None:
+        """Wake those who may take these rows."""
+        for taker, changed in self._changed.items():
+            if taker.serves(model, service):
+                changed.notify()
+
+    def _call_for_rest(self) -> None:
+        """Wake those who may take what is left: they may have waited for other rows to be gone."""
+        for service, lanes in self._lanes.items():
+            for model, lane in lanes.items():
+                if len(lane):
+                    self._call(model, service)
+
+    def _call_all(self) -> None:
+        for changed in self._changed.values():
+            changed.notify()
 
     def _find(self, taker: Taker) -> tuple[str, Service] | None:
         """Return the model and class whose turn it is, if it is the taker's."""
@@ -215,6 +234,8 @@ class WorkQueue:
         for service in {request.service for request in present}:
             for lane in self._lanes[service].values():
                 lane.drop(present)
+        if present:
+            self._call_for_rest()
 
     def _forget_cancelled(self, request: Request, future: Future[Outcomes]) -> None:
         if future.cancelled():
