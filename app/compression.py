@@ -35,7 +35,13 @@ def install_compression(app: Flask) -> None:
 def _pack(response: Response) -> Response:
     if (response.mimetype or "") not in _TEXTS or response.content_encoding:
         return response
-    response.vary.add("Accept-Encoding")
+    # Small calls come by the hundred a second: what they need not be asked, they are not.
+    if "Vary" in response.headers:
+        response.vary.add("Accept-Encoding")
+    else:
+        response.headers["Vary"] = "Accept-Encoding"
+    if not response.is_streamed and (response.content_length or 0) < _LEAST_BYTES:
+        return response
     packing = _choose()
     if packing is None or request.method == "HEAD" or response.status_code == 206:
         return response

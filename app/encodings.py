@@ -5,10 +5,9 @@ in `app.arrays` and `app.tables`.
 """
 
 import base64
-import contextlib
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import orjson
@@ -21,7 +20,6 @@ from tasks.vectors import Extra, ExtraParts, Ragged
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
-    from werkzeug.wsgi import ClosingIterator
 
 __all__ = [
     "VectorFormat",
@@ -48,11 +46,11 @@ class WholeResponse(Response):
 
     def get_app_iter(self, environ: "WSGIEnvironment") -> Iterable[bytes]:
         """Return a list where the body is there: granian sends it with the head; what it iterates, piece by piece."""
-        pieces = super().get_app_iter(environ)
         if not self.is_sequence or self.direct_passthrough or environ["REQUEST_METHOD"] == "HEAD":
-            return pieces
-        with contextlib.closing(cast("ClosingIterator", pieces)):
-            return list(pieces)
+            return super().get_app_iter(environ)
+        pieces = list(self.iter_encoded())
+        self.close()
+        return pieces
 
 
 def json_response(value: Any, status: int = 200) -> Response:

@@ -3,6 +3,7 @@
 Owns the app's class and the description of bodies that come in several content types.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from flask_openapi3.models.info import Info
@@ -40,6 +41,10 @@ class Api(OpenAPI):
             static_folder="static",
             template_folder="templates",
         )
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function as it is: none of ours is a coroutine, and Flask would look for one at every hook."""
+        return func
 
 
 def describe_json_or_ndjson(model: type[BaseModel], line: str) -> dict[str, Any]:
