@@ -86,7 +86,7 @@ class LineHandler(logging.StreamHandler[TextIO]):
         while True:
             self._bell.wait()
             self._bell.clear()
-            self.flush()
+            self._write_kept()
             time.sleep(_REST_S)
 
     def _write_kept(self) -> None:

@@ -128,3 +128,17 @@ def test_a_fork_leaves_the_lines_that_wait_to_the_parent(handler: LineHandler, t
         handler.release()
         handler.flush()
         assert (tmp_path / "log").read_text("utf-8").splitlines() == ["of the child", "of the parent"]
+
+
+def test_the_thread_outlives_a_stream_that_takes_nothing(output: Output, handler: LineHandler) -> None:
+    def said() -> bool:
+        logging.getLogger("many").info("taken")
+        return "taken" in output.lines()
+
+    closed = Output()
+    closed.close()
+    handler.setStream(closed)
+    logging.getLogger("many").info("lost")
+    wait_until(lambda: not handler._lines, 5)  # its thread has met the closed stream
+    handler.stream = output
+    wait_until(said, 5)
