@@ -118,30 +118,20 @@ def test_a_job_is_computed_in_order_and_every_ticket_delivered_three_times_count
     assert len(engine.computed) == 26
 
 
+@pytest.mark.parametrize(("chunk_items", "bad"), [(8, 11), (1024, 701)], ids=["singly", "in groups"])
 def test_a_text_that_ends_its_worker_is_found_in_three_crashes_and_its_neighbours_succeed(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine, chunk_items: int, bad: int
 ) -> None:
-    texts = [f"text {number}" for number in range(16)]
-    texts[11] = "die now"
-    job = submit(store, blobs, texts, chunk_items=8)
+    size = 2 * chunk_items
+    texts = [f"text {number}" for number in range(size)]
+    texts[bad] = "die now"
+    job = submit(store, blobs, texts, chunk_items=chunk_items)
     work(store)
     assert engine.deaths == 3
-    assert audit(store, blobs, job.id).counts == Counts(16, 15, 1)
+    assert audit(store, blobs, job.id).counts == Counts(size, size - 1, 1)
     values, errors = results(store, blobs, job.id)
-    assert errors == {11: "worker_crashed"}
-    assert all(value > 0 for position, value in enumerate(values) if position != 11)
-
-
-def test_in_a_chunk_that_goes_in_groups_the_bad_text_is_found_in_as_few_crashes(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
-) -> None:
-    texts = [f"text {number}" for number in range(1024)]
-    texts[701] = "die now"
-    job = submit(store, blobs, texts, chunk_items=1024)
-    work(store)
-    assert engine.deaths == 3
-    assert audit(store, blobs, job.id).counts == Counts(1024, 1023, 1)
-    assert results(store, blobs, job.id)[1] == {701: "worker_crashed"}
+    assert errors == {bad: "worker_crashed"}
+    assert all(value > 0 for position, value in enumerate(values) if position != bad)
 
 
 def test_several_bad_texts_in_one_chunk_are_all_found(
