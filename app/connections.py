@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Sight", "Sights", "end_reading", "look", "plain_address", "shut_down_idle", "was_cut_off"]
+__all__ = ["Sight", "Sights", "end_reading", "find_idle", "look", "plain_address", "was_cut_off"]
 
 # struct tcp_info of linux/tcp.h, which only ever grows at its end: u8 tcpi_state, later u64 tcpi_bytes_received.
 _CLOSED = 7
@@ -91,7 +91,7 @@ def was_cut_off(environ: Mapping[str, Any], read_bytes: int) -> bool:
     address has seen its end and had brought at least as many bytes: two uploads from one machine may be mistaken for
     each other, and then a complete one is refused, never a cut one believed.
     """
-    for connection in _accepted(environ):
+    for _, connection in _accepted(environ):
         info = _read_info(connection)
         # A connection that was reset has forgotten its peer.
         if info.received_bytes >= read_bytes and (
@@ -101,21 +101,18 @@ def was_cut_off(environ: Mapping[str, Any], read_bytes: int) -> bool:
     return False
 
 
-def shut_down_idle(environ: Mapping[str, Any], read_bytes: int, idle_s: float) -> bool:
-    """End the reading from the connection whose body stands still, if it can be told; return whether it was.
+def find_idle(environ: Mapping[str, Any], read_bytes: int, idle_s: float) -> str:
+    """Return the name of the connection whose body stands still; empty if it cannot be told.
 
     It is the one from the request's address that brought at least as many bytes and whose last byte came when the body
     last moved, or somewhat earlier, since bytes wait in buffers on their way.
     """
-    for connection in _accepted(environ):
+    for name, connection in _accepted(environ):
         info = _read_info(connection)
         fits = idle_s - _CLOCK_SLACK_S <= info.idle_s <= idle_s + _BUFFER_SLACK_S
         if info.received_bytes >= read_bytes and fits and _is_from(connection, environ):
-            with contextlib.suppress(OSError):
-                # An answer can still be sent.
-                connection.shutdown(socket.SHUT_RD)
-            return True
-    return False
+            return name
+    return ""
 
 
 class _Info(NamedTuple):
@@ -135,11 +132,9 @@ def _see(address: str, info: bytes) -> Sight:
     return Sight(address, received_bytes, sent_bytes - again_bytes, now_s - received_ms / 1000, now_s - sent_ms / 1000)
 
 
-def _accepted(environ: Mapping[str, Any]) -> Iterator[socket.socket]:
-    """Yield the connections that clients opened to this server; each is closed again (our copy of it) when left."""
-    for _, connection in _sockets(environ):
-        if not _is_listening(connection):
-            yield connection
+def _accepted(environ: Mapping[str, Any]) -> Iterator[tuple[str, socket.socket]]:
+    """Yield the connections that clients opened to this server, with their names, as `_sockets` does."""
+    return ((name, connection) for name, connection in _sockets(environ) if not _is_listening(connection))
 
 
 def _sockets(environ: Mapping[str, Any]) -> Iterator[tuple[str, socket.socket]]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from app.connections import Sight, Sights, end_reading, look, plain_address, shut_down_idle
+from app.connections import Sight, Sights, end_reading, find_idle, look, plain_address
 from tasks.errors import BodyTooSlow
 from tasks.rounds import Rounds
 
@@ -133,14 +133,14 @@ class StallWatch:
             reads = [body for body in self._reads if not body.given_up]
         sights = look(reads[0].environ) if reads and self._bytes_per_s else None
         for body in reads:
-            name, suspected = body.find_trickle(sights or {}, now_s, self._bytes_per_s)
+            trickling, suspected = body.find_trickle(sights or {}, now_s, self._bytes_per_s)
             waited_s = now_s - body.since_s
             if waited_s <= self._timeout_s:
                 continue
+            name = trickling or ("" if suspected else find_idle(body.environ, body.read_bytes, waited_s))
             if name:
+                # First, since the reader may see the end of the data before this thread says another word.
                 body.given_up = True
                 end_reading(body.environ, name)
-                _log.warning("a body was given up after %.0f s with too few bytes", waited_s)
-            elif not suspected and shut_down_idle(body.environ, body.read_bytes, waited_s):
-                body.given_up = True
-                _log.warning("a body was given up after %.0f s without a byte", waited_s)
+                reason = "with too few bytes" if trickling else "without a byte"
+                _log.warning("a body was given up after %.0f s %s", waited_s, reason)

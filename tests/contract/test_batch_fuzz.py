@@ -54,7 +54,8 @@ def test_any_file_is_taken_in_or_refused(
     begun = start(client, [line.replace(EMBED.encode(), endpoint.encode()) + b"\n" for line in lines], endpoint)
     with caplog.at_level(logging.WARNING, "app.batching.steward"):
         steward.look()
-    assert caplog.messages == []
+    # Only warnings: how much else is logged, other tests of the process have a say in.
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     batch: dict[str, Any] = client.get(f"/v1/batches/{begun['id']}").json or {}
     assert batch["status"] in {"failed", "in_progress"}
     assert (batch["status"] == "failed") == bool(batch["errors"])

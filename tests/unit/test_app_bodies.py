@@ -94,7 +94,9 @@ def test_a_gzip_bomb_is_refused_before_it_is_whole_in_memory() -> None:
     assert max(seen, default=0) <= 65_536
 
 
-@pytest.mark.parametrize("body", [b"not gzip", gzip.compress(b'{"a": 1}')[:-9], zlib.compress(b"{}")])
+@pytest.mark.parametrize(
+    "body", [b"not gzip", gzip.compress(b'{"a": 1}')[:-9], zlib.compress(b"{}")], ids=["text", "cut off", "zlib"]
+)
 def test_a_broken_gzip_body_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match="gzip"):
         read_json(request(body, Content_Encoding="gzip"), 1000)
