@@ -29,8 +29,8 @@ serve: $(STAMP) ## the stack on 127.0.0.1:8000 until Ctrl-C (PORT= changes it)
 	@$(BIN)/python -m stack.serve
 
 ##@ Prove it
-test: $(STAMP) ## all tests but the slow ones
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(STAMP) ## all tests but the slow ones (PROCESSES=2 at a time: many of them wait for leases and processes)
+	@$(BIN)/python -m pytest -n $(or $(PROCESSES),2) --dist loadfile -m "not slow and not gpu"
 
 check: $(STAMP) ## format, lint, types, import rules, unit and property tests: under a minute
 	@$(BIN)/ruff format --check .
