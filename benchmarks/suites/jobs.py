@@ -114,8 +114,8 @@ def _measure_memory(bench: Bench, ours: Ours) -> None:
     texts = list(repeat(bench.passages, _MEMORY_TEXTS))
     text_bytes = sum(len(text.encode()) for text in texts)
     with Redis.from_url(ours.redis_url) as redis:
-        before = _used_bytes(redis)
         with _frozen(ours):
+            before = _used_bytes(redis)
             job = ours.submit(lines(texts))
             queued = _used_bytes(redis) - before
         ours.wait(job["id"])
