@@ -101,18 +101,19 @@ def was_cut_off(environ: Mapping[str, Any], read_bytes: int) -> bool:
     return False
 
 
-def find_idle(environ: Mapping[str, Any], read_bytes: int, idle_s: float) -> str:
-    """Return the name of the connection whose body stands still; empty if it cannot be told.
+def find_idle(environ: Mapping[str, Any], read_bytes: int, idle_s: float) -> list[str]:
+    """Return the names of the connections that may be the one whose body stands still.
 
-    It is the one from the request's address that brought at least as many bytes and whose last byte came when the body
-    last moved, or somewhat earlier, since bytes wait in buffers on their way.
+    They are from the request's address and brought at least as many bytes, the last one when the body last moved, or
+    somewhat earlier, since bytes wait in buffers on their way.
     """
+    found = []
     for name, connection in _accepted(environ):
         info = _read_info(connection)
         fits = idle_s - _CLOCK_SLACK_S <= info.idle_s <= idle_s + _BUFFER_SLACK_S
         if info.received_bytes >= read_bytes and fits and _is_from(connection, environ):
-            return name
-    return ""
+            found.append(name)
+    return found
 
 
 class _Info(NamedTuple):

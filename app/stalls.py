@@ -48,6 +48,8 @@ class Body:
         self.read_bytes = 0
         self.since_s = 0.0
         self.given_up = False
+        # Connections that were ended because they might be this one's.
+        self.tried: set[str] = set()
         self._watch = watch
         self._waited_s = 0.0
         self._growths: dict[str, _Growth] = {}
@@ -61,18 +63,18 @@ class Body:
         # Only our waiting counts: while we store what came, the sender has to wait.
         if self._watch.is_too_slow(self.read_bytes, self._waited_s):
             raise BodyTooSlow("the body came too slowly")
-        self._growths, self.since_s = {}, time.monotonic()
+        # What was found holds for one read: one that came back whole was mistaken for another one.
+        self._growths, self.since_s, self.given_up = {}, time.monotonic(), False
         with self._watch.watch(self):
             block = stream.read(size)
         self._waited_s += time.monotonic() - self.since_s
         self.read_bytes += len(block)
-        # A read that came back whole was mistaken for another one.
         if self.given_up and len(block) < size:
             raise BodyTooSlow("the body came too slowly, or nothing of it came any more")
         return block
 
-    def find_trickle(self, sights: Sights, now_s: float, bytes_per_s: int) -> tuple[str, bool]:
-        """Take in what is seen now; return the connection that trickles, or no name, and whether one may be it."""
+    def find_trickles(self, sights: Sights, now_s: float, bytes_per_s: int) -> tuple[list[str], bool]:
+        """Take in what is seen now; return the connections that trickle, and whether this body's may be about to."""
         address = plain_address(self.environ.get("REMOTE_ADDR", ""))
         self._growths = {
             name: self._grow(name, sight, now_s) for name, sight in sights.items() if sight.address == address
@@ -83,7 +85,7 @@ class Body:
             if growth.times
             and growth.sight.received_bytes - growth.first_bytes < bytes_per_s * (now_s - growth.since_s)
         }
-        return next((name for name, times in slow.items() if times >= _GROWTHS), ""), bool(slow)
+        return [name for name, times in slow.items() if times >= _GROWTHS], bool(slow)
 
     def _grow(self, name: str, sight: Sight, now_s: float) -> _Growth:
         growth = self._growths.get(name)
@@ -130,17 +132,22 @@ class StallWatch:
     def _look(self) -> None:
         now_s = time.monotonic()
         with self._lock:
-            reads = [body for body in self._reads if not body.given_up]
+            reads = list(self._reads)
         sights = look(reads[0].environ) if reads and self._bytes_per_s else None
+        ending: dict[str, Body] = {}
         for body in reads:
-            trickling, suspected = body.find_trickle(sights or {}, now_s, self._bytes_per_s)
+            names, suspected = body.find_trickles(sights or {}, now_s, self._bytes_per_s)
             waited_s = now_s - body.since_s
-            if waited_s <= self._timeout_s:
-                continue
-            name = trickling or ("" if suspected else find_idle(body.environ, body.read_bytes, waited_s))
-            if name:
-                # First, since the reader may see the end of the data before this thread says another word.
+            if waited_s > self._timeout_s and not suspected:
+                names = find_idle(body.environ, body.read_bytes, waited_s)
+            if waited_s > self._timeout_s and names:
                 body.given_up = True
-                end_reading(body.environ, name)
-                reason = "with too few bytes" if trickling else "without a byte"
-                _log.warning("a body was given up after %.0f s %s", waited_s, reason)
+                # Which of them is whose is not known: each is ended for one body, every body is told, and the next look
+                # tries another one for a body that still waits.
+                if name := next((one for one in names if one not in ending and one not in body.tried), ""):
+                    body.tried.add(name)
+                    ending[name] = body
+        # After all is said, since a reader sees the end of its data before this thread says another word.
+        for name, body in ending.items():
+            end_reading(body.environ, name)
+            _log.warning("a body was given up after %.0f s without a byte, or with too few", now_s - body.since_s)

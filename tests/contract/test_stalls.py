@@ -3,6 +3,7 @@
 import contextlib
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -10,11 +11,7 @@ import pytest
 from app.stalls import Body, StallWatch
 from tasks.errors import BodyTooSlow
 
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield listening
+ANY_PORT = ("127.0.0.1", 0)
 
 
 @contextlib.contextmanager
@@ -36,14 +33,36 @@ class Received:
         return self._connection.recv(size)
 
 
-def test_the_reader_of_a_body_that_is_given_up_always_learns_why_it_ended(listener: socket.socket) -> None:
-    environ: dict[str, Any] = {
+def environ_of(listener: socket.socket) -> dict[str, Any]:
+    return {
         "SERVER_SOFTWARE": "Granian",
         "SERVER_PORT": str(listener.getsockname()[1]),
         "REMOTE_ADDR": "127.0.0.1",
     }
+
+
+def read_until_given_up(watch: StallWatch, environ: dict[str, Any], connection: socket.socket) -> None:
+    with pytest.raises(BodyTooSlow):
+        Body(watch, environ).read(Received(connection), 1000)
+
+
+def test_the_reader_of_a_body_that_is_given_up_always_learns_why_it_ended() -> None:
     watch = StallWatch(timeout_s=0.02, bytes_per_s=0)
     # Many times: the end of the data may reach the reader before the watch says a word more.
     for _ in range(60):
-        with connected(listener) as connection, pytest.raises(BodyTooSlow):
-            Body(watch, environ).read(Received(connection), 1000)
+        with socket.create_server(ANY_PORT) as listener, connected(listener) as connection:
+            read_until_given_up(watch, environ_of(listener), connection)
+
+
+def test_bodies_that_stand_still_at_the_same_time_are_all_given_up() -> None:
+    watch = StallWatch(timeout_s=0.1, bytes_per_s=0)
+    with socket.create_server(ANY_PORT) as listener, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connected(listener)) for _ in range(5)]
+        with ThreadPoolExecutor(5) as readers:
+            reads = [readers.submit(read_until_given_up, watch, environ_of(listener), each) for each in connections]
+            try:
+                for read in reads:
+                    read.result(10)
+            finally:
+                for each in connections:
+                    each.shutdown(socket.SHUT_RD)
