@@ -41,7 +41,7 @@ check: $(STAMP) ## format, lint, types, import rules, unit and property tests: u
 	@$(BIN)/python -m pytest -q tests/unit tests/properties -m "not slow and not gpu"
 
 faults: $(STAMP) ## every fault test (processes killed, frozen, cut off, fed duplicates) and all other slow tests
-	@$(BIN)/python -m pytest tests/faults -m "not gpu"
+	@$(BIN)/python -m pytest -n $(or $(PROCESSES),2) --dist loadfile tests/faults -m "not gpu"
 	@$(BIN)/python -m pytest tests --ignore=tests/faults -m "slow and not gpu"
 
 soak: $(STAMP) ## random faults under load, then the audit (MINUTES=2; SEED= draws the same faults again)

@@ -83,7 +83,7 @@ def write_docs(machine: dict[str, Any]) -> None:
 
 
 def _read_newest(name: str) -> tuple[Sheet, dict[str, dict[str, Any]]]:
-    """Return all rows, and for each suite the results file that they are from."""
+    """Return all rows, without what newer runs made up for, and for each suite the results file that they are from."""
     found = [json.loads(path.read_text("utf-8")) for path in RESULTS.glob(f"*-{name}*.json")]
     documents: dict[str, dict[str, Any]] = {}
     for document in sorted(found, key=lambda one: str(one["run"].get("at", one["run"]["date"]))):
@@ -91,7 +91,12 @@ def _read_newest(name: str) -> tuple[Sheet, dict[str, dict[str, Any]]]:
     sheet = Sheet()
     for suite, document in documents.items():
         sheet.take(row for row in document["rows"] if row["suite"] == suite)
-    sheet.left_out = [line for document in _distinct(documents) for line in document["left_out"]]
+    sheet.left_out = [
+        line
+        for document in _distinct(documents)
+        for line in document["left_out"]
+        if not any(line.startswith(f"suite {suite},") and newer is not document for suite, newer in documents.items())
+    ]
     return sheet, dict(sorted(documents.items()))
 
 

@@ -118,6 +118,22 @@ def test_the_summary_replaces_only_what_stands_between_its_marks(page: Path) -> 
     assert first.startswith(written_by_people)
 
 
+def test_a_suite_that_failed_and_ran_again_is_not_told_of_as_left_out(page: Path) -> None:
+    failed, again = Sheet(), Sheet()
+    fill(failed, "Twolane engine", 111.0)
+    failed.leave_out("suite engine, from where it failed", "no memory")
+    failed.leave_out("infinity-emb onnx", "not installed")
+    fill(again, "Twolane engine", 333.0)
+    fill(failed, "Twolane", 222.0, suite="web")
+    record(failed, "engine", "web")
+    write_docs(describe())
+    assert "from where it failed" in page.read_text("utf-8")
+    record(again, "engine", at="2026-01-02T08:00:00")
+    write_docs(describe())
+    assert "from where it failed" not in page.read_text("utf-8")
+    assert "infinity-emb onnx" in page.read_text("utf-8")
+
+
 def test_the_summary_has_the_newest_figures_of_each_suite_and_says_that_runs_differ(page: Path) -> None:
     old, new = Sheet(), Sheet()
     fill(old, "Twolane engine", 111.0)
