@@ -5,6 +5,7 @@ Owns formats and file names. Every figure comes from the sheet.
 
 import json
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Console
@@ -21,6 +22,8 @@ RESULTS = Path("benchmarks/results")
 DOCS = Path("docs/benchmarks.md")
 _BEGIN, _END = "<!-- begin: written by `make bench` -->", "<!-- end -->"
 OURS = "Twolane"
+# An error may quote a whole log; the results file has it all.
+_LINE_CHARS = 120
 
 
 def print_tables(console: Console, sheet: Sheet) -> None:
@@ -78,7 +81,7 @@ def write_docs(machine: dict[str, Any]) -> None:
     parts += [_runs_line(documents), _target_table(judge(sheet))]
     parts += [_suite_table(sheet, suite) for suite in documents]
     if sheet.left_out:
-        parts.append("Left out:\n\n" + "\n".join(f"- {line}" for line in sheet.left_out))
+        parts.append("Left out:\n\n" + "\n".join(f"- {shorten(line, _LINE_CHARS)}" for line in sheet.left_out))
     DOCS.write_text(before + "\n\n".join(part for part in parts if part) + "\n\n" + _END + after, "utf-8")
 
 
