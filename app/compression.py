@@ -40,14 +40,15 @@ def _pack(response: Response) -> Response:
         response.vary.add("Accept-Encoding")
     else:
         response.headers["Vary"] = "Accept-Encoding"
-    if not response.is_streamed and (response.content_length or 0) < _LEAST_BYTES:
+    streams = response.is_streamed and "Content-Length" not in response.headers
+    if not streams and (response.content_length or 0) < _LEAST_BYTES:
         return response
     packing = _choose()
     if packing is None or request.method == "HEAD" or response.status_code == 206:
         return response
-    if response.is_streamed and "Content-Length" not in response.headers:
+    if streams:
         response.response = _pack_stream(response.response, _open_packer(packing))
-    elif not response.direct_passthrough and (response.content_length or 0) >= _LEAST_BYTES:
+    elif not response.direct_passthrough:
         packer = _open_packer(packing)
         response.set_data(packer.compress(response.get_data()) + packer.flush())
     else:

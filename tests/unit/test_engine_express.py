@@ -1,11 +1,12 @@
 """Where a device can run two batches at once, interactive rows do not wait for the bulk batch before them."""
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 import pytest
 
 from config.settings import Settings
-from tasks.engine import Work
+from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed
 from tasks.lanes import Service
 from tests.fakes import GatedBackend, fake_model
@@ -34,6 +35,17 @@ def work(texts: list[str], service: Service = Service.BULK) -> Work:
     return Work("fake", "embeddings", texts, service=service)
 
 
+def put_bulk_behind_interactive(parts: Parts) -> tuple[Future[Outcomes], Future[Outcomes], Future[Outcomes]]:
+    """Let the bulk pass end while a bulk row waits, one interactive row is on the express and another waits for it."""
+    engine, main, express = parts
+    bulk = engine.submit(work(["more bulk"]))
+    first = engine.submit(work(["first"], Service.INTERACTIVE))
+    assert express.entered.wait(10)
+    second = engine.submit(work(["second"], Service.INTERACTIVE))
+    main.gate.set()
+    return bulk, first, second
+
+
 def test_interactive_rows_are_computed_while_a_bulk_pass_runs(parts: Parts) -> None:
     engine, main, express = parts
     quick = engine.submit(work(["quick"], Service.INTERACTIVE))
@@ -44,12 +56,8 @@ def test_interactive_rows_are_computed_while_a_bulk_pass_runs(parts: Parts) -> N
 
 
 def test_no_bulk_pass_starts_while_interactive_rows_wait(parts: Parts) -> None:
-    engine, main, express = parts
-    bulk = engine.submit(work(["more bulk"]))
-    first = engine.submit(work(["first"], Service.INTERACTIVE))
-    assert express.entered.wait(10)
-    second = engine.submit(work(["second"], Service.INTERACTIVE))
-    main.gate.set()
+    _, main, express = parts
+    bulk, first, second = put_bulk_behind_interactive(parts)
     assert not bulk.done()
     assert len(main.passes) == 1
     express.gate.set()
@@ -59,12 +67,8 @@ def test_no_bulk_pass_starts_while_interactive_rows_wait(parts: Parts) -> None:
 
 
 def test_a_bulk_pass_starts_when_the_interactive_row_ahead_of_it_is_cancelled(parts: Parts) -> None:
-    engine, main, express = parts
-    bulk = engine.submit(work(["more bulk"]))
-    first = engine.submit(work(["first"], Service.INTERACTIVE))
-    assert express.entered.wait(10)
-    second = engine.submit(work(["second"], Service.INTERACTIVE))
-    main.gate.set()
+    engine, _, _ = parts
+    bulk, first, second = put_bulk_behind_interactive(parts)
     wait_until(lambda: engine.progress() == 1)
     second.cancel()
     assert bulk.result(5).values.any(), "it waited for the express, which is still busy"
