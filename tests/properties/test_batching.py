@@ -1,7 +1,6 @@
 """Batching, halving and the order inside a lane hold for every mix of lengths."""
 
 from concurrent.futures import Future
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,7 @@ from workers.engine.lanes import BulkLane, InteractiveLane
 from workers.engine.oom import run_halving
 from workers.engine.requests import Request
 from workers.models.backends.base import Tokens
-from workers.models.shapes import padded_tokens, round_length, round_rows_down, round_rows_up, split_evenly
+from workers.models.shapes import round_rows_down
 
 lengths = st.lists(st.integers(1, 600), min_size=1, max_size=80)
 budgets = st.integers(1, 5000)
@@ -133,46 +132,3 @@ def test_a_future_that_was_cancelled_is_not_set() -> None:
     request.finish_if_complete()
     request.fail(OutOfMemory("late"))
     assert request.future.cancelled()
-
-
-@given(st.integers(1, 100_000))
-def test_shapes_are_rounded_to_a_coarse_grid_and_not_far(value: int) -> None:
-    up, down, length = round_rows_up(value), round_rows_down(value), round_length(value, 10**6)
-    assert down <= value <= up
-    assert round_rows_up(up) == up == round_rows_down(up)
-    assert round_rows_down(down) == down
-    assert up <= max(value + 1, 1.26 * value)
-    assert down >= 0.79 * value
-    assert value <= length <= max(value + 3, 1.13 * value)
-    assert round_length(length, 10**6) == length
-    assert round_length(value, value) == value
-
-
-@given(st.lists(st.integers(1, 256), min_size=1, max_size=40).map(sorted))
-def test_a_split_in_two_keeps_all_rows_and_is_nearly_the_best(lengths: list[int]) -> None:
-    ends = split_evenly(lengths, 2)
-    assert ends == sorted(set(ends))
-    assert 1 <= len(ends) <= 2
-    assert ends[-1] == len(lengths)
-    assert longest_part(lengths, ends) <= 1.03 * best_of_two(lengths) + 2
-
-
-@given(st.lists(st.integers(1, 256), min_size=1, max_size=40).map(sorted), st.integers(1, 8))
-def test_a_split_has_as_many_parts_as_allowed_and_is_no_longer_than_the_whole(lengths: list[int], parts: int) -> None:
-    ends = split_evenly(lengths, parts)
-    assert 1 <= len(ends) <= parts
-    assert longest_part(lengths, ends) <= longest_part(lengths, [len(lengths)])
-
-
-def longest_part(lengths: list[int], ends: list[int]) -> int:
-    return max(padded_tokens(end - start, lengths[end - 1]) for start, end in pairwise([0, *ends]))
-
-
-def best_of_two(lengths: list[int]) -> int:
-    cuts = [[at, len(lengths)] for at in range(1, len(lengths))]
-    return min(longest_part(lengths, ends) for ends in [[len(lengths)], *cuts])
-
-
-def test_there_are_few_shapes() -> None:
-    assert len({round_length(value, 512) for value in range(1, 513)}) <= 42
-    assert len({round_rows_up(value) for value in range(1, 129)}) <= 24

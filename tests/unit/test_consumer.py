@@ -38,6 +38,7 @@ def make_app(starts: list[int], again: threading.Event, monkeypatch: pytest.Monk
 
 # Celery says itself that it will cancel tasks at such a loss in its next major version.
 @pytest.mark.filterwarnings("ignore::celery.exceptions.CPendingDeprecationWarning")
+@pytest.mark.usefixtures("logging_restored")
 @pytest.mark.parametrize("when", ["it is used", "it is closed, too"])
 def test_a_consumer_that_trips_over_a_closed_connection_starts_again(
     monkeypatch: pytest.MonkeyPatch, when: str

@@ -1,7 +1,6 @@
 """Log lines are readable by people or by machines, and libraries do not shout over us."""
 
 import logging
-from collections.abc import Iterator
 
 import orjson
 import pytest
@@ -9,15 +8,7 @@ import pytest
 from config.logging import configure_logging
 from config.settings import Settings
 
-
-@pytest.fixture(autouse=True)
-def restored() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(capture=False)
+pytestmark = pytest.mark.usefixtures("logging_restored")
 
 
 def test_a_line_for_people_names_the_library_but_not_us(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,19 +1,55 @@
-"""Which batch shapes are worth having: a grid, so that few different ones occur.
+"""Which batch shapes are worth having: a grid, so that few different ones occur, and fewer still are compiled.
 
-Owns the grid. A backend that compiles kernels for each shape it meets pays 5 ms and up to a megabyte for a new one
-(OpenVINO, MiniLM), more than a short pass itself costs; a step of at most an eighth of the length wastes about 4%.
+Owns the grid and the choice among its shapes. A backend that compiles kernels for each shape it meets pays 5 ms and up
+to a megabyte in each stream for a new one (OpenVINO, MiniLM), more than a short pass itself costs; a step of at most
+an eighth of the length wastes about 4%.
 """
 
 import functools
 import sys
+import threading
 from collections.abc import Sequence
 
-__all__ = ["padded_tokens", "round_length", "round_rows_down", "round_rows_up", "split_evenly"]
+__all__ = ["KnownShapes", "padded_tokens", "round_length", "round_rows_down", "round_rows_up", "split_evenly"]
 
 _LENGTH_STEPS, _ROW_STEPS = 8, 4
 _LEAST_LENGTH_STEP = 4
 # How much longer than necessary the longest part of a split may be; finding the very best one takes longer.
 _SPLIT_SLACK = 1.02
+# Kernels are never given back, so from so many shapes for each length of the grid on, a new one is compiled only where
+# every known one computes this much more. Measured: docs/decisions/0017-a-bounded-set-of-shapes.md
+_SHAPES_PER_LENGTH = 3
+_MOST_WASTE = 1.5
+
+
+class KnownShapes:
+    """The shapes that kernels were compiled for, and which of them a batch is padded to. Thread-safe."""
+
+    def __init__(self, max_tokens: int) -> None:
+        """Keep the book of a model that reads at most `max_tokens` tokens of a row."""
+        self._max_tokens = max_tokens
+        lengths = {round_length(length, max_tokens) for length in range(1, max_tokens + 1)}
+        self._plenty = _SHAPES_PER_LENGTH * len(lengths)
+        self._known = set[tuple[int, int]]()
+        self._lock = threading.Lock()
+
+    def choose(self, rows: int, length: int) -> tuple[int, int]:
+        """Return rows and tokens per row of the shape to compute: one of the grid, at least as large."""
+        shape = round_rows_up(rows), round_length(length, self._max_tokens)
+        with self._lock:
+            if shape in self._known:
+                return shape
+            if len(self._known) >= self._plenty and (known := self._nearest(shape)):
+                return known
+            self._known.add(shape)
+            return shape
+
+    def _nearest(self, shape: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the smallest known shape that holds this one, if it does not compute too much more."""
+        rows, length = shape
+        holding = (known for known in self._known if known[0] >= rows and known[1] >= length)
+        best = min(holding, key=lambda known: known[0] * known[1], default=None)
+        return best if best is not None and best[0] * best[1] <= _MOST_WASTE * rows * length else None
 
 
 def round_length(length: int, most: int) -> int:

@@ -28,7 +28,7 @@ from workers.models.backends.base import Heads, Tokens
 from workers.models.backends.heads import deal_out
 from workers.models.backends.padding import pad
 from workers.models.export import MODEL, import_openvino
-from workers.models.shapes import round_length, round_rows_up, split_evenly
+from workers.models.shapes import KnownShapes, split_evenly
 
 __all__ = ["OpenVinoBackend", "Traits", "compile_exported"]
 
@@ -151,6 +151,7 @@ class _Graph:
         self.traits = traits
         self.dtype = dtype
         self._threads = threads
+        self._shapes = KnownShapes(traits.max_tokens)
         openvino = import_openvino()
         self._core = openvino.Core()
         self._all = self._core.read_model(folder / MODEL)
@@ -205,9 +206,9 @@ class _Graph:
         return _output(request, rows), extras
 
     def inputs(self, rows: Sequence[Tokens]) -> dict[str, NDArray[np.int64]]:
-        """Pad rows to the inputs of the model, in a shape of the grid: a new shape costs more than its padding."""
-        least = round_rows_up(len(rows)), round_length(max(map(len, rows)), self.traits.max_tokens)
-        ids, mask, types = pad(rows, self.traits.pad_id, least)
+        """Pad rows to the inputs of the model, in a shape worth having: a new one costs more than some padding."""
+        shape = self._shapes.choose(len(rows), max(map(len, rows)))
+        ids, mask, types = pad(rows, self.traits.pad_id, shape)
         inputs = {"input_ids": ids, "attention_mask": mask}
         return inputs | {"token_type_ids": types} if self.traits.reads_types else inputs
 
