@@ -27,7 +27,7 @@ __all__ = ["DeviceEngine"]
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 2048, 65_536
 _CPU_LATENCY_MS, _GPU_LATENCY_MS = 25.0, 10.0
 # Bulk rows are sorted by length among so many passes' worth of tokens.
-_WINDOW_PASSES = 16
+_WINDOW_PASSES = 32
 _CLOSE_S = 10.0
 _LEAST_RETRY_S, _MOST_RETRY_S = 1.0, 60.0
 

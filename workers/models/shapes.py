@@ -2,7 +2,7 @@
 
 Owns the grid and the choice among its shapes. A backend that compiles kernels for each shape it meets pays 5 ms and up
 to a megabyte in each stream for a new one (OpenVINO, MiniLM), more than a short pass itself costs; a step of at most
-an eighth of the length wastes about 4%.
+a sixteenth of the length wastes about 2% of a passage.
 """
 
 import functools
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 
 __all__ = ["KnownShapes", "padded_tokens", "round_length", "round_rows_down", "round_rows_up", "split_evenly"]
 
-_LENGTH_STEPS, _ROW_STEPS = 8, 4
+_LENGTH_STEPS, _ROW_STEPS = 16, 4
 _LEAST_LENGTH_STEP = 4
 # How much longer than necessary the longest part of a split may be; finding the very best one takes longer.
 _SPLIT_SLACK = 1.02
 # Kernels are never given back, so from so many shapes for each length of the grid on, a new one is compiled only where
 # every known one computes this much more. Measured: docs/decisions/0017-a-bounded-set-of-shapes.md
-_SHAPES_PER_LENGTH = 3
-_MOST_WASTE = 1.5
+_SHAPES_PER_LENGTH = 2
+_MOST_WASTE = 1.75
 
 
 class KnownShapes:
@@ -53,7 +53,7 @@ class KnownShapes:
 
 
 def round_length(length: int, most: int) -> int:
-    """Return the next length on the grid, eight steps per doubling and at least four tokens apart; at most `most`."""
+    """Return the next length on the grid, sixteen steps per doubling and at least four tokens apart; at most `most`."""
     step = max(_LEAST_LENGTH_STEP, _step(length, _LENGTH_STEPS))
     return min(-(-length // step) * step, most)
 
