@@ -111,6 +111,18 @@ def test_warming_up_runs_short_and_long_rows_and_full_batches() -> None:
         assert {(1, 8), (32, 8), (1, 64), (4, 64)} <= shapes
 
 
+@pytest.mark.parametrize(("streams", "rows"), [(1, 32), (2, 32), (4, 64)])
+def test_a_full_batch_on_a_cpu_has_a_thousand_tokens_for_each_stream(streams: int, rows: int) -> None:
+    model = fake_model(gated=True)
+    backend = model.backend
+    assert isinstance(backend, GatedBackend)
+    backend.parallel = streams
+    backend.gate.set()
+    with DeviceEngine(Settings(_env_file=None), {"fake": model}) as engine:
+        engine.warm_up()
+    assert (rows, 64) in first_words(backend)
+
+
 def test_warming_up_fails_with_a_model_that_makes_no_vector() -> None:
     model = fake_model(gated=True)
     backend = model.backend
