@@ -112,7 +112,7 @@ def test_warming_up_runs_short_and_long_rows_and_full_batches() -> None:
 
 
 @pytest.mark.parametrize(("streams", "rows"), [(1, 32), (2, 32), (4, 64)])
-def test_a_full_batch_on_a_cpu_has_a_thousand_tokens_for_each_stream(streams: int, rows: int) -> None:
+def test_a_full_batch_on_a_cpu_has_at_least_a_thousand_tokens_for_each_stream(streams: int, rows: int) -> None:
     model = fake_model(gated=True)
     backend = model.backend
     assert isinstance(backend, GatedBackend)
