@@ -185,7 +185,7 @@ class Settings(BaseSettings):
     cpu_affinity: str = Field("", description="CPU cores of the worker, as 0-3 or 0,2; empty: not pinned.")
     max_batch_tokens: Annotated[int, Field(ge=0)] = Field(
         0,
-        description="Padded tokens per forward pass; 0: on the CPU 1024 a thread and at least 2048; 65536 on a GPU.",
+        description="Padded tokens per forward pass; 0: on the CPU 1024 a thread and at least 2048; 32768 on a GPU.",
     )
     bulk_min_share: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.1, description="Share of device time that bulk work keeps under constant interactive load."

@@ -74,8 +74,10 @@ class GatedBackend(FakeBackend):
         return super().run(rows)
 
 
-def fake_model(card: ModelCard | None = None, *, gated: bool = False) -> LoadedModel:
+def fake_model(
+    card: ModelCard | None = None, *, gated: bool = False, backend: FakeBackend | None = None
+) -> LoadedModel:
     """Return a loaded fake model; a gated one has a `GatedBackend`."""
     card = card or fake_card()
-    backend = GatedBackend(card) if gated else FakeBackend(card)
+    backend = backend or (GatedBackend(card) if gated else FakeBackend(card))
     return LoadedModel(card, FakeTokenizer(card), backend, f"{card.slug}:test")

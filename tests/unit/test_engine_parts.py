@@ -114,7 +114,7 @@ def test_a_failure_below_the_limit_halves_what_failed() -> None:
 class Scripted:
     """A backend that returns what it is told."""
 
-    kind, device, dtype, dimension, parallel, express = "scripted", "cpu", "bfloat16", 2, 1, None
+    kind, device, dtype, dimension, parallel, express, pipeline = "scripted", "cpu", "bfloat16", 2, 1, None, None
 
     def __init__(self, first: list[list[float]], exact: list[list[float]]) -> None:
         self._first, self._exact = first, list(exact)

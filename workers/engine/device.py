@@ -23,8 +23,9 @@ from workers.models.base import LoadedModel
 
 __all__ = ["DeviceEngine"]
 
-# Defaults by device. Measured on CPUs: throughput is flat from 1,024 tokens per stream, and 9% lower with 512.
-_CPU_BATCH_TOKENS, _CPU_STREAM_TOKENS, _GPU_BATCH_TOKENS = 2048, 1024, 65_536
+# Defaults by device. Measured on CPUs: throughput is flat from 1,024 tokens per stream, and 9% lower with 512. Not
+# measured on GPUs: half of what one would take, since two passes may be under way.
+_CPU_BATCH_TOKENS, _CPU_STREAM_TOKENS, _GPU_BATCH_TOKENS = 2048, 1024, 32_768
 _CPU_LATENCY_MS, _GPU_LATENCY_MS = 25.0, 10.0
 # Bulk rows are sorted by length among so many passes' worth of tokens.
 _WINDOW_PASSES = 32

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tasks.engine import ItemError
 from tasks.vectors import ExtraParts
-from workers.models.backends.base import Backend, Heads, Tokens
+from workers.models.backends.base import Backend, Heads, Tokens, Values
 
 __all__ = ["INVALID", "find_bad", "run_guarded", "run_guarded_heads"]
 
@@ -28,13 +28,20 @@ def find_bad(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     return np.asarray(~np.isfinite(norms) | (norms < _LEAST_NORM))
 
 
-def run_guarded(backend: Backend, rows: Sequence[Tokens]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+def run_guarded(
+    backend: Backend, rows: Sequence[Tokens], values_to_come: Values | None = None
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Run a batch, its bad rows twice, and return the values with a mask of the rows that stayed bad (zeroed).
+
+    Args:
+        backend: runs them.
+        rows: the batch.
+        values_to_come: a pass over it that was started already.
 
     Raises:
         tasks.errors.OutOfMemory: the rows do not fit together.
     """
-    values = backend.run(rows)
+    values = values_to_come() if values_to_come else backend.run(rows)
     bad = find_bad(values)
     if bad.any():
         again = np.flatnonzero(bad).tolist()

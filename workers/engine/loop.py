@@ -1,5 +1,6 @@
 """The thread that owns a device: it takes batches from the queue and runs them, one after the other.
 
+Where the backend computes on its own (`Backend.pipeline`), the next pass is started before the last one is waited for.
 Owns the backends that it is given. Every call into them comes from here, probes and warm-up too, so no backend needs
 a lock. Where the backends have an express, a second loop owns those and serves the interactive rows.
 """
@@ -20,7 +21,7 @@ from workers.engine.cost import CostModel
 from workers.engine.guard import run_guarded
 from workers.engine.health import Health
 from workers.engine.oom import SafeSizes
-from workers.engine.passes import Passes
+from workers.engine.passes import Passes, Started
 from workers.engine.queue import Batch, WorkQueue
 from workers.engine.shares import Shares
 from workers.engine.watchdog import Watchdog, end_process
@@ -47,6 +48,22 @@ class Limits:
     batch_tokens: int
     latency_ms: float
     pass_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A batch that is this loop's.
+
+    Attributes:
+        contended: whether rows of both classes waited for the device when it was taken.
+        started: its pass, where the device has it already.
+        at_s: when it was taken.
+    """
+
+    batch: Batch
+    contended: bool
+    started: Started | None
+    at_s: float
 
 
 class DeviceLoop:
@@ -82,6 +99,8 @@ class DeviceLoop:
         self._probes = {name: model.tokenizer.encode(["probe"], "end")[0].tokens for name, model in models.items()}
         self._errands: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         self._contended = False
+        self._ahead: _Taken | None = None
+        self._free_s = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine-device", daemon=True)
         self._thread.start()
@@ -116,15 +135,35 @@ class DeviceLoop:
                     self.health.note(well=False)
         finally:
             self._work.close()
+            if self._ahead is not None:
+                self._run_batch(self._ahead)
             self._run_errands(closed=True)
 
     def _turn(self) -> None:
-        batch = self._work.take(self, self.health.probe_due_s())
+        taken, self._ahead = self._ahead or self._take(self.health.probe_due_s()), None
         self._run_errands()
-        if batch is not None:
-            self._run_batch(batch)
+        if taken is not None:
+            try:
+                if self._works_ahead(taken):
+                    self._ahead = self._take(timeout_s=0)
+            finally:
+                self._run_batch(taken)
         elif self.health.probe_due_s() == 0:
             self._probe()
+
+    def _take(self, timeout_s: float) -> _Taken | None:
+        batch = self._work.take(self, timeout_s)
+        if batch is None:
+            return None
+        at_s = time.perf_counter()
+        return _Taken(batch, self._contended, self.passes.start(self.models[batch.model], batch.rows), at_s)
+
+    def _works_ahead(self, taken: _Taken) -> bool:
+        """Return whether to start the next pass behind this one: not where an interactive row would wait for both."""
+        if taken.started is None:
+            return False
+        elsewhere = not self.serves(taken.batch.model, Service.INTERACTIVE)
+        return elsewhere or self._work.interactive_age_s() >= _RECENT_S
 
     def interrupted(self) -> bool:
         """See `Taker.interrupted`."""
@@ -157,10 +196,10 @@ class DeviceLoop:
             return 2 * self._limits.latency_ms
         return self._limits.latency_ms if self._work.interactive_age_s() < _RECENT_S else None
 
-    def _run_batch(self, batch: Batch) -> None:
-        started_s = time.perf_counter()
+    def _run_batch(self, taken: _Taken) -> None:
+        batch = taken.batch
         try:
-            well = self.passes.run(self.models[batch.model], batch.rows)
+            well = self.passes.run(self.models[batch.model], batch.rows, taken.started)
         except BaseException as error:
             log.exception("%s: a batch failed outside the model; its requests are ended", batch.model)
             for request in {row.request for row in batch.rows}:
@@ -169,7 +208,8 @@ class DeviceLoop:
             if not isinstance(error, Exception):
                 raise
             well = False
-        self._shares.charge(batch.service, time.perf_counter() - started_s, contended=self._contended)
+        began_s, self._free_s = max(taken.at_s, self._free_s), time.perf_counter()
+        self._shares.charge(batch.service, self._free_s - began_s, contended=taken.contended)
         if well:
             self.health.note(well=True)
         else:

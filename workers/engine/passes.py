@@ -7,6 +7,7 @@ nothing of waiting rows.
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from tasks.engine import ItemError
 from tasks.errors import OutOfMemory
@@ -15,14 +16,23 @@ from workers.engine.guard import INVALID, run_guarded, run_guarded_heads
 from workers.engine.oom import SafeSizes, run_halving
 from workers.engine.requests import Row
 from workers.engine.watchdog import Watchdog
+from workers.models.backends.base import Values
 from workers.models.base import LoadedModel
 
-__all__ = ["Passes"]
+__all__ = ["Passes", "Started"]
 
 log = logging.getLogger(__name__)
 
 # What a measurement keeps of its weight in the rate of tokens when the next one comes.
 _KEEP = 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A pass that computes while another one is waited for, and when it was started."""
+
+    values: Values
+    at_s: float
 
 
 class Passes:
@@ -37,6 +47,7 @@ class Passes:
         self.count = 0
         self.last_ms = 0.0
         self._rate_tokens = self._rate_s = 0.0
+        self._ended_s = 0.0
         self._cost, self._sizes, self._watchdog = cost, sizes, watchdog
 
     @property
@@ -44,30 +55,56 @@ class Passes:
         """Real tokens per second of device time, over the last passes; 0 before the first."""
         return self._rate_tokens / self._rate_s if self._rate_s else 0.0
 
-    def run(self, model: LoadedModel, rows: Sequence[Row]) -> bool:
-        """Give every row a value or an error, end the requests that are complete; return whether any pass went well."""
+    def start(self, model: LoadedModel, rows: Sequence[Row]) -> Started | None:
+        """Start a pass over all the rows, for `run` to wait for; None where the backend cannot, or it fails now."""
+        pipeline = model.backend.pipeline
+        if pipeline is None or any(row.tokens.extras for row in rows):
+            return None
+        at_s = time.perf_counter()
+        try:
+            with self._watchdog.watch():
+                return Started(pipeline.start([row.tokens for row in rows]), at_s)
+        except Exception as error:  # noqa: BLE001 - what fails here fails again in `run`, which deals with it
+            log.info("%s: a pass could not be started beside another: %s", model.card.name, error)
+            return None
+
+    def run(self, model: LoadedModel, rows: Sequence[Row], started: Started | None = None) -> bool:
+        """Give every row a value or an error, end the requests that are complete; return whether any pass went well.
+
+        Args:
+            model: what computes them.
+            rows: at least one.
+            started: a pass over all of them that is under way.
+        """
         before = self.count
+        under_way = [] if started is None else [started]
         run_halving(
             rows,
-            lambda part: self._run_part(model, part),
+            lambda part: self._run_part(model, part, under_way.pop() if under_way else None),
             lambda part, error: self._shrink(model, part, error),
             _give_up,
-            lambda part: len(part) * _longest(part) <= self._sizes.limit(model.card.name, _longest(part)),
+            lambda part: bool(under_way) or self._fits(model, part),
         )
         for request in {row.request for row in rows}:
             request.finish_if_complete()
         return self.count > before
 
-    def _run_part(self, model: LoadedModel, rows: Sequence[Row]) -> None:
-        started_s = time.perf_counter()
+    def _fits(self, model: LoadedModel, rows: Sequence[Row]) -> bool:
+        longest = _longest(rows)
+        return len(rows) * longest <= self._sizes.limit(model.card.name, longest)
+
+    def _run_part(self, model: LoadedModel, rows: Sequence[Row], started: Started | None) -> None:
+        # The device began a pass that was started early when it was done with the one before.
+        began_s = time.perf_counter() if started is None else max(started.at_s, self._ended_s)
         tokens = [row.tokens for row in rows]
         heads = model.backend.heads if any(row.extras for row in tokens) else None
         with self._watchdog.watch():
             if heads is None:
-                values, bad = run_guarded(model.backend, tokens)
+                values, bad = run_guarded(model.backend, tokens, started.values if started else None)
             else:
                 values, bad, extras = run_guarded_heads(heads, tokens)
-        self._measure(model, rows, time.perf_counter() - started_s)
+        self._ended_s = time.perf_counter()
+        self._measure(model, rows, self._ended_s - began_s)
         if heads is not None:
             for row, parts in zip(rows, extras, strict=True):
                 row.request.extras[row.index] = parts

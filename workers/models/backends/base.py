@@ -4,7 +4,7 @@ Owns the shapes that cross this border. A backend gets token ids and gives numbe
 and no request, and it is called by one thread at a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 
 from tasks.vectors import Extra, ExtraParts
 
-__all__ = ["Backend", "Heads", "Tokens"]
+__all__ = ["Backend", "Heads", "Pipeline", "Tokens", "Values"]
+
+# Waits for the values of a pass that was started, and raises what `Backend.run` raises. Called once.
+Values = Callable[[], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +48,7 @@ class Backend(Protocol):
         parallel: rows that are computed side by side, each on cores of its own; a batch should be a multiple of it.
         express: a second way to run the same weights, quick for few rows, that another thread may use while this one
             runs a batch; None where the device does one thing at a time.
+        pipeline: starts a pass while the one before computes; None where a pass computes in the calling thread.
         heads: the same weights with what gives other kinds of vectors; None where there is none. Same thread.
     """
 
@@ -54,6 +58,7 @@ class Backend(Protocol):
     dimension: int | None
     parallel: int
     express: "Backend | None"
+    pipeline: "Pipeline | None"
     heads: "Heads | None"
 
     def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
@@ -77,6 +82,20 @@ class Backend(Protocol):
 
     def free_memory(self) -> None:
         """Give cached memory back to the device, before a smaller batch is tried."""
+        ...
+
+
+class Pipeline(Protocol):
+    """Lets the device compute while the next pass is prepared. Same thread as its backend."""
+
+    def start(self, rows: Sequence[Tokens]) -> Values:
+        """Start what `Backend.run` does and return before it is done.
+
+        Two passes may be started and not waited for; they are waited for in the order in which they were started.
+
+        Raises:
+            tasks.errors.OutOfMemory: the rows do not fit on the device beside those of the pass before.
+        """
         ...
 
 

@@ -2,6 +2,7 @@
 
 Ships with the product, for tests and for trying an installation. The knobs of its card (`ModelCard.knobs`):
 
+    overlaps                    1: the device computes in a thread of its own, so that passes can be started ahead
     latency_ms, ms_per_token    how long a pass takes: a constant, and a part per padded token
     oom_above_tokens            a batch of more padded tokens raises OutOfMemory
     fail_on                     a batch with a text that contains this raises an error
@@ -19,13 +20,14 @@ import time
 import zlib
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
 from config.catalog import ModelCard
 from tasks.errors import OutOfMemory
-from workers.models.backends.base import Backend, Heads, Tokens
+from workers.models.backends.base import Backend, Heads, Pipeline, Tokens, Values
 from workers.models.tokenizer import Encoded, Truncate
 
 __all__ = ["FakeBackend", "FakeTokenizer"]
@@ -77,12 +79,18 @@ class FakeBackend:
         self._latency_s = float(knobs.get("latency_ms", 0)) / 1000
         self._token_s = float(knobs.get("ms_per_token", 0)) / 1000
         self._most_tokens = float(knobs.get("oom_above_tokens", "inf"))
+        self._thread = ThreadPoolExecutor(1, "fake-device")
+        self.pipeline: Pipeline | None = self if knobs.get("overlaps") else None
 
     def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run`."""
         values = self._compute(rows)
         values[_begins(rows) == _marker_id("nan_half_on")] = np.nan
         return values
+
+    def start(self, rows: Sequence[Tokens]) -> Values:
+        """See `Pipeline.start`."""
+        return self._thread.submit(self.run, rows).result
 
     def run_exact(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run_exact`."""

@@ -13,9 +13,9 @@ each. So an express batch of some rows takes the streams while no bulk batch has
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import OutOfMemory
 from tasks.vectors import ExtraParts
-from workers.models.backends.base import Heads, Tokens
+from workers.models.backends.base import Heads, Pipeline, Tokens, Values
 from workers.models.backends.heads import deal_out
 from workers.models.backends.padding import pad
 from workers.models.export import MODEL, import_openvino
@@ -62,8 +62,10 @@ class OpenVinoBackend:
         """Run batches by a way of one's own, and large ones by a spare way that belongs to another instance."""
         self.dtype = graph.dtype
         self.dimension = graph.traits.dimension
-        self.parallel = len(way.requests)
+        self.parallel = way.streams
         self.express = express
+        # An express has one request at a time to answer.
+        self.pipeline: Pipeline | None = self if spare is None else None
         self._graph = graph
         self._way, self._spare = way, spare
         self.heads: Heads | None = None if graph.traits.silent is None else self
@@ -72,6 +74,11 @@ class OpenVinoBackend:
     def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run`."""
         return _within_memory(rows, lambda: self._run_rows(rows))
+
+    def start(self, rows: Sequence[Tokens]) -> Values:
+        """See `Pipeline.start`. A stream takes its part of this pass as soon as it is done with the one before."""
+        wait = _within_memory(rows, lambda: self._start_rows(rows))
+        return lambda: _within_memory(rows, wait)
 
     def run_exact(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run_exact`."""
@@ -88,60 +95,68 @@ class OpenVinoBackend:
         """See `Backend.free_memory`. There is nothing to free: OpenVINO keeps what the largest batch needed."""
 
     def _run_rows(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
-        with self._reserve_streams(len(rows)) as streams:
-            if streams:
-                # The queue cuts bulk rows to fit the streams; these differ in length and come in any number.
-                ends = split_evenly([len(row) for row in rows], len(streams))
-                return self._run_parts(_cut(rows, [0, *ends]), streams)
-        with self._way.claim():
-            return self._run_parts(_split(rows, self.parallel), self._way.requests)
-
-    @contextmanager
-    def _reserve_streams(self, rows: int) -> Iterator[Sequence[Any]]:
-        """Give the streams of the spare way, if so many rows are worth it and nobody uses them; else none."""
         spare = self._spare
-        if spare is None or rows < _SPREAD_ROWS * len(spare.requests) or not spare.borrow():
-            yield ()
-            return
+        if spare is not None and len(rows) >= _SPREAD_ROWS * spare.streams and not spare.busy:
+            # The queue cuts bulk rows to fit the streams; these differ in length and come in any number.
+            ends = split_evenly([len(row) for row in rows], spare.streams)
+            return self._start_parts(_cut(rows, [0, *ends]), spare)()
+        return self._start_rows(rows)()
+
+    def _start_rows(self, rows: Sequence[Tokens]) -> Values:
+        return self._start_parts(_split(rows, self.parallel), self._way)
+
+    def _start_parts(self, parts: Sequence[Sequence[Tokens]], way: "_Way") -> Values:
+        """Start one part per stream."""
+        requests = way.take()
+
+        def wait() -> NDArray[np.float32]:
+            try:
+                for request in requests[: len(parts)]:
+                    request.wait()
+                return np.concatenate([_output(*pair) for pair in zip(requests, parts, strict=False)])
+            finally:
+                way.give_back(requests)
+
         try:
-            yield spare.requests
-        finally:
-            spare.lock.release()
-
-    def _run_parts(self, parts: Sequence[Sequence[Tokens]], streams: Sequence[Any]) -> NDArray[np.float32]:
-        requests = streams[: len(parts)]
-        inputs = [self._graph.inputs(part) for part in parts]
-        started = []
-        try:
-            for request, batch in zip(requests, inputs, strict=True):
-                request.start_async(batch, share_inputs=True)
-                started.append(request)
-        finally:
-            # Also after a failure: a request that still runs must not be used, or its inputs freed.
-            for request in started:
-                request.wait()
-        return np.concatenate([_output(*pair) for pair in zip(requests, parts, strict=True)])
+            for request, part in zip(requests, parts, strict=False):
+                request.start_async(self._graph.inputs(part), share_inputs=True)
+        except BaseException:
+            way.give_back(requests)
+            raise
+        return wait
 
 
-@dataclass(slots=True, eq=False)
 class _Way:
-    """A compiled form of the graph: its requests, one per stream, for whoever holds the lock."""
+    """A compiled form of the graph. Each pass has a set of requests for itself, one per stream. Thread-safe."""
 
-    requests: list[Any]
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    claimed: bool = False
+    def __init__(self, compiled: Any, streams: int) -> None:
+        self.streams = streams
+        self._compiled = compiled
+        # Only appended to and popped from, which needs no lock.
+        self._sets = list[list[Any]]()
+        self._idle = list[list[Any]]()
 
-    @contextmanager
-    def claim(self) -> Iterator[None]:
-        """Use them as their one owner."""
-        self.claimed = True
-        with self.lock:
-            self.claimed = False
-            yield
+    @property
+    def busy(self) -> bool:
+        """Whether a pass is under way."""
+        return len(self._idle) < len(self._sets)
 
-    def borrow(self) -> bool:
-        """Take the lock if nobody has it and the owner does not wait: it would lose every race for a busy lock."""
-        return not self.claimed and self.lock.acquire(blocking=False)
+    def take(self) -> list[Any]:
+        """Return a set of requests that no pass uses."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            requests = [self._compiled.create_infer_request() for _ in range(self.streams)]
+            self._sets.append(requests)
+            return requests
+
+    def give_back(self, requests: list[Any]) -> None:
+        """Take back the set of a pass that ended or failed."""
+        for request in requests:
+            # A request that still runs must not be used again, or its inputs freed; whoever waited knows of its error.
+            with suppress(Exception):
+                request.wait()
+        self._idle.append(requests)
 
 
 class _Graph:
@@ -162,10 +177,9 @@ class _Graph:
         self._exact: Any = None
         self._lock = threading.Lock()
 
-    def compile(self, dtype: str, streams: int) -> list[Any]:
-        """Return one request per stream, for the value alone; together they use all threads."""
-        compiled = self._compile(self._model, dtype, streams)
-        return [compiled.create_infer_request() for _ in range(streams)]
+    def compile(self, dtype: str, streams: int) -> _Way:
+        """Compile for the value alone; together the streams use all threads."""
+        return _Way(self._compile(self._model, dtype, streams), streams)
 
     def create_all_request(self, dtype: str) -> Any:
         """Return a request that gives all kinds of vectors.
@@ -191,7 +205,7 @@ class _Graph:
         """Run in float32; that model is compiled when it is first needed."""
         with self._lock:
             if self._exact is None:
-                self._exact = self.compile("float32", streams=1)[0]
+                self._exact = self._compile(self._model, "float32", streams=1).create_infer_request()
             self._exact.infer(self.inputs(rows), share_inputs=True)
             return _output(self._exact, rows)
 
@@ -216,7 +230,7 @@ class _Graph:
 def compile_exported(folder: Path, traits: Traits, dtype: str, threads: int) -> OpenVinoBackend:
     """Return a backend with its express, both on the same `threads` cores; `dtype` is float32 or bfloat16."""
     graph = _Graph(folder, traits, dtype, threads)
-    streams, whole = (_Way(graph.compile(dtype, count)) for count in (threads, 1))
+    streams, whole = (graph.compile(dtype, count) for count in (threads, 1))
     return OpenVinoBackend(graph, streams, None, express=OpenVinoBackend(graph, whole, streams, express=None))
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import OutOfMemory
 from tasks.vectors import Extra, ExtraParts
-from workers.models.backends.base import Heads, Tokens
+from workers.models.backends.base import Heads, Pipeline, Tokens, Values
 from workers.models.backends.heads import deal_out
 from workers.models.backends.padding import pad
 from workers.models.families import MultiVectorEmbedder
@@ -39,11 +39,19 @@ class TorchBackend:
         self.heads: Heads | None = self if isinstance(weights.module, MultiVectorEmbedder) else None
         self._pad_id = weights.pad_id
         self._reads_types = weights.reads_types
-        self._pinned = device.startswith("cuda")
+        self._on_gpu = device.startswith("cuda")
+        self.pipeline: Pipeline | None = self if self._on_gpu else None
+        # Streams and events; those of the CPU do nothing.
+        self._api = torch.get_device_module(device)
+        self._copies = self._api.Stream()
 
     def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run`."""
         return self._within_memory(rows, self._forward)
+
+    def start(self, rows: Sequence[Tokens]) -> Values:
+        """See `Pipeline.start`. CUDA queues what is launched; only the wait for the values blocks."""
+        return self._within_memory(rows, self._launch)
 
     def run_exact(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run_exact`."""
@@ -85,14 +93,27 @@ class TorchBackend:
             self._module.to(getattr(torch, self.dtype))
 
     def _forward(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
-        ids, mask, types = (self._move(array) for array in pad(rows, self._pad_id))
+        return self._launch(rows)()
+
+    def _launch(self, rows: Sequence[Tokens]) -> Values:
+        """Queue the pass, and the copy of its values to the host. The wait for them is all that blocks."""
+        ids, mask, types = self._upload(pad(rows, self._pad_id))
         with torch.inference_mode():
             values = self._module(ids, mask, types if self._reads_types else None)
-            return np.asarray(values.cpu().numpy(), np.float32)
+            home = torch.empty(values.shape, dtype=torch.float32, pin_memory=self._on_gpu)
+            home.copy_(values, non_blocking=True)
+        landed = self._api.Event()
+        landed.record(self._api.current_stream())
+
+        def wait() -> NDArray[np.float32]:
+            landed.synchronize()
+            return np.asarray(home.numpy())
+
+        return wait
 
     def _forward_all(self, rows: Sequence[Tokens]) -> tuple[NDArray[np.float32], list[ExtraParts]]:
         module = cast("MultiVectorEmbedder", self._module)
-        ids, mask, _ = (self._move(array) for array in pad(rows, self._pad_id))
+        ids, mask, _ = self._upload(pad(rows, self._pad_id))
         with torch.inference_mode():
             wanted = (self._mark(rows, "sparse"), self._mark(rows, "colbert"))
             computed = [part.cpu().numpy() for part in module.forward_all(ids, mask, *wanted)]
@@ -102,11 +123,19 @@ class TorchBackend:
     def _mark(self, rows: Sequence[Tokens], kind: Extra) -> torch.Tensor:
         return torch.tensor([kind in row.extras for row in rows], device=self.device)
 
-    def _move(self, array: NDArray[np.int64]) -> torch.Tensor:
-        tensor = torch.from_numpy(array)
-        if not self._pinned:
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+    def _upload(self, arrays: Sequence[NDArray[np.int64]]) -> list[torch.Tensor]:
+        """Copy to the device, on a stream of its own: beside what the device computes."""
+        tensors = [torch.from_numpy(array) for array in arrays]
+        if not self._on_gpu:
+            return tensors
+        computing = self._api.current_stream()
+        with self._api.stream(self._copies):
+            moved = [tensor.pin_memory().to(self.device, non_blocking=True) for tensor in tensors]
+        computing.wait_stream(self._copies)
+        for tensor in moved:
+            # Else the next copy might be given its memory while this pass still reads it.
+            tensor.record_stream(computing)
+        return moved
 
 
 def _deal_out(
