@@ -7,7 +7,6 @@ a sixteenth of the length wastes about 2% of a passage.
 
 import functools
 import sys
-import threading
 from collections.abc import Sequence
 
 __all__ = ["KnownShapes", "padded_tokens", "round_length", "round_rows_down", "round_rows_up", "split_evenly"]
@@ -23,7 +22,7 @@ _MOST_WASTE = 1.75
 
 
 class KnownShapes:
-    """The shapes that kernels were compiled for, and which of them a batch is padded to. Thread-safe."""
+    """The shapes that kernels were compiled for, and which of them a batch is padded to. Used by one thread."""
 
     def __init__(self, max_tokens: int) -> None:
         """Keep the book of a model that reads at most `max_tokens` tokens of a row."""
@@ -31,18 +30,16 @@ class KnownShapes:
         lengths = {round_length(length, max_tokens) for length in range(1, max_tokens + 1)}
         self._plenty = _SHAPES_PER_LENGTH * len(lengths)
         self._known = set[tuple[int, int]]()
-        self._lock = threading.Lock()
 
     def choose(self, rows: int, length: int) -> tuple[int, int]:
         """Return rows and tokens per row of the shape to compute: one of the grid, at least as large."""
         shape = round_rows_up(rows), round_length(length, self._max_tokens)
-        with self._lock:
-            if shape in self._known:
-                return shape
-            if len(self._known) >= self._plenty and (known := self._nearest(shape)):
-                return known
-            self._known.add(shape)
+        if shape in self._known:
             return shape
+        if len(self._known) >= self._plenty and (known := self._nearest(shape)):
+            return known
+        self._known.add(shape)
+        return shape
 
     def _nearest(self, shape: tuple[int, int]) -> tuple[int, int] | None:
         """Return the smallest known shape that holds this one, if it does not compute too much more."""

@@ -67,6 +67,8 @@ class OpenVinoBackend:
         # An express has one request at a time to answer.
         self.pipeline: Pipeline | None = self if spare is None else None
         self._graph = graph
+        # One book for each class of work: short requests would have to borrow the shapes of long bulk rows.
+        self._shapes = KnownShapes(graph.traits.max_tokens)
         self._way, self._spare = way, spare
         self.heads: Heads | None = None if graph.traits.silent is None else self
         self._all_requests: dict[str, Any] = {}
@@ -82,14 +84,14 @@ class OpenVinoBackend:
 
     def run_exact(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """See `Backend.run_exact`."""
-        return self._graph.run_exact(rows)
+        return self._graph.run_exact(rows, self._shapes)
 
     def run_all(self, rows: Sequence[Tokens], *, exact: bool = False) -> tuple[NDArray[np.float32], list[ExtraParts]]:
         """See `Heads.run_all`."""
         dtype = "float32" if exact else self.dtype
         if dtype not in self._all_requests:
             self._all_requests[dtype] = self._graph.create_all_request(dtype)
-        return _within_memory(rows, lambda: self._graph.run_all(self._all_requests[dtype], rows))
+        return _within_memory(rows, lambda: self._graph.run_all(self._all_requests[dtype], rows, self._shapes))
 
     def free_memory(self) -> None:
         """See `Backend.free_memory`. There is nothing to free: OpenVINO keeps what the largest batch needed."""
@@ -119,7 +121,7 @@ class OpenVinoBackend:
 
         try:
             for request, part in zip(requests, parts, strict=False):
-                request.start_async(self._graph.inputs(part), share_inputs=True)
+                request.start_async(self._graph.inputs(part, self._shapes), share_inputs=True)
         except BaseException:
             way.give_back(requests)
             raise
@@ -166,7 +168,6 @@ class _Graph:
         self.traits = traits
         self.dtype = dtype
         self._threads = threads
-        self._shapes = KnownShapes(traits.max_tokens)
         openvino = import_openvino()
         self._core = openvino.Core()
         self._all = self._core.read_model(folder / MODEL)
@@ -201,17 +202,19 @@ class _Graph:
         }
         return self._core.compile_model(model, "CPU", config)
 
-    def run_exact(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
+    def run_exact(self, rows: Sequence[Tokens], shapes: KnownShapes) -> NDArray[np.float32]:
         """Run in float32; that model is compiled when it is first needed."""
         with self._lock:
             if self._exact is None:
                 self._exact = self._compile(self._model, "float32", streams=1).create_infer_request()
-            self._exact.infer(self.inputs(rows), share_inputs=True)
+            self._exact.infer(self.inputs(rows, shapes), share_inputs=True)
             return _output(self._exact, rows)
 
-    def run_all(self, request: Any, rows: Sequence[Tokens]) -> tuple[NDArray[np.float32], list[ExtraParts]]:
+    def run_all(
+        self, request: Any, rows: Sequence[Tokens], shapes: KnownShapes
+    ) -> tuple[NDArray[np.float32], list[ExtraParts]]:
         """Run a request that was compiled with the heads."""
-        request.infer(self.inputs(rows), share_inputs=True)
+        request.infer(self.inputs(rows, shapes), share_inputs=True)
         weights, vectors = (request.get_output_tensor(at).data for at in (1, 2))
         silent = np.asarray(self.traits.silent, np.int32)
         extras = [
@@ -219,9 +222,9 @@ class _Graph:
         ]
         return _output(request, rows), extras
 
-    def inputs(self, rows: Sequence[Tokens]) -> dict[str, NDArray[np.int64]]:
+    def inputs(self, rows: Sequence[Tokens], shapes: KnownShapes) -> dict[str, NDArray[np.int64]]:
         """Pad rows to the inputs of the model, in a shape worth having: a new one costs more than some padding."""
-        shape = self._shapes.choose(len(rows), max(map(len, rows)))
+        shape = shapes.choose(len(rows), max(map(len, rows)))
         ids, mask, types = pad(rows, self.traits.pad_id, shape)
         inputs = {"input_ids": ids, "attention_mask": mask}
         return inputs | {"token_type_ids": types} if self.traits.reads_types else inputs
