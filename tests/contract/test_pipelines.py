@@ -60,7 +60,7 @@ def test_a_pass_that_fails_leaves_the_device_to_others(loaded: Parts) -> None:
     np.testing.assert_allclose(under_way(), backend.run(rows[:4]), atol=1e-5)
 
 
-def test_the_express_borrows_the_streams_only_while_no_pass_is_under_way() -> None:
+def test_bulk_passes_and_express_batches_on_borrowed_streams_keep_apart() -> None:
     model = load("openvino")
     rows = sorted((one.tokens for one in model.tokenizer.encode(passages(16), "end")), key=len)
     streams, express = model.backend, model.backend.express

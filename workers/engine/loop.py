@@ -99,6 +99,7 @@ class DeviceLoop:
         self._probes = {name: model.tokenizer.encode(["probe"], "end")[0].tokens for name, model in models.items()}
         self._errands: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         self._contended = False
+        # What was started behind the pass that is waited for, and when the device was done with the last batch.
         self._ahead: _Taken | None = None
         self._free_s = 0.0
         self._stop = threading.Event()
