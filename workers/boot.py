@@ -96,7 +96,7 @@ class _Parts:
 
     def __init__(self, settings: Settings, worker_id: str) -> None:
         cards = _cards(settings)
-        _choose_cores(settings)
+        settings = _choose_cores(settings)
         self._models, self.engine = _load(settings, cards)
         self._worker_id = worker_id
         redis = connect(settings.redis_url, name="worker", timeout_s=_STORE_TIMEOUT_S, retries=1)
@@ -148,14 +148,19 @@ def _cards(settings: Settings) -> list[ModelCard]:
     return list({card.name: card for card in cards.values() if card is not None}.values())
 
 
-def _choose_cores(settings: Settings) -> None:
-    """Choose threads and cores for a worker that was not started by the launcher, which does it from outside."""
+def _choose_cores(settings: Settings) -> Settings:
+    """Choose threads and cores for a worker that was not started by the launcher, which does it from outside.
+
+    Returns:
+        The settings with the number of threads that was chosen.
+    """
     if "torch" in sys.modules:
         _log.warning("torch was imported before its threads were chosen")
     cores = plan_cores(settings)
     for name, value in cores.environment.items():
         os.environ.setdefault(name, value)
     cores.pin()
+    return settings.model_copy(update={"threads": cores.threads})
 
 
 def _load(settings: Settings, cards: list[ModelCard]) -> "tuple[dict[str, LoadedModel], DeviceEngine]":

@@ -20,7 +20,11 @@ _LIST_TIMEOUT_S = 20.0
 _GPU_LINE = re.compile(r"^GPU \d+:.*\(UUID: (?P<uuid>GPU-[^)]+)\)")
 _SLICE_LINE = re.compile(r"^\s+MIG .*\(UUID: (?P<uuid>MIG-[^)]+)\)")
 # Every thread pool that a device library may open reads one of these when it is loaded.
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
+# The last is our own setting: OpenVINO and torch are told by it.
+_THREAD_VARIABLES = (
+    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"),
+    "TWOLANE_THREADS",
+)
 # From this many cores on, one is left for the web process and the server.
 _SPARE_CORE_FROM = 4
 
@@ -57,7 +61,7 @@ class Cores:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the worker's process must find in its environment before it loads a device library."""
+        """What the worker's process must find in its environment before it loads a device library or its settings."""
         return {name: str(self.threads) for name in _THREAD_VARIABLES}
 
     def pin(self) -> None:

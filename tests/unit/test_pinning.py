@@ -9,6 +9,7 @@ import pytest
 from config.settings import Settings
 from tasks.errors import ConfigError
 from workers import pinning
+from workers.boot import _choose_cores
 from workers.pinning import Cores, Device, choose_devices, parse_affinity, parse_gpu_list, plan_cores
 
 TWO_GPUS = """\
@@ -115,3 +116,14 @@ def test_threads_and_affinity_of_the_settings_win(monkeypatch: pytest.MonkeyPatc
     assert plan_cores(Settings(_env_file=None, cpu_affinity="0-1", threads=5)).threads == 5
     with pytest.raises(ConfigError, match="may use"):
         plan_cores(Settings(_env_file=None, cpu_affinity="7-8"))
+
+
+def test_a_worker_computes_with_the_threads_that_were_planned_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.pinning._allowed_cores", lambda: frozenset(range(8)))
+    for name in Cores(1).environment:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    assert _choose_cores(Settings(_env_file=None)).threads == 7, "one that was started by hand"
+    for name, value in plan_cores(Settings(_env_file=None, threads=0), workers=2).environment.items():
+        monkeypatch.setenv(name, value)
+    assert Settings(_env_file=None).threads == 3, "one of two that the launcher started"
