@@ -45,10 +45,10 @@ faults: $(STAMP) ## every fault test (processes killed, frozen, cut off, fed dup
 	@$(BIN)/python -m pytest tests --ignore=tests/faults -m "slow and not gpu"
 
 soak: $(STAMP) ## random faults under load, then the audit (MINUTES=2; SEED= draws the same faults again)
-	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.support.soak --minutes $(or $(MINUTES),2) $(if $(SEED),--seed $(SEED))
 
 long-job: $(STAMP) ## one job of TEXTS=200000 on the real model through kills of workers and server, then the audit
-	@$(BIN)/python -m tests.long_job $(if $(TEXTS),--texts $(TEXTS))
+	@$(BIN)/python -m tests.support.long_job $(if $(TEXTS),--texts $(TEXTS))
 
 bench: $(STAMP) ## measure, print the tables, write benchmarks/results
 	@$(BIN)/python -m benchmarks
@@ -62,7 +62,7 @@ format: $(STAMP) ## rewrite the code in the house format
 
 docs: $(STAMP) ## write .env.example, docs/settings.md and docs/errors.md again from the code
 	@$(BIN)/python -m config.reference
-	@$(BIN)/python -m app.reference
+	@$(BIN)/python -m app.ops.error_reference
 
 lock: $(STAMP) ## resolve the dependencies again (UPGRADE=1 takes newer versions)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url --no-emit-find-links \

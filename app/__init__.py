@@ -4,30 +4,26 @@ from importlib.metadata import PackageNotFoundError, version
 
 from flask import Flask
 
-from app.auth import Authenticator, protect
-from app.compression import install_compression
-from app.errors import install_errors
-from app.job_schemas import JobEstimate, JobRequest, ResultPage
-from app.limits import Limiter, limit
-from app.metrics import Metrics, install_metrics
-from app.openapi import Api, register_schema
-from app.routes import (
-    batches,
-    console,
-    embeddings,
-    files,
-    job_events,
-    job_results,
-    jobs,
-    metrics,
-    models,
-    ops,
-    rerank,
-    uploads,
-)
+from app.access.auth import Authenticator, protect
+from app.access.limits import Limiter, limit
+from app.batches import files_routes as files
+from app.batches import routes as batches
+from app.http.compression import install_compression
+from app.http.errors import install_errors
+from app.http.openapi import Api, register_schema
+from app.http.request_ids import install_tracing
+from app.http.stalls import StallWatch
+from app.inference import embeddings, models, rerank
+from app.jobs import events_routes as job_events
+from app.jobs import results_routes as job_results
+from app.jobs import routes as jobs
+from app.jobs import uploads_routes as uploads
+from app.jobs.schemas import JobEstimate, JobRequest, ResultPage
+from app.ops import health as ops
+from app.ops import metrics_routes as metrics
+from app.ops import pages as console
+from app.ops.metrics import Metrics, install_metrics
 from app.services import build_services, install_services
-from app.stalls import StallWatch
-from app.tracing import install_tracing
 from config.settings import Settings
 
 __all__ = ["create_app"]

@@ -4,7 +4,7 @@ Owns the choice of granian's options and the stop. What was measured with grania
 
 - `wsgi.input` is a stream with back pressure: 100 MB to a slow reader, plain or chunked, raised the process by 3 MB.
 - An early answer (413) reaches the client although its body was not read.
-- A lost connection looks like the end of the body: see `app.connections`.
+- A lost connection looks like the end of the body: see `app.http.sockets`.
 """
 
 import contextlib
@@ -20,15 +20,16 @@ from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
 
-from app import create_app, tracing
-from app.batching.steward import Steward
-from app.tracing import RequestIdFilter
-from app.webhooks.courier import Courier
+from app import create_app
+from app.batches.scheduler import Steward
+from app.http import request_ids
+from app.http.request_ids import RequestIdFilter
+from app.webhooks.dispatcher import Courier
 from config.keyring import check_exposure
 from config.logging import configure_logging
 from config.settings import Settings
 from tasks.errors import ConfigError
-from tasks.storage import check_storage
+from tasks.storage.filesystem import check_storage
 
 __all__ = ["run_server"]
 
@@ -118,7 +119,7 @@ def _list_settings(settings: Settings) -> str:
 
 def _configure_logging(settings: Settings) -> None:
     # One line a request.
-    configure_logging(settings, "web", waiting=[tracing.__name__])
+    configure_logging(settings, "web", waiting=[request_ids.__name__])
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestIdFilter(in_text=settings.log_format == "text"))
 

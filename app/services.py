@@ -14,17 +14,17 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from app.hangups import HangupWatch
-from app.waiting import WaitingRoom
+from app.http.hangups import HangupWatch
+from app.http.waiting import WaitingRoom
 from config.catalog import Catalog, load_catalog
 from config.settings import Settings
-from tasks.batches import BatchStore
-from tasks.blobs import Blobs, open_blobs
 from tasks.clock import ServerClock
-from tasks.files import FileStore
-from tasks.interactive import InteractiveClient
-from tasks.presence import Presence
-from tasks.store import JobStore
+from tasks.files.batches import BatchStore
+from tasks.files.store import FileStore
+from tasks.interactive.client import InteractiveClient
+from tasks.jobs.blobs import Blobs, open_blobs
+from tasks.jobs.store import JobStore
+from tasks.presence.workers import Presence
 
 __all__ = ["Services", "build_services", "connect_store", "services"]
 

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from config.catalog import load_catalog
 from config.settings import Settings
-from tasks.blobs import open_blobs
-from tasks.bulk import WorkerContext, publish_tickets, run_chunk
+from tasks.bulk.chunk_task import WorkerContext, publish_tickets, run_chunk
 from tasks.celery import app
-from tasks.chunking import ChunkLimits, Item, cut_chunks
 from tasks.connections import connect
 from tasks.engine import Outcomes, Work
-from tasks.jobs import NewJob, new_job_id
+from tasks.jobs.blobs import open_blobs
+from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks
+from tasks.jobs.model import NewJob, new_job_id
+from tasks.jobs.store import JobStore
 from tasks.lanes import Lane, Service
-from tasks.store import JobStore
 
 __all__ = ["ChunkOverhead"]
 

@@ -1,8 +1,8 @@
 """API keys and what each may do: one TOML file of `[[keys]]`, re-read while the server runs.
 
 Owns the shape of an entry, the file's look-up in constant time, its re-reading and the command that makes a key. Keys
-themselves are never stored: the file holds their SHA-256. Knows nothing of HTTP (`app.auth`) and counts nothing
-(`app.limits`). A key made here has 256 random bits, so a plain fast hash is enough: there is nothing to guess.
+themselves are never stored: the file holds their SHA-256. Knows nothing of HTTP (`app.access.auth`) and counts nothing
+(`app.access.limits`). A key made here has 256 random bits, so a plain fast hash is enough: there is nothing to guess.
 
     python -m config.keyring new --tenant NAME [--requests-per-minute N] [--file keys.toml]
 """

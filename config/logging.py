@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from config.loglines import LineHandler
+from config.log_buffer import LineHandler
 from config.settings import Settings
 
 __all__ = ["configure_logging"]

@@ -1,6 +1,6 @@
 """The metrics of `/metrics`: their names, labels and sentences.
 
-Owns the words only; `app.metrics` fills them in. The table in `docs/operations.md` has every one of them.
+Owns the words only; `app.ops.metrics` fills them in. The table in `docs/operations.md` has every one of them.
 """
 
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from config.processes import tied_to_parent
+from config.supervisor import tied_to_parent
 
 __all__ = ["Child", "Program"]
 

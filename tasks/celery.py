@@ -1,6 +1,6 @@
 """The Celery app: the doorbell of the bulk lanes. `celery -A tasks` finds it here.
 
-Owns its settings, which went through chaos runs exactly like this. The job record is the truth (`tasks.store`), so
+Owns its settings, which went through chaos runs exactly like this. The job record is the truth (`tasks.jobs.store`), so
 nothing here has to be reliable: no result backend, no chords, messages that hold ids only.
 """
 
@@ -49,7 +49,7 @@ def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_T
             "priority_steps": [keys.AGAIN, keys.ORDINARY],
             "sep": keys.PRIORITY_MARK,
         },
-        "imports": ("tasks.bulk",),
+        "imports": ("tasks.bulk.chunk_task",),
         "result_backend": None,
         "task_ignore_result": True,
         "task_acks_late": True,

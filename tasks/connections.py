@@ -5,13 +5,14 @@ Owns the times after which a thread gives up. Opens nothing by itself. The scrip
 
 import functools
 from collections.abc import Sequence
-from importlib import resources
 from typing import Any
 
 from redis import Redis, ResponseError
 from redis.backoff import NoBackoff
 from redis.connection import Connection
 from redis.retry import Retry
+
+from tasks.scripts import find_script
 
 __all__ = ["Command", "Line", "connect", "script_text"]
 
@@ -93,10 +94,10 @@ def _read(connection: Connection) -> Any:
 
 @functools.cache
 def script_text(name: str) -> str:
-    """Return the text of `tasks/lua/<name>.lua` without its comments, to be sent whole with EVAL.
+    """Return the text of a script without its comments, to be sent whole with EVAL.
 
     The threads of the interactive lane call a few scripts all the time: the text is a fraction of a trip's bytes, and
     a script cache that the server forgot needs no care and no second trip.
     """
-    lines = (resources.files("tasks") / "lua" / f"{name}.lua").read_text("utf-8").splitlines()
+    lines = find_script(name).read_text("utf-8").splitlines()
     return "\n".join(line for line in lines if not line.lstrip().startswith("-- "))

@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class Delivery(Request):  # type: ignore[misc] # celery has no types
-    """The request class of `tasks.bulk.run_chunk`."""
+    """The request class of `tasks.bulk.chunk_task.run_chunk`."""
 
     def __init__(self, message: Message, *args: Any, **kwargs: Any) -> None:
         # On the message and not in `acknowledge`: Celery calls the message later, from its event loop.

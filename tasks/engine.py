@@ -42,7 +42,7 @@ class Work:
         truncate: cut a text that is too long at its `end` or its `start`; `none` makes it an item error with
             code `context_length_exceeded`.
         returns: for embeddings, the kinds of vectors that are wanted.
-        reuse: scope in which values that were computed before may be taken over, see `tasks.cache`; empty: none.
+        reuse: scope in which values that were computed before may be taken over, see `tasks.cache.store`; empty: none.
         deadline_s: `time.monotonic()` after which nobody waits for it any more; None never.
     """
 

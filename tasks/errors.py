@@ -29,7 +29,8 @@
     |   `-- EngineClosed        the worker is going away
     `-- ConfigError             the process must not start like this
 
-Each class has a permanent `code`: clients may rely on it. HTTP status numbers are not known here, see `app/errors.py`.
+Each class has a permanent `code`: clients may rely on it. HTTP status numbers are not known here, see
+`app/http/errors.py`.
 """
 
 from typing import ClassVar

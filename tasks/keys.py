@@ -66,12 +66,12 @@ def job_events(job_id: str) -> str:
 
 
 def job_input(job_id: str, chunk: int) -> str:
-    """String: the texts of a chunk, see `tasks.blobs`."""
+    """String: the texts of a chunk, see `tasks.jobs.blobs`."""
     return f"{_PREFIX}:{{{job_id}}}:input:{chunk}"
 
 
 def job_result(job_id: str, chunk: int) -> str:
-    """String: the results of a chunk, see `tasks.blobs`."""
+    """String: the results of a chunk, see `tasks.jobs.blobs`."""
     return f"{_PREFIX}:{{{job_id}}}:result:{chunk}"
 
 
@@ -167,12 +167,12 @@ def store_uploads() -> str:
 
 
 def upload(tenant: str, key: str) -> str:
-    """Hash: an upload under an idempotency key that is not complete, see `tasks.uploads`."""
+    """Hash: an upload under an idempotency key that is not complete, see `tasks.jobs.uploads`."""
     return f"{_PREFIX}:upload:{tenant}:{key}"
 
 
 def cache_values(scope: str) -> str:
-    """Hash: values that were computed before, by their digest; of one tenant or one job, see `tasks.cache`."""
+    """Hash: values that were computed before, by their digest; of one tenant or one job, see `tasks.cache.store`."""
     return f"{_PREFIX}:{{cache:{scope}}}:values"
 
 

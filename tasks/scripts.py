@@ -1,4 +1,4 @@
-"""The Lua scripts, one per state change, read from `tasks/lua` and called by name.
+"""The Lua scripts, one per state change, read from the `lua` folders of `tasks` and called by name.
 
 Owns putting shared pieces into a script (a line `-- include: _name`); knows no keys. What each script takes and answers
 stands at its head.
@@ -9,16 +9,30 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
+from importlib.resources.abc import Traversable
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import NoScriptError
 
-__all__ = ["Scripts", "script_text"]
+__all__ = ["Scripts", "find_script", "script_text"]
 
 _INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
 
 Argument = str | bytes | int | float
+
+
+def find_script(name: str) -> Traversable:
+    """Return the file of a script, whichever package of `tasks` it belongs to.
+
+    Raises:
+        FileNotFoundError: there is no such script.
+    """
+    for package in resources.files("tasks").iterdir():
+        file = package / "lua" / f"{name}.lua"
+        if file.is_file():
+            return file
+    raise FileNotFoundError(f"there is no script {name!r}")
 
 
 @cache
@@ -28,7 +42,7 @@ def script_text(name: str) -> str:
     Raises:
         FileNotFoundError: there is no such script.
     """
-    text = (resources.files("tasks") / "lua" / f"{name}.lua").read_text("utf-8")
+    text = find_script(name).read_text("utf-8")
     return _INCLUDE.sub(lambda line: script_text(line[1]), text)
 
 

@@ -1,7 +1,7 @@
 """What a model may say of a text besides its one dense vector: sparse weights and a vector per token (ColBERT).
 
 Owns their form in memory and their columns in a frame. Both differ in length from item to item, so n items are kept as
-n lengths and flat arrays. Computes nothing (`workers.models.families`) and knows no JSON (`app.encodings`).
+n lengths and flat arrays. Computes nothing (`workers.models.families`) and knows no JSON (`app.inference.rendering`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

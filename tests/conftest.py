@@ -8,9 +8,9 @@ from redis import Redis
 
 from config.settings import Settings
 from stack.server import EmbeddedServer
-from tasks.blobs import Blobs, open_blobs
-from tasks.store import JobStore
-from tests.stack_fixture import RunningStack, running_stack
+from tasks.jobs.blobs import Blobs, open_blobs
+from tasks.jobs.store import JobStore
+from tests.support.stack_fixture import RunningStack, running_stack
 
 
 @pytest.fixture(scope="session")

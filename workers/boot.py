@@ -21,23 +21,23 @@ from pydantic import ValidationError
 from config.catalog import ModelCard, load_catalog
 from config.logging import configure_logging
 from config.settings import Settings
-from tasks.blobs import open_blobs
-from tasks.bulk import WorkerContext
-from tasks.cache import ContentCache
+from tasks.bulk.chunk_task import WorkerContext
+from tasks.cache.caching_engine import ReusingEngine
+from tasks.cache.store import ContentCache
 from tasks.celery import app
 from tasks.connections import connect
 from tasks.errors import ConfigError, TwolaneError
+from tasks.jobs.blobs import open_blobs
+from tasks.jobs.store import JobStore
 from tasks.lanes import Lane, Service
-from tasks.presence import Announcer, WorkerFacts
-from tasks.reuse import ReusingEngine
-from tasks.store import JobStore
+from tasks.presence.workers import Announcer, WorkerFacts
+from workers.hardware import plan_cores
 from workers.listener import Listener
-from workers.pinning import plan_cores
 from workers.reaper import Reaper
 
 if TYPE_CHECKING:  # the engine's libraries are imported only after the cores were chosen
     from workers.engine import DeviceEngine
-    from workers.models.base import LoadedModel
+    from workers.models.loaded import LoadedModel
 
 __all__ = ["ModelsStep", "app"]
 
@@ -201,4 +201,4 @@ warnings.simplefilter("ignore", SecurityWarning)
 signals.worker_shutdown.connect(close_engine)
 signals.setup_logging.connect(set_up_logging)
 app.steps["worker"].add(ModelsStep)
-app.add_defaults({"worker_consumer": "workers.consumer:SteadyConsumer"})
+app.add_defaults({"worker_consumer": "tasks.celery_fixes:SteadyConsumer"})

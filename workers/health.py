@@ -11,7 +11,7 @@ from config.catalog import load_catalog
 from config.settings import Settings
 from tasks.connections import connect
 from tasks.errors import StoreUnavailable
-from tasks.presence import Presence
+from tasks.presence.workers import Presence
 
 __all__ = ["find_unready_models", "main"]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from config.logging import configure_logging
-from config.processes import tied_to_parent
 from config.settings import Settings
+from config.supervisor import tied_to_parent
 from tasks.errors import ConfigError
-from tasks.storage import check_storage
-from workers.pinning import Cores, Device, choose_devices, plan_cores
+from tasks.storage.filesystem import check_storage
+from workers.hardware import Cores, Device, choose_devices, plan_cores
 
 __all__ = ["EXIT_CONFIG", "Launcher", "main"]
 

@@ -1,6 +1,6 @@
-"""The worker's ear for synchronous calls: runs `tasks.serving.serve` in a thread of its own.
+"""The worker's ear for synchronous calls: runs `tasks.interactive.server.serve` in a thread of its own.
 
-Owns that thread and its connection. What a request is and how it is answered: `tasks.serving`.
+Owns that thread and its connection. What a request is and how it is answered: `tasks.interactive.server`.
 """
 
 import logging
@@ -11,7 +11,7 @@ from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.connections import connect
 from tasks.engine import Engine
-from tasks.serving import serve
+from tasks.interactive.server import serve
 
 __all__ = ["Listener"]
 

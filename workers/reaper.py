@@ -1,14 +1,14 @@
 """Once a second: take back what dead workers held and fill the windows of the bulk lanes.
 
-Owns the rhythm. The rules are in `tasks.store`; any number of workers may do this at the same time.
+Owns the rhythm. The rules are in `tasks.jobs.store`; any number of workers may do this at the same time.
 """
 
 from collections.abc import Sequence
 
-from tasks.bulk import reap
+from tasks.bulk.chunk_task import reap
+from tasks.jobs.store import JobStore
 from tasks.lanes import Lane
-from tasks.rounds import Rounds
-from tasks.store import JobStore
+from tasks.periodic import Rounds
 
 __all__ = ["Reaper"]
 

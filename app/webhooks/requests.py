@@ -6,7 +6,7 @@ Owns the refusals. What can only be known by asking for the name's addresses is 
 from app.webhooks.signing import check_secret, make_secret
 from app.webhooks.targets import ForbiddenTarget, parse_target
 from tasks.errors import InvalidRequest
-from tasks.jobs import Webhook
+from tasks.jobs.model import Webhook
 
 __all__ = ["choose_webhook"]
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 
 from app.webhooks.targets import ForbiddenTarget, Target, find_addresses
-from tasks.webhooks import Attempt
+from tasks.jobs.outbox import Attempt
 
 __all__ = ["post"]
 

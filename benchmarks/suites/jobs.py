@@ -20,7 +20,7 @@ from benchmarks.processes import BUILD, hold_to_cores
 from benchmarks.watch import MemoryWatch
 from config.settings import Settings
 from stack.server import EmbeddedServer
-from tasks.store import JobStore
+from tasks.jobs.store import JobStore
 
 __all__ = ["SUITE", "run"]
 

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 
 from config.settings import Settings
 from stack.server import EmbeddedServer
-from tests.web import CORPUS, NDJSON, opened_app, running_worker, settings_of, wait_for_end
+from tests.support.web import CORPUS, NDJSON, opened_app, running_worker, settings_of, wait_for_end
 from workers.engine.device import DeviceEngine
 
 

@@ -13,8 +13,8 @@ from redis import Redis
 
 from config.settings import Settings
 from stack.server import EmbeddedServer
-from tests.batch_requests import EMBED, GOOD, RERANK, body_of, embed, line_of, read, run, start, wait
-from tests.web import running_steward, services_of, settings_of
+from tests.support.batch_requests import EMBED, GOOD, RERANK, body_of, embed, line_of, read, run, start, wait
+from tests.support.web import running_steward, services_of, settings_of
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.tracing import RequestIdFilter
+from app.http.request_ids import RequestIdFilter
 from config.settings import Settings
 from stack.server import EmbeddedServer
-from tests.web import opened_app, services_of, settings_of
+from tests.support.web import opened_app, services_of, settings_of
 
 
 @pytest.fixture(scope="module")

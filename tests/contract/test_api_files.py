@@ -9,8 +9,8 @@ from flask.testing import FlaskClient
 
 from config.settings import Settings
 from stack.server import EmbeddedServer
-from tests.batch_requests import upload
-from tests.web import settings_of
+from tests.support.batch_requests import upload
+from tests.support.web import settings_of
 
 FORM = "multipart/form-data; boundary=B"
 PURPOSE = b'--B\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'

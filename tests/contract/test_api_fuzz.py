@@ -19,7 +19,7 @@ from schemathesis.specs.openapi.checks import (
 from app import create_app
 from config.settings import Settings
 from stack.server import EmbeddedServer
-from tests.web import opened_app, running_worker, settings_of
+from tests.support.web import opened_app, running_worker, settings_of
 
 CALLS_PER_OPERATION = 25
 POSTS = ("/v1/embeddings", "/v1/rerank", "/v1/jobs", "/v1/batches", "/v1/files")

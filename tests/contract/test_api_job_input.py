@@ -11,8 +11,8 @@ from redis import Redis
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
-from tests import batch_requests
-from tests.web import NDJSON, services_of, settings_of, wait_for_end
+from tests.support import batch_requests
+from tests.support.web import NDJSON, services_of, settings_of, wait_for_end
 
 LINES = b"".join(json.dumps({"id": f"p{i}", "text": f"passage number {i}"}).encode() + b"\n" for i in range(300))
 

@@ -11,7 +11,7 @@ from redis import Redis
 
 from config.settings import Settings
 from stack.server import EmbeddedServer
-from tests.web import CORPUS, NDJSON, settings_of, wait_for_end
+from tests.support.web import CORPUS, NDJSON, settings_of, wait_for_end
 
 
 @pytest.fixture(scope="module")

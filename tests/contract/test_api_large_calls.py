@@ -7,8 +7,8 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from stack.server import EmbeddedServer
-from tests.fakes import write_fake_card
-from tests.web import opened_app, running_worker, services_of, settings_of
+from tests.support.fakes import write_fake_card
+from tests.support.web import opened_app, running_worker, services_of, settings_of
 
 SMALL, LARGE = ["one text"], ["a text"] * 65
 

@@ -16,9 +16,9 @@ from flask.testing import FlaskClient
 
 from config.settings import Settings
 from stack.server import EmbeddedServer
-from tests import batch_requests
-from tests.checkpoints import WORDS, make_checkpoint
-from tests.web import NDJSON, running_steward, settings_of, wait_for_end
+from tests.support import batch_requests
+from tests.support.checkpoints import WORDS, make_checkpoint
+from tests.support.web import NDJSON, running_steward, settings_of, wait_for_end
 
 MODEL = "bge-m3"
 TEXTS = [" ".join(WORDS[at : at + 1 + at % 7]) for at in range(90)]
@@ -155,7 +155,7 @@ def test_pages_and_lines_of_a_job_hold_every_kind(
 def test_a_page_ends_early_where_token_vectors_are_many(
     client: FlaskClient, job: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.results._PAGE_VECTORS", 25)
+    monkeypatch.setattr("app.jobs.results._PAGE_VECTORS", 25)
     seen, after, pages = list[int](), -1, 0
     while True:
         page = client.get(f"/v1/jobs/{job['id']}/results?limit=50&after={after}").json or {}

@@ -17,11 +17,11 @@ from redis import Redis
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
-from tasks.blobs import open_blobs
-from tasks.store import JobStore
-from tests.job_maker import assert_expiry
-from tests.polling import wait_until
-from tests.web_process import Web, fresh_web
+from tasks.jobs.blobs import open_blobs
+from tasks.jobs.store import JobStore
+from tests.support.job_maker import assert_expiry
+from tests.support.polling import wait_until
+from tests.support.web_process import Web, fresh_web
 
 TEXTS = [f"passage {number} of a corpus " + "that goes on and on " * 12 for number in range(4000)]
 LINES = [json.dumps({"id": f"p{number}", "text": text}).encode() + b"\n" for number, text in enumerate(TEXTS)]

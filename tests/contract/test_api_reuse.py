@@ -12,8 +12,8 @@ from redis import Redis
 
 from config.settings import Settings
 from stack.server import EmbeddedServer
-from tasks.readings import read_store
-from tests.web import opened_app, running_worker, settings_of, wait_for_end, write_keys
+from tasks.presence.readings import read_store
+from tests.support.web import opened_app, running_worker, settings_of, wait_for_end, write_keys
 
 # `keen` has the cache by default.
 TENANTS = {"ada": "", "bob": "", "keen": "cache = true"}

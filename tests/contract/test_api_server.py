@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from stack.server import EmbeddedServer
-from tests.web_process import Web, fresh_web
+from tests.support.web_process import Web, fresh_web
 
 ROOT = Path(__file__).parents[2]
 LINE = json.dumps({"id": "x", "text": "a passage of some length " * 12}).encode() + b"\n"

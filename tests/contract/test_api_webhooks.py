@@ -10,13 +10,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
-from app.webhooks.courier import Courier
+from app.webhooks.dispatcher import Courier
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
-from tasks.webhooks import Attempt, Outbox
-from tests.web import opened_app, services_of, settings_of, wait_for_end
-from tests.webhook_receiver import Receiver, receiving
+from tasks.jobs.outbox import Attempt, Outbox
+from tests.support.web import opened_app, services_of, settings_of, wait_for_end
+from tests.support.webhook_receiver import Receiver, receiving
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 CORPUS = [f"passage number {i}" for i in range(300)]

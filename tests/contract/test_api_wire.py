@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from stack.server import EmbeddedServer
-from tests.web_process import Web, fresh_web
+from tests.support.web_process import Web, fresh_web
 
 HOST = b"Host: test\r\n"
 POST = b"POST /v1/embeddings HTTP/1.1\r\n" + HOST

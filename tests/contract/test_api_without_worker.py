@@ -10,7 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from config.settings import Settings
-from tests.web import opened_app
+from tests.support.web import opened_app
 
 TEXTS = [f"passage number {i}" for i in range(700)]
 

@@ -15,7 +15,7 @@ from config.settings import Settings
 from tasks.engine import Outcomes, Work
 from tasks.errors import ConfigError
 from tasks.lanes import Service
-from tests.corpus import passages
+from tests.support.corpus import passages
 from workers.engine import DeviceEngine
 from workers.models.fetch import fetch
 from workers.models.hardware import cpu_has_bfloat16

@@ -9,9 +9,9 @@ from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.batching.steward import Steward
-from tests.batch_requests import EMBED, RERANK, line_of, start
-from tests.web import services_of
+from app.batches.scheduler import Steward
+from tests.support.batch_requests import EMBED, RERANK, line_of, start
+from tests.support.web import services_of
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**63), 2**64) | st.floats() | st.text(max_size=20)
 VALUES = st.recursive(
@@ -52,7 +52,7 @@ def test_any_file_is_taken_in_or_refused(
 ) -> None:
     client, steward = app_here.test_client(), Steward(services_of(app_here))
     begun = start(client, [line.replace(EMBED.encode(), endpoint.encode()) + b"\n" for line in lines], endpoint)
-    with caplog.at_level(logging.WARNING, "app.batching.steward"):
+    with caplog.at_level(logging.WARNING, "app.batches.scheduler"):
         steward.look()
     assert caplog.messages == []
     batch: dict[str, Any] = client.get(f"/v1/batches/{begun['id']}").json or {}

@@ -8,12 +8,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
-from app.batching.steward import Steward
+from app.batches.scheduler import Steward
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
-from tests.batch_requests import EMBED, GOOD, embed, ndjson, read, start, upload
-from tests.web import services_of, settings_of
+from tests.support.batch_requests import EMBED, GOOD, embed, ndjson, read, start, upload
+from tests.support.web import services_of, settings_of
 
 
 @pytest.fixture(scope="module")

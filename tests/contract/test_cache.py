@@ -10,15 +10,15 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks.cache import ContentCache, Entry, digest_items, job_scope, tenant_scope
+from tasks.cache.caching_engine import ReusingEngine
+from tasks.cache.store import ContentCache, Entry, digest_items, job_scope, tenant_scope
 from tasks.connections import connect
 from tasks.engine import Work
 from tasks.errors import EngineClosed, ModelNotFound
-from tasks.reuse import ReusingEngine
-from tests.fakes import GatedBackend, fake_model
-from tests.job_maker import assert_expiry
+from tests.support.fakes import GatedBackend, fake_model
+from tests.support.job_maker import assert_expiry
 from workers.engine.device import DeviceEngine
-from workers.models.base import LoadedModel
+from workers.models.loaded import LoadedModel
 
 A, B = tenant_scope("a"), tenant_scope("b")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stack.server import free_port
-from tests.stack_fixture import clean_environment
+from tests.support.stack_fixture import clean_environment
 
 
 def run(module: str, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -14,11 +14,11 @@ from transformers import AutoTokenizer
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.engine import Work
-from tests.checkpoints import FAMILIES, WORDS, make_checkpoint
+from tests.support.checkpoints import FAMILIES, WORDS, make_checkpoint
 from workers.engine import DeviceEngine
 from workers.models.backends.base import Tokens
 from workers.models.backends.torch import TorchBackend
-from workers.models.base import LoadedModel
+from workers.models.loaded import LoadedModel
 from workers.models.registry import load_models
 
 RERANKERS = [family for family in FAMILIES if family.endswith("reranker")]

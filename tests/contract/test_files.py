@@ -8,7 +8,7 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.errors import ConfigError, NotFound, StoreUnavailable
-from tasks.files import FileStore, FileWriter, NewFile, StoredFile
+from tasks.files.store import FileStore, FileWriter, NewFile, StoredFile
 
 
 @pytest.fixture(params=["folder", "memory"])

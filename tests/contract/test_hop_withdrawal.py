@@ -10,10 +10,10 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.errors import CallerGone, LaneFull
-from tasks.interactive import InteractiveClient
+from tasks.interactive.client import InteractiveClient
 from tests.contract.test_interactive_hop import LANE, announced, ask_in_thread, serving, work
-from tests.echo_engine import EchoEngine
-from tests.polling import wait_until
+from tests.support.echo_engine import EchoEngine
+from tests.support.polling import wait_until
 
 ROOM = 100
 

@@ -26,12 +26,12 @@ from tasks.errors import (
     TwolaneError,
     WorkError,
 )
-from tasks.interactive import InteractiveClient
+from tasks.interactive.client import InteractiveClient
+from tasks.interactive.server import serve
 from tasks.lanes import Lane, Service
-from tasks.presence import Announcer, WorkerFacts
-from tasks.serving import serve
-from tests.echo_engine import EchoEngine, echo
-from tests.polling import wait_until
+from tasks.presence.workers import Announcer, WorkerFacts
+from tests.support.echo_engine import EchoEngine, echo
+from tests.support.polling import wait_until
 
 CARD = load_catalog().find("fake")
 LANE = Lane("fake", Service.INTERACTIVE)

@@ -9,14 +9,14 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
-from app.auth import Authenticator, Tenant, current_tenant, find_card, protect, visible_cards
-from app.errors import install_errors
-from app.limits import Limiter, Usage, charge_tokens, limit
+from app.access.auth import Authenticator, Tenant, current_tenant, find_card, protect, visible_cards
+from app.access.limits import Limiter, Usage, charge_tokens, limit
+from app.http.errors import install_errors
 from config.catalog import load_catalog
 from config.settings import Settings
 from stack.server import free_port
 from tasks.errors import ConfigError, RateLimited, StoreUnavailable
-from tests.web import write_keys
+from tests.support.web import write_keys
 
 Make = Callable[..., FlaskClient]
 

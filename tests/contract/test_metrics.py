@@ -15,10 +15,10 @@ from config.metrics import METRICS
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
-from tasks.blobs import Blobs
-from tests import job_maker
-from tests.job_maker import LANE
-from tests.web import opened_app, running_worker, services_of, wait_for_end
+from tasks.jobs.blobs import Blobs
+from tests.support import job_maker
+from tests.support.job_maker import LANE
+from tests.support.web import opened_app, running_worker, services_of, wait_for_end
 
 ROOT = Path(__file__).parents[2]
 Samples = dict[tuple[str, tuple[str, ...]], float]

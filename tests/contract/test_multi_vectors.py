@@ -16,13 +16,13 @@ from tasks.engine import Outcomes, Work
 from tasks.errors import ConfigError, WrongCapability
 from tasks.lanes import Service
 from tasks.vectors import KINDS
-from tests.checkpoints import WORDS, make_checkpoint
+from tests.support.checkpoints import WORDS, make_checkpoint
 from workers.engine import DeviceEngine
-from workers.engine.intake import admit
+from workers.engine.admission import admit
 from workers.engine.scoring import PairScores
 from workers.models.backends.base import Tokens
 from workers.models.backends.torch import TorchBackend
-from workers.models.base import LoadedModel
+from workers.models.loaded import LoadedModel
 from workers.models.registry import load_models
 
 SETTINGS = Settings(_env_file=None, device="cpu", threads=2, dtype="float32")

@@ -9,11 +9,11 @@ import pytest
 
 from config.catalog import load_catalog
 from config.settings import Settings
-from tests.corpus import passages
+from tests.support.corpus import passages
 from workers.models.backends.base import Tokens
 from workers.models.backends.openvino import OpenVinoBackend
 from workers.models.backends.torch import TorchBackend
-from workers.models.base import LoadedModel
+from workers.models.loaded import LoadedModel
 from workers.models.registry import load_models
 
 MINILM = "all-MiniLM-L6-v2"

@@ -10,7 +10,7 @@ from redis import Redis
 from tasks import keys
 from tasks.connections import connect
 from tasks.errors import StoreUnavailable
-from tasks.presence import Announcer, Presence, WorkerFacts
+from tasks.presence.workers import Announcer, Presence, WorkerFacts
 
 FACTS = WorkerFacts("w1", "here", 42, "cpu", "float32", "abc", 1234.5)
 

@@ -14,16 +14,17 @@ from redis import Redis
 
 from config.settings import Settings
 from stack.server import EmbeddedServer, free_port
-from tasks import bulk, keys
-from tasks.blobs import open_blobs
+from tasks import keys
+from tasks.bulk import chunk_task
 from tasks.errors import ConfigError, StoreUnavailable
-from tasks.files import FileStore, NewFile
-from tasks.storage import check_storage
-from tasks.store import JobStore
-from tests.job_maker import LANE, audit, make_completion, submit
-from tests.s3_server import BUCKET, S3Server, running_s3, use_s3
-from tests.stack_fixture import clean_environment
-from tests.web import opened_app, running_worker, services_of, settings_of, wait_for_end
+from tasks.files.store import FileStore, NewFile
+from tasks.jobs.blobs import open_blobs
+from tasks.jobs.store import JobStore
+from tasks.storage.filesystem import check_storage
+from tests.support.job_maker import LANE, audit, make_completion, submit
+from tests.support.s3_server import BUCKET, S3Server, running_s3, use_s3
+from tests.support.stack_fixture import clean_environment
+from tests.support.web import opened_app, running_worker, services_of, settings_of, wait_for_end
 
 URL = f"s3://{BUCKET}/twolane"
 TEXTS = [f"text number {number}" for number in range(300)]
@@ -81,7 +82,7 @@ def test_a_sweep_leaves_alone_what_is_not_named_like_a_job(redis: Redis, on_s3: 
     audit(store, blobs, job.id)
     other = blobs._files.write("backup-of-somebody", "0-1", b"precious")  # type: ignore[attr-defined]
     redis.delete(keys.job(job.id))
-    bulk.reap(store, LANE)
+    chunk_task.reap(store, LANE)
     assert job.id not in s3.list()
     assert blobs.get_result("backup-of-somebody", 0, other) == b"precious"
 

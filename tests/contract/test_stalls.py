@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app.stalls import Body, StallWatch
+from app.http.stalls import Body, StallWatch
 from tasks.errors import BodyTooSlow
 
 ANY_PORT = ("127.0.0.1", 0)

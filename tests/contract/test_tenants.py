@@ -8,14 +8,14 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.auth import Tenant
-from app.batching.steward import Steward
-from app.quota import reserve_queue
+from app.access.auth import Tenant
+from app.access.quota import reserve_queue
+from app.batches.scheduler import Steward
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks.errors import RateLimited, TooLarge
-from tests.batch_requests import GOOD, embed, ndjson
-from tests.web import running_steward, running_worker, services_of, settings_of, write_keys
+from tests.support.batch_requests import GOOD, embed, ndjson
+from tests.support.web import running_steward, running_worker, services_of, settings_of, write_keys
 
 KEYS = {
     "ada": "",

@@ -11,8 +11,8 @@ import pytest
 
 from app.webhooks.sending import post
 from app.webhooks.targets import parse_target
-from tasks.webhooks import Attempt
-from tests.webhook_receiver import receiving
+from tasks.jobs.outbox import Attempt
+from tests.support.webhook_receiver import receiving
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from config.settings import Settings
-from tasks.presence import Announcer, WorkerFacts
+from tasks.presence.workers import Announcer, WorkerFacts
 from workers.health import find_unready_models, main
 
 Announce = Callable[[WorkerFacts], None]

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.burst import Burst, Outcome, burst
-from tests.product import MODEL
-from tests.stack_fixture import RunningStack, running_stack
+from tests.support.product import MODEL
+from tests.support.stack_fixture import RunningStack, running_stack
 
 ANSWER = b"HTTP/1.1 %b\r\nContent-Length: %d\r\nx-request-id: r\r\n%b\r\n%b"
 ERROR = b'{"error": {"message": "m", "type": "t", "param": null, "code": "c"}}'

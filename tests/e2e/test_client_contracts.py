@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from config.keyring import new_key
 from config.settings import Settings
-from tests.client_pages import TEXTS
-from tests.product import MODEL, reference
-from tests.stack_fixture import RunningStack
-from tests.web import opened_app
+from tests.support.client_pages import TEXTS
+from tests.support.product import MODEL, reference
+from tests.support.stack_fixture import RunningStack
+from tests.support.web import opened_app
 
 BEARER = {"Authorization": "Bearer none"}
 QUESTION = "What makes the sea rise and fall?"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from config.keyring import new_key
-from tests.client_environment import installed, node_folder, python_program, run_code
-from tests.stack_fixture import RunningStack, running_stack
+from tests.support.client_environment import installed, node_folder, python_program, run_code
+from tests.support.stack_fixture import RunningStack, running_stack
 
 # The first test installs the clients: one to several minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

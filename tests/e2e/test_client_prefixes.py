@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.client_environment import installed, python_program, run_code
-from tests.client_pages import ADDRESS, PAGES
-from tests.product import MODEL
-from tests.stack_fixture import RunningStack
+from tests.support.client_environment import installed, python_program, run_code
+from tests.support.client_pages import ADDRESS, PAGES
+from tests.support.product import MODEL
+from tests.support.stack_fixture import RunningStack
 
 # The first test installs the clients: one to several minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.client_environment import (
+from tests.support.client_environment import (
     COHERE5,
     NEWEST,
     installed,
@@ -20,9 +20,9 @@ from tests.client_environment import (
     run_code,
     vocabulary_folder,
 )
-from tests.client_pages import ADDRESS, TEXTS, Snippet, read_snippets
-from tests.product import reference
-from tests.stack_fixture import RunningStack
+from tests.support.client_pages import ADDRESS, TEXTS, Snippet, read_snippets
+from tests.support.product import reference
+from tests.support.stack_fixture import RunningStack
 
 # The first test of each language installs its clients: one to several minutes.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -10,7 +10,7 @@ import pytest
 
 from stack.demo import PASSAGES, QUESTIONS
 from stack.passages import gather_passages
-from tests.stack_fixture import clean_environment
+from tests.support.stack_fixture import clean_environment
 
 RIGHT = ("tempfile", "heapq.nlargest", "calendar.isleap", "textwrap.", "getpass")
 

@@ -9,9 +9,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.corpus import passages
-from tests.product import MODEL, reference, submit, vectors, wait_for_end
-from tests.stack_fixture import RunningStack
+from tests.support.corpus import passages
+from tests.support.product import MODEL, reference, submit, vectors, wait_for_end
+from tests.support.stack_fixture import RunningStack
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import openai
 import pytest
 from openai.types import Batch
 
-from tests.corpus import passages
-from tests.product import MODEL
-from tests.stack_fixture import RunningStack
+from tests.support.corpus import passages
+from tests.support.product import MODEL
+from tests.support.stack_fixture import RunningStack
 
 LINES = 5000
 

@@ -13,9 +13,9 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.client_pages import TEXTS, read_setting
-from tests.product import MODEL, reference
-from tests.stack_fixture import RunningStack
+from tests.support.client_pages import TEXTS, read_setting
+from tests.support.product import MODEL, reference
+from tests.support.stack_fixture import RunningStack
 
 WEBUI, DIFY = "open-webui.md", "dify.md"
 QUESTION = "What makes the sea rise and fall?"

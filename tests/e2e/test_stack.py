@@ -13,9 +13,9 @@ import httpx
 import psutil
 import pytest
 
-from config.processes import tied_to_parent
-from tests.polling import wait_until
-from tests.stack_fixture import RunningStack, clean_environment, running_stack
+from config.supervisor import tied_to_parent
+from tests.support.polling import wait_until
+from tests.support.stack_fixture import RunningStack, clean_environment, running_stack
 
 ENDS_WITHIN_S = 10.0
 

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.stack_fixture import RunningStack, running_stack
+from tests.support.stack_fixture import RunningStack, running_stack
 
 LINES = 3000
 pytestmark = pytest.mark.slow

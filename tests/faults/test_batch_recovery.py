@@ -14,17 +14,17 @@ from flask.testing import FlaskClient
 from redis import Connection, ConnectionPool, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app.batching.steward import Steward
+from app.batches.scheduler import Steward
 from app.services import Services
 from stack.server import EmbeddedServer
 from tasks import keys
-from tasks.batches import BatchStore
-from tasks.blobs import open_blobs
 from tasks.clock import ServerClock
-from tasks.files import FileStore
-from tasks.store import JobStore
-from tests.batch_requests import embed, read, start
-from tests.web import opened_app, running_worker, services_of, settings_of
+from tasks.files.batches import BatchStore
+from tasks.files.store import FileStore
+from tasks.jobs.blobs import open_blobs
+from tasks.jobs.store import JobStore
+from tests.support.batch_requests import embed, read, start
+from tests.support.web import opened_app, running_worker, services_of, settings_of
 
 LINES = [
     *(embed(f"a{i}", f"text {i}") for i in range(25)),

@@ -14,10 +14,10 @@ import httpx
 import pytest
 
 from tasks import keys
-from tests.audit import audit, call, submit, wait_for_end
-from tests.own_stack import OwnStack, opened_stack
-from tests.polling import wait_until
-from tests.proxy import Proxy
+from tests.support.audit import audit, call, submit, wait_for_end
+from tests.support.own_stack import OwnStack, opened_stack
+from tests.support.polling import wait_until
+from tests.support.proxy import Proxy
 
 # The product gives up after two tries of a second each; a busy machine may take as long again.
 TOLD_WITHIN_S = 10.0

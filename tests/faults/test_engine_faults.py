@@ -13,7 +13,7 @@ SCRIPT = textwrap.dedent(
     import json, sys
     from config.settings import Settings
     from tasks.engine import Work
-    from tests.fakes import fake_card, fake_model
+    from tests.support.fakes import fake_card, fake_model
     from workers.engine import DeviceEngine
 
     knobs, text = json.loads(sys.argv[1]), sys.argv[2]
@@ -57,7 +57,7 @@ BROKEN = textwrap.dedent(
     import time
     from config.settings import Settings
     from tasks.engine import Work
-    from tests.fakes import fake_model
+    from tests.support.fakes import fake_model
     from workers.engine import DeviceEngine
 
     model = fake_model(gated=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from config.catalog import ModelCard
-from tests.checkpoints import make_checkpoint
+from tests.support.checkpoints import make_checkpoint
 from workers.models.export import MODEL, TOKENIZER
 from workers.models.exported import find_or_export
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.own_stack import OwnStack, opened_stack
-from tests.polling import wait_until
+from tests.support.own_stack import OwnStack, opened_stack
+from tests.support.polling import wait_until
 
 # Linux answers on all of these; each is another client.
 STAYING, LEAVING = "127.0.0.1", "127.0.0.2"

@@ -12,10 +12,10 @@ import pytest
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks.errors import CapacityError, NoWorker, StoreUnavailable
-from tasks.interactive import InteractiveClient
+from tasks.interactive.client import InteractiveClient
 from tests.contract.test_interactive_hop import ask_in_thread, serving, work
-from tests.echo_engine import EchoEngine
-from tests.polling import wait_until
+from tests.support.echo_engine import EchoEngine
+from tests.support.polling import wait_until
 
 TOLD_WITHIN_S = 3.0
 

@@ -9,10 +9,10 @@ import psutil
 import pytest
 
 from config.settings import Settings
-from tests.polling import wait_until
+from tests.support.polling import wait_until
 from workers import launch
+from workers.hardware import Device
 from workers.launch import EXIT_CONFIG, Launcher
-from workers.pinning import Device
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 

@@ -10,9 +10,9 @@ import orjson
 import pytest
 from redis import Redis
 
-from tasks.store import JobStore
-from tests.fakes import write_fake_card
-from tests.stack_fixture import running_stack
+from tasks.jobs.store import JobStore
+from tests.support.fakes import write_fake_card
+from tests.support.stack_fixture import running_stack
 
 ITEMS = 6_000
 

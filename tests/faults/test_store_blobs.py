@@ -6,13 +6,14 @@ import pytest
 from redis import Redis
 
 from config.settings import Settings
-from tasks import bulk, keys
-from tasks.blobs import Blobs, open_blobs
-from tasks.claims import IN_REDIS
+from tasks import keys
+from tasks.bulk import chunk_task
 from tasks.errors import ConfigError
-from tasks.jobs import ChunkInput, JobState
-from tasks.store import JobStore
-from tests.job_maker import LANE, assert_expiry, audit, begin, make_completion, submit
+from tasks.jobs.blobs import Blobs, open_blobs
+from tasks.jobs.claims import IN_REDIS
+from tasks.jobs.model import ChunkInput, JobState
+from tasks.jobs.store import JobStore
+from tests.support.job_maker import LANE, assert_expiry, audit, begin, make_completion, submit
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_the_files_of_a_job_that_expired_are_swept(store: JobStore, blobs: Blobs
     kept, gone = (submit(store, blobs, ["x"] * 2, result_bytes=101) for _ in range(2))
     compute(store, blobs)
     store.redis.delete(keys.job(gone.id))
-    bulk.reap(store, LANE)
+    chunk_task.reap(store, LANE)
     assert [path.name for path in folder.iterdir()] == [kept.id]
     audit(store, blobs, kept.id)
 
@@ -124,7 +125,7 @@ def test_reaping_sweeps_once_in_a_while(store: JobStore, blobs: Blobs, redis: Re
     for expected in (0, 1):
         blobs.put_input("job_broken", 0, ChunkInput(["x"]))
         redis.zadd(keys.store_uploads(), {"job_broken": 1})
-        bulk.reap(store, LANE)
+        chunk_task.reap(store, LANE)
         assert redis.exists(keys.job_input("job_broken", 0)) == expected
     assert_expiry(redis)
 

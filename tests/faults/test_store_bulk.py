@@ -11,17 +11,18 @@ import pytest
 from redis import Redis
 
 from config.settings import Settings
-from tasks import bulk, frames, keys
-from tasks.blobs import Blobs
-from tasks.bulk import WorkerContext, publish_tickets, run_chunk
+from tasks import frames, keys
+from tasks.bulk import chunk_task
+from tasks.bulk.chunk_task import WorkerContext, publish_tickets, run_chunk
+from tasks.bulk.pace import Pace, Silence
 from tasks.celery import app, publisher
 from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed, ItemFailed, ModelNotFound
-from tasks.jobs import Counts, JobState
-from tasks.pace import Pace, Silence
-from tasks.store import JobStore
-from tests.echo_engine import echo
-from tests.job_maker import LANE, audit, make_overdue, outlive_restart_grace, submit, take_tickets
+from tasks.jobs.blobs import Blobs
+from tasks.jobs.model import Counts, JobState
+from tasks.jobs.store import JobStore
+from tests.support.echo_engine import echo
+from tests.support.job_maker import LANE, audit, make_overdue, outlive_restart_grace, submit, take_tickets
 
 
 class WorkerDied(BaseException):
@@ -29,7 +30,7 @@ class WorkerDied(BaseException):
 
 
 class Engine:
-    """Computes in the calling thread, as `tests.echo_engine`; some texts have an effect.
+    """Computes in the calling thread, as `tests.support.echo_engine`; some texts have an effect.
 
     `die`: the process ends; `fail`: computing the whole work fails with an error of ours; `bug`: with any other.
     """
@@ -88,7 +89,7 @@ def work(store: JobStore, times: int = 1) -> None:
             except WorkerDied:
                 app.twolane = revive(app.twolane)
                 make_overdue(store.redis, job_id, chunk)
-                bulk.reap(store, LANE)
+                chunk_task.reap(store, LANE)
 
 
 def revive(context: WorkerContext) -> WorkerContext:
@@ -190,7 +191,7 @@ def test_a_worker_that_goes_away_gives_its_chunk_back_without_an_attempt(
     assert (chunk.state, chunk.attempts) == ("ticket", 0)
     engine.raises = None
     make_overdue(store.redis, job.id, 0)
-    assert bulk.reap(store, LANE) == 1
+    assert chunk_task.reap(store, LANE) == 1
     work(store)
     assert audit(store, blobs, job.id).counts == Counts(1, 1)
 
@@ -222,7 +223,7 @@ def test_tickets_that_the_broker_loses_are_published_again(store: JobStore, blob
     assert len(take_tickets(store.redis)) == 3  # and nobody got them
     for chunk in range(3):
         make_overdue(store.redis, job.id, chunk)
-    assert bulk.reap(store, LANE) == 3
+    assert chunk_task.reap(store, LANE) == 3
     work(store)
     assert audit(store, blobs, job.id).state is JobState.SUCCEEDED
 
@@ -235,7 +236,7 @@ def test_a_broker_that_is_away_leaves_a_created_job_to_the_reaper(
     assert publish_tickets(JobStore(store.redis, away), LANE) == 0
     publisher(away).close()
     make_overdue(store.redis, job.id, 0)
-    assert bulk.reap(store, LANE) == 1
+    assert chunk_task.reap(store, LANE) == 1
     work(store)
     assert audit(store, blobs, job.id).state is JobState.SUCCEEDED
 
@@ -279,7 +280,7 @@ def test_a_device_that_hangs_loses_its_claim_and_takes_no_other_chunk_until_it_m
     app.twolane = WorkerContext(store, blobs, engine, settings, "this process", app.twolane.sharing)
     work(store)
     store.redis.zadd(keys.lane_inflight(LANE), {f"{job.id}:1": 1}, xx=True)
-    bulk.reap(store, LANE)
+    chunk_task.reap(store, LANE)
     work(store)
     assert audit(store, blobs, job.id).counts == Counts(3, 3)
 

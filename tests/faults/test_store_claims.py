@@ -4,11 +4,11 @@ import pytest
 
 from config.settings import Settings
 from tasks import keys
-from tasks.blobs import Blobs
-from tasks.claims import ClaimCode, Completed
-from tasks.jobs import Counts, JobState
-from tasks.store import JobStore
-from tests.job_maker import LANE, audit, begin, lapse, make_completion, make_overdue, run_out, submit
+from tasks.jobs.blobs import Blobs
+from tasks.jobs.claims import ClaimCode, Completed
+from tasks.jobs.model import Counts, JobState
+from tasks.jobs.store import JobStore
+from tests.support.job_maker import LANE, audit, begin, lapse, make_completion, make_overdue, run_out, submit
 
 # -- 4: claim
 

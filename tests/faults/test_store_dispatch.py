@@ -2,11 +2,11 @@
 
 from config.settings import Settings
 from tasks import keys
-from tasks.blobs import Blobs
-from tasks.bulk import publish_tickets, reap
-from tasks.jobs import Counts, JobState
-from tasks.store import JobStore
-from tests.job_maker import (
+from tasks.bulk.chunk_task import publish_tickets, reap
+from tasks.jobs.blobs import Blobs
+from tasks.jobs.model import Counts, JobState
+from tasks.jobs.store import JobStore
+from tests.support.job_maker import (
     LANE,
     audit,
     begin,

@@ -6,12 +6,12 @@ import orjson
 import pytest
 
 from tasks import keys
-from tasks.blobs import Blobs
-from tasks.claims import ClaimCode, Completed
 from tasks.errors import Conflict, NotFound
-from tasks.jobs import Counts, JobState
-from tasks.store import JobStore
-from tests.job_maker import (
+from tasks.jobs.blobs import Blobs
+from tasks.jobs.claims import ClaimCode, Completed
+from tasks.jobs.model import Counts, JobState
+from tasks.jobs.store import JobStore
+from tests.support.job_maker import (
     LANE,
     audit,
     begin,

@@ -17,18 +17,18 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from config.processes import tied_to_parent
 from config.settings import Settings
+from config.supervisor import tied_to_parent
 from stack.server import EmbeddedServer
 from tasks import frames, keys
-from tasks.blobs import Blobs, open_blobs
-from tasks.bulk import publish_tickets
+from tasks.bulk.chunk_task import publish_tickets
 from tasks.celery import publisher
-from tasks.jobs import Counts, JobState
-from tasks.store import JobStore
-from tests.fakes import write_fake_card
-from tests.job_maker import LANE, audit, submit
-from tests.polling import wait_until
+from tasks.jobs.blobs import Blobs, open_blobs
+from tasks.jobs.model import Counts, JobState
+from tasks.jobs.store import JobStore
+from tests.support.fakes import write_fake_card
+from tests.support.job_maker import LANE, audit, submit
+from tests.support.polling import wait_until
 from workers.engine.watchdog import EXIT_STATUS as EXIT_HUNG
 
 ROOT = Path(__file__).parents[2]

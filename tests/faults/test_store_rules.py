@@ -8,13 +8,13 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks.blobs import Blobs
-from tasks.claims import Claim, ClaimCode, Completed
 from tasks.errors import IdempotencyMismatch, StoreFull, TooLarge
-from tasks.jobs import Counts, Idempotency, JobState, NewJob, new_job_id
-from tasks.records import read_claim
-from tasks.store import JobStore
-from tests.job_maker import LANE, assert_expiry, audit, make_completion, run_out, submit
+from tasks.jobs.blobs import Blobs
+from tasks.jobs.claims import Claim, ClaimCode, Completed
+from tasks.jobs.model import Counts, Idempotency, JobState, NewJob, new_job_id
+from tasks.jobs.records import read_claim
+from tasks.jobs.store import JobStore
+from tests.support.job_maker import LANE, assert_expiry, audit, make_completion, run_out, submit
 
 # -- 1: safe to run twice, server's time, expiry at birth
 

@@ -8,13 +8,13 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks.blobs import Blobs
 from tasks.errors import Conflict, IdempotencyMismatch
-from tasks.jobs import ChunkInput, ChunkRecord
+from tasks.jobs.blobs import Blobs
+from tasks.jobs.model import ChunkInput, ChunkRecord
+from tasks.jobs.store import JobStore
+from tasks.jobs.uploads import Position, Upload, UploadStore
 from tasks.scripts import Scripts
-from tasks.store import JobStore
-from tasks.uploads import Position, Upload, UploadStore
-from tests.job_maker import assert_expiry, submit
+from tests.support.job_maker import assert_expiry, submit
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks.blobs import Blobs
-from tasks.jobs import Job, JobState, Webhook
-from tasks.store import JobStore
-from tasks.webhooks import Attempt, Outbox
-from tests.job_maker import LANE, assert_expiry, lapse, make_completion, run_out, submit
+from tasks.jobs.blobs import Blobs
+from tasks.jobs.model import Job, JobState, Webhook
+from tasks.jobs.outbox import Attempt, Outbox
+from tasks.jobs.store import JobStore
+from tests.support.job_maker import LANE, assert_expiry, lapse, make_completion, run_out, submit
 
 HOOK = Webhook("https://example.com/hook", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 

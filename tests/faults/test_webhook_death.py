@@ -7,8 +7,8 @@ import httpx
 import psutil
 import pytest
 
-from tests.stack_fixture import running_stack
-from tests.webhook_receiver import receiving
+from tests.support.stack_fixture import running_stack
+from tests.support.webhook_receiver import receiving
 
 pytestmark = pytest.mark.slow
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

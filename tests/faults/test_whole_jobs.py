@@ -15,10 +15,10 @@ import pytest
 from redis import Redis
 
 from tasks import keys
-from tasks.store import JobStore
-from tests.audit import audit, audit_keys, call, submit, wait_for_end
-from tests.own_stack import OwnStack, opened_stack
-from tests.polling import wait_until
+from tasks.jobs.store import JobStore
+from tests.support.audit import audit, audit_keys, call, submit, wait_for_end
+from tests.support.own_stack import OwnStack, opened_stack
+from tests.support.polling import wait_until
 
 LEASE_S = 2
 

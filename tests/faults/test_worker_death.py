@@ -15,9 +15,9 @@ from config.catalog import load_catalog
 from tasks import keys
 from tasks.celery import make_app
 from tasks.lanes import Lane, Service
-from tests.corpus import passages
-from tests.product import MODEL, reference, submit, vectors, wait_for_end
-from tests.stack_fixture import RunningStack
+from tests.support.corpus import passages
+from tests.support.product import MODEL, reference, submit, vectors, wait_for_end
+from tests.support.stack_fixture import RunningStack
 
 
 @pytest.fixture

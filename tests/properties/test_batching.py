@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tasks.errors import OutOfMemory
 from tasks.lanes import Service
-from workers.engine.batching import pick_around, pick_run
 from workers.engine.lanes import BulkLane, InteractiveLane
 from workers.engine.oom import run_halving
+from workers.engine.packing import pick_around, pick_run
 from workers.engine.requests import Request
 from workers.models.backends.base import Tokens
 from workers.models.shapes import round_rows_down

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
+from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 
 TEXTS = st.text(max_size=40)
 ITEMS = st.lists(st.builds(Item, TEXTS, st.none() | TEXTS, st.none() | TEXTS), max_size=40)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.multipart import read_form
+from app.http.multipart import read_form
 from tasks.errors import InvalidRequest
 
 BOUNDARY = "B"

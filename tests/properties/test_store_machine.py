@@ -12,12 +12,20 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks.blobs import open_blobs
-from tasks.claims import Claim, ClaimCode, Completed, Ticket
 from tasks.errors import Conflict
-from tasks.jobs import Counts, JobState
-from tasks.store import JobStore
-from tests.job_maker import LANE, assert_expiry, audit, make_completion, make_overdue, outlive_restart_grace, submit
+from tasks.jobs.blobs import open_blobs
+from tasks.jobs.claims import Claim, ClaimCode, Completed, Ticket
+from tasks.jobs.model import Counts, JobState
+from tasks.jobs.store import JobStore
+from tests.support.job_maker import (
+    LANE,
+    assert_expiry,
+    audit,
+    make_completion,
+    make_overdue,
+    outlive_restart_grace,
+    submit,
+)
 
 WINDOW = 4
 ITEMS = 3

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from config.settings import Settings
-from tests.engine_work import Build, submit
-from tests.fakes import GatedBackend, fake_card, fake_model
+from tests.support.engine_work import Build, submit
+from tests.support.fakes import GatedBackend, fake_card, fake_model
 from workers.engine import DeviceEngine
 
 

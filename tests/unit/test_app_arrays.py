@@ -2,8 +2,8 @@
 
 import pytest
 
-from app.arrays import ByteRange, parse_range
-from app.errors import RangeNotSatisfiable
+from app.http.errors import RangeNotSatisfiable
+from app.jobs.npy import ByteRange, parse_range
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import zlib
 import pytest
 from werkzeug.test import EnvironBuilder
 
-from app.bodies import ApiRequest, parse_json, read_json, stream_body
+from app.http.bodies import ApiRequest, parse_json, read_json, stream_body
 from tasks.errors import InvalidRequest, TooLarge
 
 

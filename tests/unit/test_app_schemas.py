@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from app.job_schemas import JobRequest
-from app.schemas import EmbeddingsRequest, RerankRequest
+from app.inference.schemas import EmbeddingsRequest, RerankRequest
+from app.jobs.schemas import JobRequest
 
 E = {"model": "m", "input": "text"}
 R = {"model": "m", "query": "q", "documents": ["a"]}

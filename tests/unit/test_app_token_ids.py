@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.token_ids import decode_cl100k, read_texts
+from app.inference.token_ids import decode_cl100k, read_texts
 from config.catalog import ModelCard, load_catalog
 from tasks.errors import InvalidRequest
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.uploads import PayloadHash, Trail, read_items, split_lines
-from tasks.chunking import Item
+from app.jobs.ndjson import PayloadHash, Trail, read_items, split_lines
 from tasks.errors import IdempotencyMismatch, InvalidRequest
+from tasks.jobs.chunking import Item
 
 
 def items(body: bytes, query: str | None = None, *, rerank: bool = False) -> list[Item]:

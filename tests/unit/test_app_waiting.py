@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.waiting import Preferences, WaitingRoom, parse_prefer
+from app.http.waiting import Preferences, WaitingRoom, parse_prefer
 
 
 @pytest.mark.parametrize(

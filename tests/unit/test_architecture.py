@@ -54,7 +54,7 @@ def test_only_the_web_room_loads_flask(package: str) -> None:
 
 def test_only_the_keys_module_spells_a_redis_key() -> None:
     spelled = re.compile(r"""["']twolane:|\{\{\{|twolane:\{""")
-    scripts = sorted((ROOT / "tasks" / "lua").glob("*.lua"))
+    scripts = sorted((ROOT / "tasks").glob("*/lua/*.lua"))
     paths = [path for path in modules("app", "workers", "tasks", "stack") if relative(path) != "tasks/keys.py"]
     assert [relative(path) for path in (*paths, *scripts) if spelled.search(path.read_text("utf-8"))] == []
 
@@ -66,7 +66,7 @@ def test_the_keys_module_would_be_found_by_that_rule() -> None:
 def test_no_script_builds_a_key_name() -> None:
     """Every key reaches a script in KEYS: a key that is joined in Lua lands on the wrong node of a cluster."""
     built = re.compile(r"redis\.p?call\(\s*'[A-Z]+'\s*,\s*[^,)]*\.\.")
-    scripts = sorted((ROOT / "tasks" / "lua").glob("*.lua"))
+    scripts = sorted((ROOT / "tasks").glob("*/lua/*.lua"))
     assert [relative(path) for path in scripts if built.search(path.read_text("utf-8"))] == []
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_importing_the_app_reads_no_environment() -> None:
-    script = "from tasks.celery import app; import tasks.bulk; print(app.configured)"
+    script = "from tasks.celery import app; import tasks.bulk.chunk_task; print(app.configured)"
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,

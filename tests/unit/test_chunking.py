@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
+from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 
 LIMITS = ChunkLimits(items=3, tokens=100, bytes=50, max_tokens=40)
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tasks import frames
-from tasks.chunkwork import describe_failure, plan_carefully
-from tasks.claims import Claim, ClaimCode
+from tasks.bulk.compute import describe_failure, plan_carefully
+from tasks.bulk.device_sharing import Turns
+from tasks.bulk.outcomes import Ledger, pack_outcomes
 from tasks.engine import ItemError, Outcomes
 from tasks.errors import ItemFailed
-from tasks.jobs import ChunkInput, JobParams
-from tasks.ledger import Ledger, pack_outcomes
-from tasks.turns import Turns
+from tasks.jobs.claims import Claim, ClaimCode
+from tasks.jobs.model import ChunkInput, JobParams
 
 
 def make_claim(items: int, **fields: object) -> Claim:

@@ -8,8 +8,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.client_environment import LOCKS, NODE_PACKAGES, ROOT
-from tests.client_pages import ADDRESS, PAGES, TEXTS, read_installs, read_snippets
+from tests.support.client_environment import LOCKS, NODE_PACKAGES, ROOT
+from tests.support.client_pages import ADDRESS, PAGES, TEXTS, read_installs, read_snippets
 
 CONFIGURED = {"open-webui", "dify"}
 CLIENTS = {

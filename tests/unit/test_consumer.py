@@ -9,7 +9,7 @@ from celery.contrib.testing.worker import start_worker
 
 from workers.boot import app as worker_app
 
-STEADY = "workers.consumer:SteadyConsumer"
+STEADY = "tasks.celery_fixes:SteadyConsumer"
 
 
 def trip() -> None:

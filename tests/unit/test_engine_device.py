@@ -14,8 +14,8 @@ from tasks.errors import (
     WrongCapability,
 )
 from tasks.lanes import Service
-from tests.engine_work import Build, submit
-from tests.fakes import GatedBackend
+from tests.support.engine_work import Build, submit
+from tests.support.fakes import GatedBackend
 from workers.engine import DeviceEngine
 
 

@@ -9,8 +9,8 @@ from config.settings import Settings
 from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed
 from tasks.lanes import Service
-from tests.fakes import GatedBackend, fake_model
-from tests.polling import wait_until
+from tests.support.fakes import GatedBackend, fake_model
+from tests.support.polling import wait_until
 from workers.engine import DeviceEngine
 
 Parts = tuple[DeviceEngine, GatedBackend, GatedBackend]

@@ -3,7 +3,7 @@
 from config.settings import Settings
 from tasks.engine import Work
 from tasks.lanes import Service
-from tests.fakes import GatedBackend, fake_model
+from tests.support.fakes import GatedBackend, fake_model
 from workers.engine import DeviceEngine
 
 QUERY_TOKENS = 4

@@ -12,9 +12,9 @@ from tasks.errors import (
     LaneFull,
 )
 from tasks.lanes import Service
-from tests.engine_work import Build, first_words, submit
-from tests.fakes import GatedBackend, fake_model
-from tests.polling import wait_until
+from tests.support.engine_work import Build, first_words, submit
+from tests.support.fakes import GatedBackend, fake_model
+from tests.support.polling import wait_until
 from workers.engine import DeviceEngine
 
 # -- two classes -----------------------------------------------------------------------------------------

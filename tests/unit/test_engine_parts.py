@@ -6,9 +6,9 @@ import pytest
 from tasks.errors import OutOfMemory
 from tasks.lanes import Service
 from workers.engine.cost import CostModel, length_class
+from workers.engine.fair_share import Shares
 from workers.engine.guard import find_bad, run_guarded
 from workers.engine.oom import SafeSizes, run_halving
-from workers.engine.shares import Shares
 from workers.models.backends.base import Tokens
 
 

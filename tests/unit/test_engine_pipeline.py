@@ -8,9 +8,9 @@ import pytest
 from config.settings import Settings
 from tasks.errors import EngineClosed, WorkError
 from tasks.lanes import Service
-from tests.engine_work import Build, submit
-from tests.fakes import GatedBackend, fake_card, fake_model
-from tests.polling import wait_until
+from tests.support.engine_work import Build, submit
+from tests.support.fakes import GatedBackend, fake_card, fake_model
+from tests.support.polling import wait_until
 from workers.engine import DeviceEngine
 from workers.engine.cost import CostModel
 from workers.engine.oom import SafeSizes

@@ -7,9 +7,9 @@ import numpy as np
 
 from tasks.engine import Outcomes
 from tasks.lanes import Service
-from tests.fakes import fake_model
-from tests.polling import wait_until
-from workers.engine.batching import Budget
+from tests.support.fakes import fake_model
+from tests.support.polling import wait_until
+from workers.engine.packing import Budget
 from workers.engine.queue import WorkQueue
 from workers.engine.requests import Request
 from workers.models.backends.base import Tokens

@@ -4,9 +4,9 @@ import ast
 import re
 from pathlib import Path
 
-import app.errors
+import app.http.errors
 import tasks.errors
-from app.reference import OUTPUT, error_classes, render_error_page
+from app.ops.error_reference import OUTPUT, error_classes, render_error_page
 
 ROOT = Path(__file__).parents[2]
 CLASSES = list(error_classes())
@@ -33,7 +33,7 @@ def test_every_error_is_in_the_drawing_of_the_tree_and_in_the_public_names() -> 
 def test_errors_are_declared_in_two_files_only() -> None:
     """Whatever is declared elsewhere has no place on the page of codes."""
     names = {error.__name__ for error in CLASSES}
-    homes = {Path(module.__file__ or "") for module in (tasks.errors, app.errors)}
+    homes = {Path(module.__file__ or "") for module in (tasks.errors, app.http.errors)}
     paths = [path for room in ("app", "tasks", "workers", "config") for path in (ROOT / room).rglob("*.py")]
     declared = [
         f"{path.name}: {node.name}"

@@ -5,21 +5,21 @@ import struct
 import numpy as np
 import pytest
 
-from tasks import hop
 from tasks.engine import ItemError, Outcomes, Work
 from tasks.errors import InvalidRequest, LaneFull, TwolaneError, WorkError
 from tasks.frames import FrameError
+from tasks.interactive import protocol
 from tasks.lanes import Service
 
 
 def as_pushed(body: bytes, deadline_ms: float = 1234.5) -> bytes:
     """What push_request.lua makes of a request."""
-    return struct.pack("<d", deadline_ms) + hop.with_time_left(body, 50.0)[8:]
+    return struct.pack("<d", deadline_ms) + protocol.with_time_left(body, 50.0)[8:]
 
 
 def test_a_request_survives_the_way() -> None:
     work = Work("fake", "rerank", ["d é", ""], ["q", "q"], Service.INTERACTIVE, "Do", 8, "start")
-    request = hop.decode_request(as_pushed(hop.encode_request(7, "replies", 42, work)))
+    request = protocol.decode_request(as_pushed(protocol.encode_request(7, "replies", 42, work)))
     assert (request.number, request.reply_key, request.deadline_ms, request.tokens) == (7, "replies", 1234.5, 42)
     assert request.work == work
 
@@ -27,9 +27,9 @@ def test_a_request_survives_the_way() -> None:
 def test_outcomes_survive_the_way() -> None:
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     outcomes = Outcomes(values, np.array([3, 4], np.int32), np.array([True, False]), {1: ItemError("c", "m")})
-    reply = hop.encode_outcomes(2**40, outcomes)
-    got = hop.decode_reply(reply)
-    assert hop.reply_id(reply) == 2**40
+    reply = protocol.encode_outcomes(2**40, outcomes)
+    got = protocol.decode_reply(reply)
+    assert protocol.reply_id(reply) == 2**40
     np.testing.assert_array_equal(got.values, values)
     np.testing.assert_array_equal(got.tokens, outcomes.tokens)
     np.testing.assert_array_equal(got.truncated, outcomes.truncated)
@@ -41,7 +41,7 @@ def test_outcomes_survive_the_way() -> None:
 )
 def test_an_error_survives_the_way_with_its_class_and_fields(error: TwolaneError) -> None:
     with pytest.raises(type(error)) as raised:
-        hop.decode_reply(hop.encode_failure(1, error))
+        protocol.decode_reply(protocol.encode_failure(1, error))
     assert vars(raised.value) == vars(error)
 
 
@@ -50,7 +50,7 @@ def test_an_error_class_of_a_newer_worker_becomes_failed_work() -> None:
         pass
 
     with pytest.raises(WorkError, match="news"):
-        hop.decode_reply(hop.encode_failure(1, Newer("news")))
+        protocol.decode_reply(protocol.encode_failure(1, Newer("news")))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_an_error_class_of_a_newer_worker_becomes_failed_work() -> None:
 )
 def test_strangers_bytes_are_refused(element: bytes) -> None:
     with pytest.raises(FrameError):
-        hop.decode_request(element)
+        protocol.decode_request(element)
     if len(element) < 8:
         with pytest.raises(FrameError):
-            hop.reply_id(element)
+            protocol.reply_id(element)

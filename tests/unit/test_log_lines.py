@@ -13,9 +13,9 @@ from typing import cast
 
 import pytest
 
-from config import loglines
-from config.loglines import LineHandler
-from tests.polling import wait_until
+from config import log_buffer as loglines
+from config.log_buffer import LineHandler
+from tests.support.polling import wait_until
 
 # Two processes with four threads each; what the lines hold is longer than what a pipe takes in one piece.
 CHATTY = """

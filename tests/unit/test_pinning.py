@@ -8,9 +8,9 @@ import pytest
 
 from config.settings import Settings
 from tasks.errors import ConfigError
-from workers import pinning
+from workers import hardware as pinning
 from workers.boot import _choose_cores
-from workers.pinning import Cores, Device, choose_devices, parse_affinity, parse_gpu_list, plan_cores
+from workers.hardware import Cores, Device, choose_devices, parse_affinity, parse_gpu_list, plan_cores
 
 TWO_GPUS = """\
 GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa)
@@ -119,7 +119,7 @@ def test_threads_and_affinity_of_the_settings_win(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_worker_computes_with_the_threads_that_were_planned_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.pinning._allowed_cores", lambda: frozenset(range(8)))
+    monkeypatch.setattr("workers.hardware._allowed_cores", lambda: frozenset(range(8)))
     for name in Cores(1).environment:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

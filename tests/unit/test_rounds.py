@@ -6,7 +6,7 @@ import threading
 import pytest
 from redis import ConnectionError as RedisConnectionError
 
-from tasks.rounds import Rounds
+from tasks.periodic import Rounds
 
 LONG_S = 60.0
 
@@ -34,7 +34,7 @@ def run(outcomes: list[Exception | None]) -> None:
 def test_rounds_go_on_after_errors_and_tell_only_the_first_in_a_row(
     error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level(logging.WARNING, "tasks.rounds"):
+    with caplog.at_level(logging.WARNING, "tasks.periodic"):
         run([error, error, None, error])
     assert len(caplog.messages) == 2
     assert all("somebody" in message and "secret text" not in message for message in caplog.messages)

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from app.orders import Order, estimate_result_bytes, limit_chunks
+from app.submission.orders import Order, estimate_result_bytes, limit_chunks
 from config.catalog import ModelCard, load_catalog
 from config.settings import Settings
 from tasks import frames
-from tasks.claims import Claim, ClaimCode
+from tasks.bulk.outcomes import Ledger
 from tasks.engine import ItemError, Outcomes
-from tasks.jobs import ChunkInput, JobParams
-from tasks.ledger import Ledger
+from tasks.jobs.claims import Claim, ClaimCode
+from tasks.jobs.model import ChunkInput, JobParams
 from tasks.vectors import Parts, Ragged, join_extras, pack_extras, unpack_extras
 
 SPARSE: list[Parts | None] = [

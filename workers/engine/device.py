@@ -14,12 +14,12 @@ from config.settings import Settings
 from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed, ModelNotFound
 from tasks.lanes import Service
-from workers.engine.intake import admit
+from workers.engine.admission import admit
+from workers.engine.fair_share import Shares
 from workers.engine.loop import DeviceLoop, Limits
 from workers.engine.queue import WorkQueue
-from workers.engine.shares import Shares
 from workers.engine.warmup import warm_up
-from workers.models.base import LoadedModel
+from workers.models.loaded import LoadedModel
 
 __all__ = ["DeviceEngine"]
 

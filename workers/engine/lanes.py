@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
-from workers.engine.batching import Budget, pick_around, pick_run
+from workers.engine.packing import Budget, pick_around, pick_run
 from workers.engine.requests import Request, Row
 
 __all__ = ["BulkLane", "InteractiveLane", "RowLane"]

@@ -16,16 +16,16 @@ from dataclasses import dataclass
 
 from tasks.errors import EngineClosed, WorkError
 from tasks.lanes import Service
-from workers.engine.batching import Budget
 from workers.engine.cost import CostModel
+from workers.engine.fair_share import Shares
 from workers.engine.guard import run_guarded
 from workers.engine.health import Health
 from workers.engine.oom import SafeSizes
+from workers.engine.packing import Budget
 from workers.engine.passes import Passes, Started
 from workers.engine.queue import Batch, WorkQueue
-from workers.engine.shares import Shares
 from workers.engine.watchdog import Watchdog, end_process
-from workers.models.base import LoadedModel
+from workers.models.loaded import LoadedModel
 
 __all__ = ["DeviceLoop", "Limits"]
 

@@ -17,7 +17,7 @@ from workers.engine.oom import SafeSizes, run_halving
 from workers.engine.requests import Row
 from workers.engine.watchdog import Watchdog
 from workers.models.backends.base import Values
-from workers.models.base import LoadedModel
+from workers.models.loaded import LoadedModel
 
 __all__ = ["Passes", "Started"]
 

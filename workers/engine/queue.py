@@ -17,8 +17,8 @@ from typing import Protocol
 from tasks.engine import Outcomes
 from tasks.errors import DeadlineExceeded, EngineClosed, LaneFull
 from tasks.lanes import Service
-from workers.engine.batching import Budget
 from workers.engine.lanes import BulkLane, InteractiveLane, RowLane
+from workers.engine.packing import Budget
 from workers.engine.requests import Request, Row
 
 __all__ = ["Batch", "Taker", "WorkQueue"]

@@ -17,7 +17,7 @@ from tasks.engine import ItemError, Outcomes
 from tasks.lanes import Service
 from tasks.vectors import ExtraParts
 from workers.models.backends.base import Tokens
-from workers.models.base import LoadedModel
+from workers.models.loaded import LoadedModel
 
 __all__ = ["ExtraSink", "Finish", "Request", "Row"]
 

@@ -15,7 +15,7 @@ from tasks.lanes import Service
 from workers.engine.passes import Passes
 from workers.engine.requests import Request
 from workers.models.backends.base import Tokens
-from workers.models.base import LoadedModel
+from workers.models.loaded import LoadedModel
 
 __all__ = ["warm_up"]
 

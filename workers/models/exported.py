@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from config.catalog import ModelCard
-from config.processes import tied_to_parent
+from config.supervisor import tied_to_parent
 from tasks.errors import ConfigError
 from workers.models.export import MODEL, TOKENIZER, TRAITS
 from workers.models.fetch import locked

@@ -13,12 +13,12 @@ from typing import Any
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.errors import ConfigError
-from workers.models.base import LoadedModel
 from workers.models.export import TOKENIZER, TRAITS
 from workers.models.exported import find_or_export
 from workers.models.fetch import fetch, models_dir
 from workers.models.fingerprint import make_fingerprint
 from workers.models.hardware import cpu_has_bfloat16, usable_cores
+from workers.models.loaded import LoadedModel
 from workers.models.tokenizer import read_tokenizer
 from workers.models.weights import load_weights
 

@@ -2,7 +2,7 @@
 
 Owns cutting: a fast tokenizer keeps its truncation and padding settings inside the shared object, so two threads
 that ask for different lengths corrupt each other. Ours has both switched off and ids are cut one text at a time.
-Knows nothing of instructions (`workers.engine.intake`) or padding (the backends).
+Knows nothing of instructions (`workers.engine.admission`) or padding (the backends).
 """
 
 from collections.abc import Sequence

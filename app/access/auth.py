@@ -1,0 +1,169 @@
+"""Who is asking: the tenant of a request, from its API key, and what the tenant may see.
+
+Owns the reading of the `Authorization` header, the list of open paths and the model allow-lists. The keys themselves
+are read by `config.keyring`; what a key has used up is counted by `app.access.limits`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from flask import Flask, g, request
+
+from config.catalog import Catalog, ModelCard
+from config.keyring import Key, KeyringError, KeyringFile
+from config.settings import Settings
+from tasks.errors import AuthenticationError, ConfigError, ModelNotFound, PermissionDenied
+
+__all__ = ["OPEN_TENANT", "Authenticator", "Tenant", "current_tenant", "find_card", "protect", "visible_cards"]
+
+# Probes come from machines without a key, and a browser that opens a page sends none.
+_OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health", "/favicon.ico", "/docs", "/openapi.json"})
+_OPEN_FOLDERS = ("/docs/", "/static/")
+# What belongs to the operator, not to a tenant.
+_ADMIN_PATHS = frozenset({"/metrics"})
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """The owner of jobs, files, batches, caches and idempotency keys, with the rights and limits of the key in use.
+
+    Attributes:
+        name: what the store knows as `tenant`.
+        key_id: a short name of the key for counters and logs; it gives nothing of the key away.
+        models: lower-case names and aliases that the key may use; None: all.
+        requests_per_minute: None: no limit; likewise the other limits.
+        cache, dedupe: whether values are taken over where a request does not say.
+    """
+
+    name: str
+    key_id: str = ""
+    priority: Literal["low", "normal", "high"] = "normal"
+    models: frozenset[str] | None = None
+    admin: bool = False
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    max_queued_items: int | None = None
+    cache: bool = False
+    dedupe: bool = False
+
+    def may_use(self, card: ModelCard) -> bool:
+        """Tell whether the key's allow-list names this model, by its name or an alias."""
+        return self.models is None or not self.models.isdisjoint(name.lower() for name in (card.name, *card.aliases))
+
+    def write_rights(self) -> dict[str, object]:
+        """Return what later work on behalf of this key has to know, as JSON values."""
+        models = sorted(self.models) if self.models is not None else None
+        limits = {"priority": self.priority, "models": models, "max_queued_items": self.max_queued_items}
+        return {**limits, "cache": self.cache, "dedupe": self.dedupe}
+
+    @classmethod
+    def from_rights(cls, name: str, rights: Mapping[str, Any]) -> Self:
+        """Return the tenant that `write_rights` described."""
+        models = rights.get("models")
+        allowed = frozenset(models) if models is not None else None
+        queued = rights.get("max_queued_items")
+        return cls(
+            name,
+            priority=rights.get("priority", "normal"),
+            models=allowed,
+            max_queued_items=queued,
+            cache=rights.get("cache", False),
+            dedupe=rights.get("dedupe", False),
+        )
+
+
+# Without a keys file there is one tenant, who may do everything; the server then binds a loopback address only.
+OPEN_TENANT = Tenant("default", admin=True)
+
+
+class Authenticator:
+    """Finds the tenant of a request.
+
+    Raises:
+        ConfigError: the keys file is bad.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            self._file = KeyringFile(settings.keys_file) if settings.keys_file is not None else None
+        except KeyringError as error:
+            raise ConfigError(str(error)) from error
+
+    def resolve_tenant(self, authorization: str) -> Tenant:
+        """Return the tenant of an `Authorization` header, `Bearer <key>` (RFC 6750); empty: there was none.
+
+        Raises:
+            AuthenticationError: there is no key or it is not known; the message does not repeat it.
+        """
+        if self._file is None:
+            return OPEN_TENANT
+        scheme, _, secret = authorization.strip().partition(" ")
+        if scheme.lower() != "bearer" or not secret.strip():
+            raise AuthenticationError("No API key provided: send the header `Authorization: Bearer <your key>`.")
+        key = self._file.current().find(secret.strip())
+        if key is None:
+            raise AuthenticationError("Incorrect API key provided.")
+        return _describe_tenant(key)
+
+
+def protect(app: Flask, authenticator: Authenticator) -> None:
+    """Let every request of this app through only with a tenant, but for the open paths."""
+
+    def authenticate() -> None:
+        if _is_open(request.path):
+            return
+        g.tenant = tenant = authenticator.resolve_tenant(request.headers.get("Authorization", ""))
+        if request.path in _ADMIN_PATHS and not tenant.admin:
+            raise PermissionDenied("This needs a key with `admin = true`.")
+
+    app.before_request(authenticate)
+
+
+def current_tenant() -> Tenant:
+    """Return the tenant of the request in progress.
+
+    Raises:
+        AuthenticationError: the path is an open one, so that nobody asked for a key.
+    """
+    tenant: Tenant | None = g.get("tenant")
+    if tenant is None:
+        raise AuthenticationError("This path knows no tenant.")
+    return tenant
+
+
+def find_card(catalog: Catalog, name: str, tenant: Tenant | None = None) -> ModelCard:
+    """Return the model of that name or alias, if the tenant may use it; None: the tenant of the request in progress.
+
+    Raises:
+        ModelNotFound: there is none, or it is not on the key's allow-list; both read alike.
+    """
+    card = catalog.find(name)
+    if card is None or not (tenant or current_tenant()).may_use(card):
+        raise ModelNotFound(f"The model `{name[:200]}` does not exist or you do not have access to it.", param="model")
+    return card
+
+
+def visible_cards(catalog: Catalog) -> list[ModelCard]:
+    """Return the models that the tenant may use, in the catalogue's order."""
+    tenant = current_tenant()
+    return [card for card in catalog if tenant.may_use(card)]
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(_OPEN_FOLDERS)
+
+
+def _describe_tenant(key: Key) -> Tenant:
+    return Tenant(
+        name=key.tenant,
+        key_id=key.sha256[:16],
+        priority=key.priority,
+        models=frozenset(name.lower() for name in key.models) if key.models is not None else None,
+        admin=key.admin,
+        requests_per_minute=key.requests_per_minute,
+        tokens_per_minute=key.tokens_per_minute,
+        max_queued_items=key.max_queued_items,
+        cache=key.cache,
+        dedupe=key.dedupe,
+    )

@@ -1,0 +1,1 @@
+"""OpenAI's Files and Batches: files of requests, computed as jobs, answered as files."""

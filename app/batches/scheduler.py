@@ -1,0 +1,135 @@
+"""Moves batches on: from their file to jobs, from finished jobs to output files.
+
+Owns the decision what is next for a batch, and the thread of each web process that asks for it. Any process may take
+any batch: all that is known stands in the store, and a hold makes sure that one does it at a time. When a process dies,
+its hold runs out and another one goes on.
+"""
+
+import contextlib
+import logging
+import secrets
+import time
+import traceback
+
+from redis import RedisError
+
+from app.access.auth import Tenant
+from app.batches.lock import Hold, HoldLostError
+from app.batches.outputs import write_outputs
+from app.batches.validation import Intake, forget_jobs
+from app.services import Services
+from tasks.errors import Conflict, NotFound, TwolaneError
+from tasks.files.batches import Batch, BatchState
+from tasks.jobs.model import Job, JobState
+from tasks.periodic import Rounds
+
+__all__ = ["Steward"]
+
+_log = logging.getLogger(__name__)
+_TICK_S = 0.5
+_POLL_S = 0.5
+_RETRY_S = 5.0
+_SWEEP_EVERY_S = 60.0
+_STOP_S = 5.0
+
+
+class Steward:
+    """Looks after the batches of all tenants.
+
+    Args:
+        live: the services of this process.
+    """
+
+    def __init__(self, live: Services) -> None:
+        self._live = live
+        self._holder = secrets.token_hex(8)
+        self._wake = live.batch_bell
+        self._sweep_at_s = 0.0
+        self._rounds = Rounds(self._look_and_sweep, _TICK_S, "steward", bell=self._wake)
+
+    def start(self) -> None:
+        """Begin to look after batches."""
+        self._rounds.start()
+
+    def close(self) -> None:
+        """End the thread; what it was doing is left to another process."""
+        self._rounds.stop(_STOP_S)
+
+    def look(self) -> int:
+        """Move on every batch that is due, and return how many were looked at."""
+        due = self._live.batches.list_due()
+        for tenant, batch_id in due:
+            if not self._rounds.stopping:
+                self._look_at(batch_id, tenant)
+        return len(due)
+
+    def _look_and_sweep(self) -> None:
+        self.look()
+        if time.monotonic() >= self._sweep_at_s:
+            self._sweep_at_s = time.monotonic() + _SWEEP_EVERY_S
+            while not self._rounds.stopping and self._live.files.sweep():
+                pass
+
+    def _look_at(self, batch_id: str, tenant: str) -> None:
+        store = self._live.batches
+        if not store.hold(batch_id, tenant, self._holder):
+            return
+        delay_s = _RETRY_S
+        try:
+            delay_s = self._advance(Hold(store, store.get(batch_id, tenant), self._holder))
+        except HoldLostError:
+            return
+        except (RedisError, TwolaneError) as error:
+            _log.warning("batch %s cannot be moved on now: %s", batch_id, type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the other batches must not wait for one that cannot be moved
+            # The message of an unforeseen error may hold text of a line.
+            frames = "".join(traceback.format_tb(error.__traceback__))
+            _log.error("batch %s failed to move on: %s\n%s", batch_id, type(error).__name__, frames)
+        if delay_s == 0:
+            self._wake.set()
+        with contextlib.suppress(RedisError):
+            store.release(batch_id, tenant, self._holder, delay_s)
+
+    def _advance(self, hold: Hold) -> float:
+        """Do what is next and return when to look again."""
+        batch = hold.batch
+        if batch.ended:
+            self._tidy_up(batch)
+            return _POLL_S
+        if batch.state is BatchState.VALIDATING and self._live.clock.now_ms() < batch.deadline_at * 1000:
+            Intake(self._live, hold, Tenant.from_rights(batch.tenant, batch.rights)).run()
+            return 0.0
+        # A batch whose file was taken in has lines, be they good or refused.
+        if batch.total == 0:
+            hold.move(BatchState.EXPIRED, {})
+            return 0.0
+        return self._follow(hold)
+
+    def _follow(self, hold: Hold) -> float:
+        """Wait for the jobs of a batch; when all have ended, write its files."""
+        batch = hold.batch
+        jobs = [self._look_at_job(group.job_id, batch) for group in batch.groups]
+        if any(job is not None and not job.ended for job in jobs):
+            return _POLL_S
+        expired = any(job is not None and job.state is JobState.EXPIRED for job in jobs)
+        write_outputs(self._live, hold, jobs, BatchState.EXPIRED if expired else BatchState.COMPLETED)
+        return 0.0
+
+    def _look_at_job(self, job_id: str, batch: Batch) -> Job | None:
+        """Return a job of a batch, stopped if the batch is to stop; None: somebody deleted it."""
+        store = self._live.store
+        with contextlib.suppress(NotFound):
+            job = store.get(job_id, batch.tenant)
+            if batch.state is BatchState.CANCELLING and not job.ended:
+                with contextlib.suppress(Conflict):
+                    job = store.cancel(job_id, batch.tenant)
+            return job
+        return None
+
+    def _tidy_up(self, batch: Batch) -> None:
+        """Remove what was only needed on the way to the end."""
+        forget_jobs(self._live, batch.planned, batch.tenant)
+        kept = {"", batch.output_file_id, batch.error_file_id}
+        for file_id in {batch.plan_file_id, *batch.drafts} - kept:
+            self._live.files.discard(file_id, batch.tenant)
+        self._live.batches.leave(batch.id, batch.tenant)

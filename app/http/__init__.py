@@ -1,0 +1,1 @@
+"""HTTP itself: bodies, errors, compression, request IDs, OpenAPI. Knows no feature."""

@@ -1,0 +1,147 @@
+"""Request bodies: read in blocks, counted while they are read, unpacked and parsed.
+
+Owns every read of a body and its limits in bytes. Knows no schema: what the JSON means is `app.inference.schemas`.
+"""
+
+import zlib
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import orjson
+from flask import Request, current_app, has_app_context
+from pydantic import BaseModel, ValidationError
+
+from app.http.sockets import was_cut_off
+from app.http.stalls import Body, StallWatch
+from tasks.errors import BodyCutOff, InvalidRequest, TooLarge
+
+__all__ = ["ApiRequest", "explain_invalid", "parse_json", "read_json", "read_model", "stream_body"]
+
+M = TypeVar("M", bound=BaseModel)
+_BLOCK_BYTES = 64 * 1024
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+
+
+class ApiRequest(Request):
+    """A request whose JSON body is read under our limits and never repaired."""
+
+    def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:  # noqa: ARG002, FBT001, FBT002 - Flask's signature
+        """Return the body as a JSON object; `silent` is ignored, since a bad body has to be refused."""
+        return read_json(self, current_app.config["MAX_BODY_BYTES"])
+
+
+def read_json(request: Request, limit_bytes: int) -> dict[str, Any]:
+    """Read the whole body and parse it.
+
+    Raises:
+        InvalidRequest: it is not a JSON object in UTF-8, or it ended early.
+        TooLarge: it is over the limit, packed or unpacked.
+    """
+    return parse_json(b"".join(stream_body(request, limit_bytes)))
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        InvalidRequest: broken JSON, invalid UTF-8, NaN, a lone surrogate, too deep, or no object.
+    """
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise InvalidRequest(f"the body is not valid JSON in UTF-8: {error.msg} ({where})") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return value
+
+
+def read_model(request: Request, limit_bytes: int, model: type[M]) -> M:
+    """Read the body as one of our schemas.
+
+    Raises:
+        InvalidRequest, TooLarge: as `read_json`, or a field does not fit.
+    """
+    try:
+        return model.model_validate(read_json(request, limit_bytes))
+    except ValidationError as error:
+        raise explain_invalid(error) from None
+
+
+def explain_invalid(error: ValidationError) -> InvalidRequest:
+    """Return the refusal that tells the first complaint, by the field's name."""
+    # The input itself must not come back: it would end in the client's logs, and in ours.
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    param = ".".join(str(step) for step in first["loc"]) or None
+    return InvalidRequest(f"{param}: {first['msg']}" if param else first["msg"], param=param)
+
+
+def stream_body(request: Request, limit_bytes: int) -> Iterator[bytes]:
+    """Yield the body in blocks, unpacked if it is gzip, and count both forms against the limit.
+
+    Raises:
+        BodyCutOff: the body ended before its announced end.
+        BodyTooSlow: it came too slowly, or nothing of it came any more.
+        InvalidRequest: it cannot be unpacked.
+        TooLarge: the body is over the limit; nothing behind it is read.
+    """
+    length = request.content_length
+    if length is not None and length > limit_bytes:
+        raise _too_large(limit_bytes)
+    packing = request.headers.get("Content-Encoding", "identity").strip().lower()
+    blocks = _counted(_raw_blocks(request, length), limit_bytes)
+    if packing in {"identity", ""}:
+        return blocks
+    if packing != "gzip":
+        raise InvalidRequest(f"content-encoding {packing[:40]!r} is not supported: send gzip or none at all")
+    return _counted(_unpacked(blocks), limit_bytes)
+
+
+def _too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge(f"the body is over the limit of {limit_bytes} bytes")
+
+
+def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
+    stream, read_bytes, watched = request.environ["wsgi.input"], 0, _watch(request)
+    while length is None or read_bytes < length:
+        size = _BLOCK_BYTES if length is None else min(_BLOCK_BYTES, length - read_bytes)
+        block = watched.read(stream, size) if watched is not None else stream.read(size)
+        if not block:
+            break
+        read_bytes += len(block)
+        yield block
+    # To the web server a lost connection looks like the end of the body.
+    if length is not None and read_bytes < length:
+        raise BodyCutOff(f"the body ended after {read_bytes} of {length} bytes")
+    if length is None and was_cut_off(request.environ, read_bytes):
+        raise BodyCutOff("the connection was lost in the middle of the body")
+
+
+def _watch(request: Request) -> Body | None:
+    stalls: StallWatch | None = current_app.config.get("STALLS") if has_app_context() else None
+    return Body(stalls, request.environ) if stalls is not None else None
+
+
+def _counted(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:
+    total_bytes = 0
+    for block in blocks:
+        total_bytes += len(block)
+        if total_bytes > limit_bytes:
+            raise _too_large(limit_bytes)
+        yield block
+
+
+def _unpacked(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield unpacked blocks of bounded size, so that a bomb is counted before it is whole in memory."""
+    inflater = zlib.decompressobj(_GZIP_WINDOW)
+    try:
+        for packed in blocks:
+            pending = packed
+            while pending:
+                yield inflater.decompress(pending, _BLOCK_BYTES)
+                pending = inflater.unconsumed_tail
+    except zlib.error:
+        raise InvalidRequest("the body is not valid gzip") from None
+    yield inflater.flush()
+    if not inflater.eof:
+        raise InvalidRequest("the gzip body ended early")

@@ -1,0 +1,67 @@
+"""The OpenAPI text: what flask-openapi3 cannot read off a route's signature.
+
+Owns the app's class and the description of bodies that come in several content types.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from flask_openapi3.models.info import Info
+from flask_openapi3.models.schema import Schema
+from flask_openapi3.openapi import OpenAPI
+from pydantic import BaseModel
+
+from app.http.bodies import ApiRequest
+from app.http.errors import ErrorBody, refuse_invalid_body
+from app.inference.rendering import WholeResponse
+
+__all__ = ["Api", "describe_either", "describe_json_or_ndjson", "register_schema"]
+
+_REF = "#/components/schemas/{model}"
+_ABOUT = "Embeddings and reranking on your own machines: small requests at once, large corpora as jobs."
+_SECURITY: dict[str, Any] = {"key": {"type": "http", "scheme": "bearer", "description": "Only where keys are set up."}}
+
+
+class Api(OpenAPI):
+    """The Flask app: requests are read by us, refused bodies have our envelope, the text is at /openapi.json."""
+
+    request_class = ApiRequest
+    response_class = WholeResponse
+
+    def __init__(self, version: str) -> None:
+        super().__init__(
+            "app",
+            info=Info(title="Twolane", version=version, description=_ABOUT),
+            security_schemes=_SECURITY,
+            validation_error_status=400,
+            validation_error_model=ErrorBody,
+            validation_error_callback=refuse_invalid_body,
+            # Its pages are not used: they live below a prefix, and start by a script inside the page.
+            doc_ui=False,
+            static_folder="static",
+            template_folder="templates",
+        )
+
+    def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function as it is: none of ours is a coroutine, and Flask would look for one at every hook."""
+        return func
+
+
+def describe_json_or_ndjson(model: type[BaseModel], line: str) -> dict[str, Any]:
+    """Return the OpenAPI text of a body that is JSON or NDJSON; the model has to be registered too."""
+    ndjson = {"schema": {"type": "string", "description": line}}
+    by_json = {"schema": {"$ref": _REF.format(model=model.__name__)}}
+    return {"requestBody": {"required": True, "content": {"application/json": by_json, "application/x-ndjson": ndjson}}}
+
+
+def describe_either(description: str, *models: type[BaseModel]) -> dict[str, Any]:
+    """Return the OpenAPI text of an answer whose body is one of several; the models have to be registered too."""
+    schemas = [{"$ref": _REF.format(model=model.__name__)} for model in models]
+    return {"description": description, "content": {"application/json": {"schema": {"anyOf": schemas}}}}
+
+
+def register_schema(api: OpenAPI, model: type[BaseModel]) -> None:
+    """Put a model and those that it names among the app's schemas."""
+    schema = model.model_json_schema(ref_template=_REF)
+    named = {**schema.pop("$defs", {}), model.__name__: schema}
+    api.components_schemas.update({name: Schema(**text) for name, text in named.items()})

@@ -1,0 +1,1 @@
+"""The synchronous endpoints: embeddings, rerank and models."""

@@ -1,0 +1,48 @@
+"""One call of a synchronous route: answered now, or queued as a job where its caller prefers that.
+
+Owns the reading of the headers that say so. What is asked and how an answer looks belong to the route.
+"""
+
+from collections.abc import Callable, Iterable
+
+from flask import Response, request
+from pydantic import BaseModel
+
+from app.access.auth import current_tenant
+from app.http.errors import raise_item_errors
+from app.http.waiting import parse_prefer
+from app.jobs.ndjson import PayloadHash
+from app.jobs.views import render_submission
+from app.services import services
+from app.submission.desk import Desk
+from app.submission.orders import Order
+from tasks.engine import Outcomes
+from tasks.jobs.chunking import Item
+
+__all__ = ["answer_or_queue"]
+
+
+def answer_or_queue(
+    order: Order, items: Iterable[Item], count: int, body: BaseModel, render: Callable[[Outcomes], Response]
+) -> Response:
+    """Return the rendered outcomes or, with `Prefer: respond-async`, the job that was made of the call.
+
+    Args:
+        order: what to do.
+        items: what to do it with; read once.
+        count: how many they are. Millions of items are seconds of work, so too many are refused before they are made.
+        body: the call as it was read; an `Idempotency-Key` stands for it.
+        render: makes the answer of outcomes without failed items.
+
+    Raises:
+        tasks.errors.TwolaneError: as `Desk.answer` and `Desk.submit`; the error of the first failed item.
+    """
+    live, preferences = services(), parse_prefer(request.headers.get("Prefer", ""))
+    desk = Desk(live, current_tenant())
+    if preferences.respond_async:
+        payload = PayloadHash.of_json(request.headers.get("Idempotency-Key"), body)
+        return render_submission(live, desk.submit(order, items, payload.settle, queue=True), preferences)
+    desk.require_few(order, count)
+    outcomes = desk.answer(order, list(items))
+    raise_item_errors(outcomes.errors)
+    return render(outcomes)

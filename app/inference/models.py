@@ -1,0 +1,61 @@
+"""`GET /v1/models`: what this server offers, and whether a worker is ready for it."""
+
+from collections.abc import Collection
+from typing import Any
+
+from flask import Response
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+from pydantic import BaseModel
+
+from app.access.auth import find_card, visible_cards
+from app.http.errors import documented
+from app.inference.rendering import json_response
+from app.inference.schemas import ModelList, ModelObject
+from app.services import Services, services
+from config.catalog import ModelCard
+from tasks.errors import ModelNotFound
+
+__all__ = ["blueprint"]
+
+blueprint = APIBlueprint("models", __name__, abp_tags=[Tag(name="models", description="The catalogue")])
+
+# A card has no birthday, and clients insist on a number: the first of January 2025.
+_CREATED = 1_735_689_600
+
+
+class _ModelPath(BaseModel):
+    model: str
+
+
+@blueprint.get("/v1/models", responses=documented(ModelList))
+def list_models() -> Response:
+    """List the models that this server is set up for or has a worker for."""
+    live = services()
+    ready = live.presence.ready_models()
+    offered = {card.name for name in live.settings.models if (card := live.catalog.find(name))}
+    cards = [card for card in visible_cards(live.catalog) if card.name in offered or card.slug in ready]
+    return json_response({"object": "list", "data": [_view(card, ready) for card in cards]})
+
+
+@blueprint.get("/v1/models/<path:model>", responses=documented(ModelObject, ModelNotFound))
+def get_model(path: _ModelPath) -> Response:
+    """Describe one model of the catalogue, by name or alias."""
+    live: Services = services()
+    return json_response(_view(find_card(live.catalog, path.model), live.presence.ready_models()))
+
+
+def _view(card: ModelCard, ready: Collection[str]) -> dict[str, Any]:
+    return {
+        "id": card.name,
+        "object": "model",
+        "created": _CREATED,
+        "owned_by": card.owner,
+        "description": card.description,
+        "aliases": list(card.aliases),
+        "capabilities": list(card.capabilities),
+        "dimension": card.dimension,
+        "max_tokens": card.max_tokens,
+        "rerank_by": card.rerank_by,
+        "ready": card.slug in ready,
+    }

@@ -1,0 +1,234 @@
+"""Bodies of the embeddings, rerank and models routes, as pydantic models; the OpenAPI text is made from them.
+
+Owns shapes and types. Limits that are settings are checked where the settings are, in `app.submission.desk`. Unknown
+fields are ignored, and null means absent, since clients send both.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from tasks.vectors import KINDS, Kind
+
+__all__ = [
+    "Document",
+    "EmbeddingsRequest",
+    "EmbeddingsResponse",
+    "ModelList",
+    "ModelObject",
+    "RerankRequest",
+    "RerankResponse",
+    "Returns",
+    "SparseWeights",
+    "TextInput",
+    "Truncate",
+    "Usage",
+    "Vector",
+    "document_text",
+]
+
+Truncate = Literal["end", "start", "none"]
+TokenIds = list[int]
+Document = str | dict[str, Any]
+
+
+def _refuse(message: str, **context: Any) -> PydanticCustomError:
+    return PydanticCustomError("invalid_value", message, context)
+
+
+def _check_input(value: Any) -> str | list[str] | list[TokenIds]:
+    """Return the input, a list of token ids as a list of one list.
+
+    Written out because pydantic would answer a wrong item of a union with one complaint per member and item.
+    """
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise _refuse("must be a string, a list of strings or a list of token ids")
+    if not value:
+        raise _refuse("must not be empty")
+    if type(value[0]) is int:
+        return [_check_ids(value, 0)]
+    if isinstance(value[0], list):
+        return [_check_ids(ids, position) for position, ids in enumerate(value)]
+    return _check_strings(value)
+
+
+def _check_strings(value: list[Any]) -> list[str]:
+    for position, item in enumerate(value):
+        if not isinstance(item, str):
+            raise _refuse("must not be mixed: item {position} is not a string", position=position)
+    return value
+
+
+def _check_ids(ids: Any, position: int) -> TokenIds:
+    if not isinstance(ids, list) or not ids:
+        raise _refuse("item {position} must be a list of token ids and not be empty", position=position)
+    for value in ids:
+        if type(value) is not int or value < 0:  # a bool is not an int
+            raise _refuse("item {position} has a token id that is not a whole number from 0", position=position)
+    return ids
+
+
+def _check_documents(value: Any) -> list[Document]:
+    if not isinstance(value, list):
+        raise _refuse("must be a list of strings or of objects with a text")
+    if not value:
+        raise _refuse("must not be empty")
+    for position, item in enumerate(value):
+        text = item.get("text") if isinstance(item, dict) else item
+        if not isinstance(text, str):
+            raise _refuse("item {position} must be a string or an object with a text", position=position)
+    return value
+
+
+def _check_returns(value: Any) -> list[Kind]:
+    """Return the kinds in one order, each once; a query string may bring them with commas between."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not parts or any(not isinstance(part, str) for part in parts):
+        raise _refuse("must be a list of dense, sparse and colbert")
+    names = {name.strip() for part in parts for name in part.split(",")}
+    if not names <= set(KINDS):
+        raise _refuse("must be a list of dense, sparse and colbert")
+    return [kind for kind in KINDS if kind in names]
+
+
+def document_text(document: Document) -> str:
+    """Return the text of a document, whichever form it has."""
+    return document if isinstance(document, str) else str(document["text"])
+
+
+_STRINGS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
+_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+_INPUT_SCHEMA = {
+    "description": "One text, several, or token ids (cl100k) of one or several texts.",
+    "anyOf": [{"type": "string"}, _STRINGS, _IDS, {"type": "array", "items": _IDS, "minItems": 1}],
+}
+_TEXT_OBJECT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+_DOCUMENTS_SCHEMA = {
+    "description": "Texts, or objects with a text; both may be mixed.",
+    "type": "array",
+    "minItems": 1,
+    "items": {"anyOf": [{"type": "string"}, _TEXT_OBJECT]},
+}
+_RETURNS_SCHEMA = {"type": "array", "items": {"enum": list(KINDS)}, "minItems": 1}
+
+TextInput = Annotated[str | list[str] | list[TokenIds], PlainValidator(_check_input), WithJsonSchema(_INPUT_SCHEMA)]
+Documents = Annotated[list[Document], PlainValidator(_check_documents), WithJsonSchema(_DOCUMENTS_SCHEMA)]
+Returns = Annotated[list[Kind], PlainValidator(_check_returns), WithJsonSchema(_RETURNS_SCHEMA)]
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Vector = list[float] | str
+SparseWeights = dict[str, float]
+
+
+class _Body(BaseModel):
+    """A request body: a bool is no int, a number no string."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class EmbeddingsRequest(_Body):
+    """Body of `POST /v1/embeddings`."""
+
+    model: ModelName = Field(description="Name or alias of a model, see /v1/models.")
+    input: TextInput
+    encoding_format: Literal["float", "base64"] | None = Field(
+        None, description="base64: little-endian float32. Default: float."
+    )
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Cut embeddings to this length and normalize again."
+    )
+    user: Any = Field(None, description="Accepted and ignored.")
+    input_type: Literal["query", "document"] | None = Field(
+        None, description="query: the model's own instruction is put before the text."
+    )
+    instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
+    cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
+    truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none refuses it.")
+    returns: Returns | None = Field(
+        None, alias="return", description="Kinds of vectors that the model's capabilities name. Default: dense."
+    )
+
+
+class RerankRequest(_Body):
+    """Body of the rerank routes."""
+
+    model: ModelName = Field(description="Name or alias of a model, see /v1/models.")
+    query: str
+    documents: Documents
+    top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="How many of the best. Default: all.")
+    return_documents: bool | None = Field(None, description="Whether documents come back. Default: false.")
+    instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
+    cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
+
+
+class Usage(BaseModel):
+    """Tokens that the model read."""
+
+    prompt_tokens: int
+    total_tokens: int
+    cached_items: int | None = Field(None, description="With `cache`: items whose value was taken over.")
+
+
+class EmbeddingObject(BaseModel):
+    """One embedding."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: Vector | None = Field(None, description="Not there when only other kinds were asked for.")
+    sparse: SparseWeights | None = Field(None, description="Weights by token id.")
+    colbert: list[Vector] | None = Field(None, description="A vector for each token behind the first.")
+
+
+class EmbeddingsResponse(BaseModel):
+    """Answer of `POST /v1/embeddings`."""
+
+    object: Literal["list"]
+    data: list[EmbeddingObject]
+    model: str
+    usage: Usage
+
+
+class RankedDocument(BaseModel):
+    """One document and its score."""
+
+    index: int = Field(description="Position in the request.")
+    relevance_score: float = Field(ge=0, le=1)
+    document: dict[str, Any] | str | None = Field(
+        None, description="Only when asked for: an object with a `text`; on /infinity/rerank the text itself."
+    )
+
+
+class RerankResponse(BaseModel):
+    """Answer of the rerank routes."""
+
+    id: str
+    object: Literal["list"]
+    model: str
+    results: list[RankedDocument] = Field(description="By score, descending; ties by index.")
+    usage: Usage
+    meta: dict[str, Any]
+
+
+class ModelObject(BaseModel):
+    """One model."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    description: str
+    aliases: list[str]
+    capabilities: list[str]
+    dimension: int | None
+    max_tokens: int
+    rerank_by: str | None
+    ready: bool = Field(description="Whether a worker is ready for it now.")
+
+
+class ModelList(BaseModel):
+    """All models that this server offers."""
+
+    object: Literal["list"]
+    data: list[ModelObject]

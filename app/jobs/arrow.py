@@ -1,0 +1,169 @@
+"""Results as Arrow IPC stream or Parquet file, one record batch per chunk.
+
+Owns the table's schema. pyarrow is imported by the first caller: it takes longer to import than the web process to
+start, and more memory than that process needs.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.jobs.results import ResultChunk, Results
+from tasks.jobs.model import Job
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["stream_table"]
+
+_GROUP_ROWS = 8192
+
+
+class _Sink:
+    """A file that only grows, and gives away what was written to it."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, data: Any) -> int:
+        self._parts.append(bytes(data))
+        return len(self._parts[-1])
+
+    def flush(self) -> None:
+        """Nothing waits here."""
+
+    def close(self) -> None:
+        """Writers close what they are given; there is nothing to give back."""
+
+    def drain(self) -> bytes:
+        """Return what was written since the last call."""
+        data = b"".join(self._parts)
+        self._parts.clear()
+        return data
+
+
+def stream_table(results: Results, form: Literal["arrow", "parquet"], width: int | None) -> Iterator[bytes]:
+    """Yield the table's bytes.
+
+    Args:
+        results: of a job that has ended.
+        form: file format.
+        width: length of an embedding; None for scores.
+    """
+    import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
+
+    schema = _make_schema(results, width)
+    sink = _Sink()
+    with pa.PythonFile(sink, mode="w") as file, _open_writer(file, form, schema) as writer:
+        waiting: list[Any] = []
+        for chunk in results.chunks():
+            waiting.append(_make_batch(chunk, schema))
+            # Token vectors make a chunk as large as a row group should be.
+            large = "colbert" in chunk.extras or sum(batch.num_rows for batch in waiting) >= _GROUP_ROWS
+            if form == "arrow" or large:
+                writer.write_table(pa.Table.from_batches(waiting, schema))
+                waiting.clear()
+                yield sink.drain()
+        if waiting:
+            writer.write_table(pa.Table.from_batches(waiting, schema))
+    yield sink.drain()
+
+
+def _make_schema(results: Results, width: int | None) -> "pa.Schema":
+    import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
+
+    job = results.job
+    facts = {"job": job.id, "model": job.model, "fingerprint": job.fingerprint, "total": str(job.counts.total)}
+    return pa.schema(
+        [
+            pa.field("index", pa.int64(), nullable=False),
+            pa.field("id", pa.string()),
+            *_value_fields(job, width),
+            pa.field("tokens", pa.int32(), nullable=False),
+            pa.field("truncated", pa.bool_(), nullable=False),
+            pa.field("error", pa.string()),
+        ],
+        metadata=facts,
+    )
+
+
+def _value_fields(job: Job, width: int | None) -> list[Any]:
+    """Return the columns of what was asked for, in one order; where an item failed they are null."""
+    import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
+
+    number = pa.float16() if job.params.dtype == "float16" else pa.float32()
+    if width is None:
+        return [pa.field("relevance_score", number)]
+    fields = {
+        "dense": pa.field("embedding", pa.list_(number, width)),
+        "sparse": pa.field("sparse", pa.map_(pa.int32(), pa.float32())),
+        "colbert": pa.field("colbert", pa.list_(pa.list_(number))),
+    }
+    return [field for kind, field in fields.items() if kind in job.params.returns]
+
+
+def _open_writer(file: Any, form: Literal["arrow", "parquet"], schema: "pa.Schema") -> Any:
+    if form == "arrow":
+        import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
+
+        return pa.ipc.new_stream(file, schema)
+    import pyarrow.parquet as pq  # noqa: PLC0415 - see the module's docstring
+
+    # Vectors do not compress (under 8%), and their dictionaries only cost time.
+    return pq.ParquetWriter(file, schema, compression="none", use_dictionary=["id", "error"])
+
+
+def _make_batch(chunk: ResultChunk, schema: "pa.Schema") -> "pa.RecordBatch":
+    import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
+
+    count = len(chunk.tokens)
+    failed = np.zeros(count, bool)
+    failed[list(chunk.errors)] = True
+    makers: dict[str, Callable[[], Any]] = {
+        "index": lambda: pa.array(np.arange(chunk.start, chunk.start + count)),
+        "id": lambda: pa.array(chunk.ids if chunk.ids is not None else [None] * count, pa.string()),
+        "relevance_score": lambda: pa.array(chunk.values, schema.field("relevance_score").type, mask=failed),
+        "embedding": lambda: _make_vectors(chunk, schema.field("embedding").type, pa.array(failed)),
+        "sparse": lambda: _make_weights(chunk, schema.field("sparse").type, failed),
+        "colbert": lambda: _make_token_vectors(chunk, schema.field("colbert").type, pa.array(failed)),
+        "tokens": lambda: pa.array(chunk.tokens),
+        "truncated": lambda: pa.array(chunk.truncated),
+        "error": lambda: pa.array(
+            [chunk.errors[i][0] if i in chunk.errors else None for i in range(count)], pa.string()
+        ),
+    }
+    return pa.RecordBatch.from_arrays([makers[name]() for name in schema.names], schema=schema)
+
+
+def _make_vectors(chunk: ResultChunk, kind: Any, mask: Any) -> Any:
+    import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
+
+    flat = pa.array(chunk.values.reshape(-1), kind.value_type)
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=mask)
+
+
+def _make_weights(chunk: ResultChunk, kind: Any, failed: NDArray[np.bool_]) -> Any:
+    import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
+
+    ragged = chunk.extras["sparse"]
+    # A null offset makes the item null: maps take no mask.
+    offsets = pa.array(_offsets(ragged.lengths), mask=np.append(failed, [False]))
+    return pa.MapArray.from_arrays(offsets, pa.array(ragged.parts[0]), pa.array(ragged.parts[1]), type=kind)
+
+
+def _make_token_vectors(chunk: ResultChunk, kind: Any, mask: Any) -> Any:
+    import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
+
+    ragged = chunk.extras["colbert"]
+    vectors = ragged.parts[0]
+    flat = pa.array(vectors.reshape(-1), kind.value_type.value_type)
+    inner = pa.ListArray.from_arrays(_offsets(np.full(len(vectors), vectors.shape[1])), flat, type=kind.value_type)
+    return pa.ListArray.from_arrays(_offsets(ragged.lengths), inner, type=kind, mask=mask)
+
+
+def _offsets(lengths: NDArray[Any]) -> NDArray[np.int32]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)

@@ -1,0 +1,76 @@
+"""`GET /v1/jobs/{job_id}/events`: a job's progress as server-sent events (WHATWG HTML, section 9.2)."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from flask import Response
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+
+from app.access.auth import current_tenant
+from app.http.errors import documented
+from app.inference.rendering import encode_json
+from app.jobs.schemas import EventHeaders, JobId, JobObject
+from app.jobs.views import view_job
+from app.services import Services, services
+from tasks.errors import LaneFull, NotFound
+from tasks.jobs.model import Job, JobProgress
+
+__all__ = ["blueprint"]
+
+blueprint = APIBlueprint("job_events", __name__, abp_tags=[Tag(name="jobs", description="Large corpora")])
+
+_RETRY_MS = 2000
+# A fast job changes eighty times a second, and nobody reads that.
+_PAUSE_S = 0.25
+# Proxies and browsers give up on a connection that says nothing for longer.
+_COMMENT_S = 15.0
+# A stream holds a thread; the browser comes back by itself and goes on where it was.
+_LONGEST_S = 600.0
+_EVENTS: dict[str, Any] = {
+    "description": "One event for each change, its data the job; the last one has the job's end.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+
+
+@blueprint.get("/v1/jobs/<job_id>/events", responses=documented(JobObject, NotFound, LaneFull, extra={200: _EVENTS}))
+def stream_events(path: JobId, header: EventHeaders) -> Response:
+    """Follow a job until it ends.
+
+    `Last-Event-ID` goes on behind an event. Events are states: a reader that was away sees the newest, not each one.
+    """
+    live = services()
+    job = live.store.get(path.job_id, current_tenant().name)
+    seen = header.last_event_id or ""
+    version = int(seen) if seen.isascii() and seen.isdecimal() else -1
+    seat = live.waiting.take()
+    if seat is None:
+        raise LaneFull("too many callers wait for jobs on this server; poll instead", retry_after_s=5)
+    response = Response(_follow(live, job, version), mimetype="text/event-stream")
+    response.call_on_close(seat)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Accel-Buffering"] = "no"
+    return response
+
+
+def _follow(live: Services, job: Job, version: int) -> Iterator[bytes]:
+    yield f"retry: {_RETRY_MS}\n\n".encode()
+    until_s = time.monotonic() + _LONGEST_S
+    while True:
+        if job.version > version:
+            version = job.version
+            yield _event(live, job)
+        else:
+            # Also the way to notice that nobody listens any more.
+            yield b": still here\n\n"
+        if job.ended or time.monotonic() > until_s:
+            return
+        time.sleep(_PAUSE_S)
+        job = live.store.wait(job.id, job.tenant, version, _COMMENT_S)
+
+
+def _event(live: Services, job: Job) -> bytes:
+    progress = JobProgress() if job.ended else live.store.progress(job)
+    data = encode_json(view_job(job, progress))
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (job.version, job.state.value.encode(), data)

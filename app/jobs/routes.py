@@ -1,0 +1,287 @@
+"""Jobs: the one door that decides, and what can be done with a job afterwards."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+
+from flask import Response, after_this_request, request
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+
+from app.access.auth import current_tenant, find_card
+from app.http.bodies import read_model, stream_body
+from app.http.errors import documented
+from app.http.openapi import describe_either, describe_json_or_ndjson
+from app.http.waiting import Preferences, parse_prefer
+from app.inference.rendering import json_response
+from app.jobs.ndjson import PayloadHash, Trail, read_items, split_lines
+from app.jobs.schemas import (
+    HowToCompute,
+    JobEstimate,
+    JobFilter,
+    JobId,
+    JobList,
+    JobObject,
+    JobRequest,
+    ReadHeaders,
+    SubmitHeaders,
+    SubmitOptions,
+    WebhookRequest,
+)
+from app.jobs.views import job_etag, render_estimate, render_job, render_submission, view_job
+from app.services import services
+from app.submission.deposits import KeyedDeposit, WrongOffset
+from app.submission.desk import Desk
+from app.submission.orders import Order, Submission, choose_kinds, resolve_params
+from app.webhooks.requests import choose_webhook
+from config.catalog import ModelCard
+from tasks.engine import Operation
+from tasks.errors import Conflict, InvalidRequest, NotFound, StoreFull
+from tasks.jobs.chunking import Item
+from tasks.jobs.model import Job, JobProgress, JobState
+from tasks.jobs.uploads import UploadStore
+from tasks.lanes import Lane, Service
+from tasks.storage.objects import read_blocks
+
+__all__ = ["blueprint"]
+
+blueprint = APIBlueprint("jobs", __name__, abp_tags=[Tag(name="jobs", description="Large corpora")])
+
+_NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+_LINE = 'One item a line: a string, or {"id": "..", "text": ".."}; for rerank also "query".'
+_ANSWERED = describe_either("The job with its results, or its estimate after `dry_run`.", JobObject, JobEstimate)
+_CHANGED = documented(JobObject, NotFound, Conflict)
+
+
+@blueprint.post(
+    "/v1/jobs",
+    responses=documented(JobObject, StoreFull, accepted=JobObject, computing=True, extra={200: _ANSWERED}),
+    openapi_extensions=describe_json_or_ndjson(JobRequest, _LINE),
+)
+def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
+    """Hand in texts: few are answered at once, many are queued.
+
+    200 with `results`, or 202 with `Location`; kept under its id either way. An NDJSON body with an `Idempotency-Key`
+    that broke off goes on where `/v1/uploads` says.
+    """
+    if request.mimetype in _NDJSON:
+        order, items, payload = _read_upload(header, query)
+    else:
+        order, items, payload = _read_body(header)
+    desk = Desk(services(), current_tenant())
+    if query.dry_run:
+        return render_estimate(services(), order.card, desk.estimate(order, items))
+    preferences = parse_prefer(header.prefer or "")
+    submission = desk.repeat(order, items, payload)
+    if submission is None:
+        deposit = _open_deposit(header, payload)
+        submission = desk.submit(order, items, payload.settle, queue=preferences.respond_async, deposit=deposit)
+    return render_submission(services(), _wait_for(submission, preferences), preferences, order.new_secret)
+
+
+@blueprint.get("/v1/jobs", responses=documented(JobList, NotFound))
+def list_jobs(query: JobFilter) -> Response:
+    """List jobs, newest first."""
+    live, tenant = services(), current_tenant().name
+    found = live.store.list(tenant, query.limit + 1, query.after, _states(query.status))
+    page = found[: query.limit]
+    body = {
+        "object": "list",
+        "data": [view_job(job, JobProgress()) for job in page],
+        "first_id": page[0].id if page else None,
+        "last_id": page[-1].id if page else None,
+        "has_more": len(found) > query.limit,
+    }
+    return json_response(body)
+
+
+@blueprint.get(
+    "/v1/jobs/<job_id>", responses=documented(JobObject, NotFound, extra={304: {"description": "It has not changed."}})
+)
+def get_job(path: JobId, header: ReadHeaders) -> Response:
+    """Tell how a job stands.
+
+    With `Prefer: wait=N` the answer comes when the job has ended or, with `If-None-Match`, when it has changed; at the
+    latest after N seconds.
+    """
+    live, preferences = services(), parse_prefer(header.prefer or "")
+    job = live.store.get(path.job_id, current_tenant().name)
+    tag = header.if_none_match or ""
+    if preferences.wait_s is not None:
+        job = _wait(job, preferences.wait_s, lambda now: now.ended or bool(tag and job_etag(now) not in tag))
+    if tag and job_etag(job) in tag:
+        response = Response(status=304, headers={"ETag": job_etag(job)})
+    else:
+        response = render_job(live, job)
+    response.headers.update(Preferences(wait_s=preferences.wait_s).applied)
+    return response
+
+
+@blueprint.delete("/v1/jobs/<job_id>", responses=_CHANGED, endpoint="delete_job")
+@blueprint.post("/v1/jobs/<job_id>/cancel", responses=_CHANGED)
+def cancel_job(path: JobId) -> Response:
+    """Cancel a job; finished chunks stay readable. May be repeated."""
+    return _change(path, services().store.cancel)
+
+
+@blueprint.post("/v1/jobs/<job_id>/pause", responses=_CHANGED)
+def pause_job(path: JobId) -> Response:
+    """Let a job wait; chunks that are being computed are finished."""
+    return _change(path, services().store.pause)
+
+
+@blueprint.post("/v1/jobs/<job_id>/resume", responses=_CHANGED)
+def resume_job(path: JobId) -> Response:
+    """Let a paused job go on."""
+    return _set_going(path, services().store.resume)
+
+
+@blueprint.post("/v1/jobs/<job_id>/retry", responses=_CHANGED)
+def retry_job(path: JobId) -> Response:
+    """Queue the failed items of an ended job again, and only those."""
+    return _set_going(path, services().store.retry_failed)
+
+
+# -- reading a submission
+
+
+def _read_upload(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, Iterable[Item], PayloadHash]:
+    settings = services().settings
+    if query.model is None:
+        raise InvalidRequest("an NDJSON body needs `model` among the query parameters", param="model")
+    card = find_card(services().catalog, query.model)
+    operation: Operation = query.type or "embeddings"
+    asked = header.webhook()
+    described = query.model_dump_json() + (asked.model_dump_json() if asked else "")
+    _refuse_rest(header)
+    blocks = stream_body(request, max(1, settings.max_upload_bytes - (header.upload_offset or 0)))
+    parse = partial(_parse, query=query.query, rerank=operation == "rerank")
+    if header.idempotency_key is None:
+        payload, items = PayloadHash(None), parse(split_lines(blocks, settings.max_line_bytes), 0)
+    else:
+        trail = Trail()
+        payload = PayloadHash(header.idempotency_key, described.encode(), trail=trail)
+        items = trail.read(blocks, settings.max_line_bytes, parse)
+    return _add_webhook(_order(query, card, operation, {}), asked), items, payload
+
+
+def _parse(lines: Iterator[bytes], before: int, *, query: str | None, rerank: bool) -> Iterator[Item]:
+    return read_items(lines, query, rerank=rerank, before=before)
+
+
+def _refuse_rest(header: SubmitHeaders) -> None:
+    """The rest of an upload alone does not tell whether the whole is that of the job."""
+    if header.upload_offset is None:
+        return
+    if header.idempotency_key is None:
+        raise InvalidRequest("an upload goes on under its Idempotency-Key", param="Idempotency-Key")
+    if header.upload_offset and services().store.named(current_tenant().name, header.idempotency_key) is not None:
+        _tell_upload("Upload-Complete", "?1")
+        raise Conflict("the upload is complete, and its job created: GET /v1/uploads names it")
+
+
+def _open_deposit(header: SubmitHeaders, payload: PayloadHash) -> KeyedDeposit | None:
+    """Return where the inputs of an NDJSON body with a key go, with all that came before."""
+    if payload.key is None or payload.complete:
+        return None
+    live = services()
+    uploads = UploadStore(live.redis, live.settings)
+    deposit = KeyedDeposit(live.blobs, uploads, current_tenant().name, payload)
+    try:
+        deposit.open(header.upload_offset)
+    except WrongOffset as error:
+        _tell_upload("Upload-Offset", str(error.offset_bytes))
+        raise error.explain() from None
+    return deposit
+
+
+def _tell_upload(name: str, value: str) -> None:
+    def tell(response: Response) -> Response:
+        response.headers[name] = value
+        return response
+
+    after_this_request(tell)
+
+
+def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHash]:
+    body = read_model(request, services().settings.max_body_bytes, JobRequest)
+    card = find_card(services().catalog, body.model)
+    extra: dict[str, object] = {}
+    if body.metadata:
+        extra["metadata"] = body.metadata
+    if body.type == "rerank" and body.input_file_id is None:
+        extra["documents_per_query"] = [len(group.documents) for group in body.groups()]
+    order = _add_webhook(_order(body, card, body.type, extra), body.webhook)
+    items = body.items() if body.input_file_id is None else _read_file(body.input_file_id, body)
+    return order, items, PayloadHash.of_json(header.idempotency_key, body)
+
+
+def _read_file(file_id: str, body: JobRequest) -> Iterator[Item]:
+    """Yield the items of an uploaded file. Nothing is looked up before the first: a repeat does not need the file."""
+    live = services()
+    file = live.files.get(file_id, current_tenant().name)
+    lines = split_lines(read_blocks(live.files.open(file)), live.settings.max_line_bytes)
+    yield from read_items(lines, body.query, rerank=body.type == "rerank")
+
+
+def _order(how: HowToCompute, card: ModelCard, operation: Operation, extra: dict[str, object]) -> Order:
+    params = resolve_params(
+        card,
+        dimensions=how.dimensions,
+        input_type=how.input_type,
+        instruction=how.instruction,
+        truncate=how.truncate,
+        dtype=how.dtype,
+    )
+    field = "input" if operation == "embeddings" else "documents"
+    if operation == "rerank" and how.returns is not None:
+        raise InvalidRequest("a rerank job gives scores, and no vectors", param="return")
+    params = replace(params, cache=how.cache, dedupe=how.dedupe, returns=choose_kinds(card, how.returns))
+    return Order(card, operation, params, how.priority or "normal", extra, field)
+
+
+def _add_webhook(order: Order, asked: WebhookRequest | None) -> Order:
+    if asked is None:
+        return order
+    webhook = choose_webhook(asked.url, asked.secret, allow_private=services().settings.webhook_allow_private)
+    return replace(order, webhook=webhook, new_secret="" if asked.secret else webhook.secret)
+
+
+def _states(names: str | None) -> frozenset[JobState] | None:
+    if not names:
+        return None
+    try:
+        return frozenset(JobState(name.strip()) for name in names.split(","))
+    except ValueError:
+        known = ", ".join(state.value for state in JobState)
+        raise InvalidRequest(f"status must be one or more of {known}", param="status") from None
+
+
+# -- waiting and changing
+
+
+def _wait_for(submission: Submission, preferences: Preferences) -> Submission:
+    if submission.job.ended or not preferences.wait_s:
+        return submission
+    return replace(submission, job=_wait(submission.job, preferences.wait_s, lambda job: job.ended))
+
+
+def _wait(job: Job, wait_s: float, done: Callable[[Job], bool]) -> Job:
+    """Wait for a job if there is a seat; without one the caller asks again, which costs less than a held thread."""
+    live = services()
+    deadline_s = time.monotonic() + wait_s
+    with live.waiting.seat() as seated:
+        while seated and not done(job) and (left_s := deadline_s - time.monotonic()) > 0:
+            job = live.store.wait(job.id, job.tenant, job.version, left_s)
+    return job
+
+
+def _set_going(path: JobId, change: Callable[[str, str], Job]) -> Response:
+    job = change(path.job_id, current_tenant().name)
+    Desk(services(), current_tenant()).publish(Lane(job.lane, Service.BULK))
+    return render_job(services(), job)
+
+
+def _change(path: JobId, change: Callable[[str, str], Job]) -> Response:
+    return render_job(services(), change(path.job_id, current_tenant().name))

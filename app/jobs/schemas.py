@@ -1,0 +1,339 @@
+"""Bodies and parameters of the job routes, as pydantic models.
+
+Owns shapes and types; limits that are settings are checked in `app.submission.desk`.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from app.inference.schemas import Documents, ModelName, Returns, SparseWeights, Truncate, Vector, document_text
+from tasks.jobs.chunking import Item
+
+__all__ = [
+    "EventHeaders",
+    "HowToCompute",
+    "JobEstimate",
+    "JobFilter",
+    "JobId",
+    "JobList",
+    "JobObject",
+    "JobRequest",
+    "ReadHeaders",
+    "ResultPage",
+    "ResultView",
+    "SubmitHeaders",
+    "SubmitOptions",
+    "WebhookRequest",
+]
+
+_MAX_QUERIES = 10_000
+_MAX_METADATA = 16
+
+
+def _check_items(value: Any) -> list[Item]:
+    """Return items of strings and `{"id", "text"}` objects."""
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list):
+        raise PydanticCustomError("invalid_value", "must be a string or a list")
+    if not values:
+        raise PydanticCustomError("invalid_value", "must not be empty")
+    return [_check_item(item, position) for position, item in enumerate(values)]
+
+
+def _check_item(item: Any, position: int) -> Item:
+    if isinstance(item, str):
+        return Item(item)
+    if isinstance(item, dict) and isinstance(item.get("text"), str) and isinstance(item.get("id"), str | None):
+        return Item(item["text"], id=item.get("id"))
+    message = 'item {position} must be a string or {{"id": "..", "text": ".."}}'
+    raise PydanticCustomError("invalid_value", message, {"position": position})
+
+
+_ITEM_OBJECT = {
+    "type": "object",
+    "properties": {"id": {"type": "string"}, "text": {"type": "string"}},
+    "required": ["text"],
+}
+_ITEMS_SCHEMA = {
+    "description": "Texts, or objects with a text and an id of yours.",
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "minItems": 1, "items": {"anyOf": [{"type": "string"}, _ITEM_OBJECT]}},
+    ],
+}
+Items = Annotated[list[Item], PlainValidator(_check_items), WithJsonSchema(_ITEMS_SCHEMA)]
+WebhookUrl = Annotated[str, Field(max_length=2048)]
+WebhookSecret = Annotated[str, Field(max_length=200)]
+Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=_MAX_METADATA)]
+
+
+class HowToCompute(BaseModel):
+    """What both forms of a job have in common."""
+
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(None, description="Cut embeddings to this length.")
+    input_type: Literal["query", "document"] | None = Field(None, description="query: the model's own instruction.")
+    instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
+    truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none fails the item.")
+    dtype: Literal["float32", "float16"] | None = Field(None, description="Precision at rest. Default: float32.")
+    priority: Literal["low", "normal", "high"] | None = Field(None, description="Default: normal.")
+    cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
+    dedupe: bool | None = Field(None, description="Compute equal texts of the job once. Default: no.")
+    returns: Returns | None = Field(
+        None, alias="return", description="For embeddings: kinds of vectors that the model gives. Default: dense."
+    )
+
+
+class WebhookRequest(BaseModel):
+    """Whom to tell of a job's end (Standard Webhooks)."""
+
+    model_config = ConfigDict(strict=True)
+
+    url: WebhookUrl = Field(description="http or https; leads to a public address.")
+    secret: WebhookSecret | None = Field(
+        None, description="whsec_ and base64. Left out, one is made and shown in the answer, once."
+    )
+
+
+class QueryGroup(BaseModel):
+    """One query and its documents."""
+
+    model_config = ConfigDict(strict=True)
+
+    query: str
+    documents: Documents
+
+
+class JobRequest(HowToCompute):
+    """JSON body of `POST /v1/jobs`."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["embeddings", "rerank"]
+    model: ModelName = Field(description="Name or alias of a model, see /v1/models.")
+    input: Items | None = Field(None, description="For embeddings: texts, or objects with a text and an id of yours.")
+    input_file_id: str | None = Field(
+        None, max_length=200, description="Instead: an uploaded file of yours, one item a line as in an NDJSON body."
+    )
+    query: str | None = Field(None, description="For rerank, with documents or a file.")
+    documents: Documents | None = None
+    queries: Annotated[list[QueryGroup], Field(min_length=1, max_length=_MAX_QUERIES)] | None = Field(
+        None, description="For rerank: several queries, each with its documents."
+    )
+    webhook: WebhookRequest | None = Field(None, description="Whom to tell of the job's end.")
+    metadata: Metadata | None = Field(None, description="At most 16 strings of yours; they come back with the job.")
+
+    @model_validator(mode="after")
+    def _require_items(self) -> Self:
+        if self.input_file_id is not None:
+            if self.input is not None or self.documents is not None or self.queries is not None:
+                raise PydanticCustomError("invalid_value", "a job with `input_file_id` has all its items in the file")
+            return self
+        if self.type == "embeddings" and self.input is None:
+            raise PydanticCustomError("missing", "`input` or `input_file_id` is required for a job of type embeddings")
+        if self.type == "rerank" and self.queries is None and (self.query is None or self.documents is None):
+            raise PydanticCustomError(
+                "missing", "a job of type rerank needs `query` and `documents`, `queries` or `input_file_id`"
+            )
+        return self
+
+    def groups(self) -> list[QueryGroup]:
+        """Return the queries of a rerank job with their documents."""
+        if self.queries is not None:
+            return self.queries
+        return [QueryGroup(query=self.query or "", documents=self.documents or [])]
+
+    def items(self) -> list[Item]:
+        """Return what is to be computed, in order."""
+        if self.type == "embeddings":
+            return self.input or []
+        return [
+            Item(document_text(document), query=group.query, id=_document_id(document))
+            for group in self.groups()
+            for document in group.documents
+        ]
+
+
+def _document_id(document: Any) -> str | None:
+    name = document.get("id") if isinstance(document, dict) else None
+    return name if isinstance(name, str) else None
+
+
+class SubmitOptions(HowToCompute):
+    """Query parameters of `POST /v1/jobs`. All but `dry_run` are for an NDJSON body, which has no place for them."""
+
+    dry_run: bool | None = Field(None, description="Only tell tokens, chunks, lane and estimated seconds.")
+    type: Literal["embeddings", "rerank"] | None = Field(None, description="Default: embeddings.")
+    model: ModelName | None = Field(None, description="Name or alias of a model; an NDJSON body needs it.")
+    query: str | None = Field(None, description="For rerank: the query of every line that brings none of its own.")
+
+
+class SubmitHeaders(BaseModel):
+    """Headers of `POST /v1/jobs`."""
+
+    prefer: str | None = Field(None, alias="Prefer", description="respond-async, wait=N (RFC 7240).")
+    idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
+        None, alias="Idempotency-Key", description="The same key and payload give the same job."
+    )
+    upload_offset: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        alias="Upload-Offset",
+        description="For NDJSON with a key: the body goes on at this byte of an upload, see /v1/uploads.",
+    )
+    webhook_url: WebhookUrl | None = Field(
+        None, alias="Webhook-Url", description="For NDJSON: whom to tell of the end."
+    )
+    webhook_secret: WebhookSecret | None = Field(
+        None, alias="Webhook-Secret", description="For NDJSON: whsec_ and base64."
+    )
+
+    def webhook(self) -> WebhookRequest | None:
+        """Return what the headers say of a webhook."""
+        return WebhookRequest(url=self.webhook_url, secret=self.webhook_secret) if self.webhook_url else None
+
+
+class ReadHeaders(BaseModel):
+    """Headers of `GET /v1/jobs/{job_id}`."""
+
+    prefer: str | None = Field(None, alias="Prefer", description="wait=N: answer when the job changed or ended.")
+    if_none_match: str | None = Field(None, alias="If-None-Match")
+
+
+class EventHeaders(BaseModel):
+    """Headers of `GET /v1/jobs/{job_id}/events`."""
+
+    last_event_id: Annotated[str, Field(max_length=20)] | None = Field(None, alias="Last-Event-ID")
+
+
+class JobId(BaseModel):
+    """Path parameter."""
+
+    job_id: str = Field(max_length=100)
+
+
+class JobFilter(BaseModel):
+    """Query parameters of the list of jobs."""
+
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    after: str | None = Field(None, max_length=100, description="The last id of the page before.")
+    status: str | None = Field(None, max_length=100, description="Only these states, comma-separated.")
+
+
+class ResultView(BaseModel):
+    """Query parameters of a job's results."""
+
+    format: Literal["json", "ndjson", "npy", "arrow", "parquet"] | None = Field(
+        None, description="Instead of the Accept header. Default: json."
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(None, description="For json and ndjson. Default: float.")
+    after: Annotated[int, Field(ge=-1)] | None = Field(None, description="For json: the last index of the page before.")
+    limit: Annotated[int, Field(ge=1, le=1000)] | None = Field(None, description="For json: items. Default: 100.")
+
+
+class JobCounts(BaseModel):
+    """Items by outcome."""
+
+    total: int
+    completed: int
+    failed: int
+    truncated: int
+    cached: int = Field(description="Items whose value was taken over instead of computed.")
+
+
+class ItemFailure(BaseModel):
+    """Why one item has no result."""
+
+    code: str
+    message: str
+
+
+class ResultItem(BaseModel):
+    """What became of one item."""
+
+    index: int
+    id: str | None = None
+    embedding: Vector | None = None
+    sparse: SparseWeights | None = Field(None, description="Weights by token id, if asked for.")
+    colbert: list[Vector] | None = Field(None, description="A vector for each token behind the first, if asked for.")
+    query: int | None = Field(None, description="For rerank: which query, from 0.")
+    document: int | None = Field(None, description="For rerank: which of that query's documents, from 0.")
+    relevance_score: float | None = None
+    tokens: int
+    truncated: bool
+    error: ItemFailure | None = None
+
+
+class WebhookObject(BaseModel):
+    """Whom a job tells of its end, and what became of it."""
+
+    url: str
+    status: Literal["waiting", "pending", "retrying", "delivered", "failed"]
+    attempts: int
+    last_attempt_at: float | None
+    next_attempt_at: float | None
+    answer: int | None = Field(description="HTTP status of the last attempt; null: there was no answer.")
+    error: str | None
+    secret: str | None = Field(None, description="Only in the answer to the call that made it.")
+
+
+class JobObject(BaseModel):
+    """A job."""
+
+    id: str
+    object: Literal["job"]
+    type: Literal["embeddings", "rerank"]
+    model: str
+    status: str
+    created_at: float
+    started_at: float | None
+    ended_at: float | None
+    expires_at: float
+    counts: JobCounts
+    chunks: dict[str, int]
+    tokens: int
+    estimated_tokens: int
+    tokens_per_s: float | None
+    eta_s: float | None
+    position: int | None = Field(description="Jobs ahead in the lane.")
+    priority: str
+    params: dict[str, Any]
+    fingerprint: str
+    metadata: dict[str, str]
+    webhook: WebhookObject | None
+    error: str | None
+    links: dict[str, str]
+    results: list[ResultItem] | None = Field(None, description="Only when the job was answered at once.")
+
+
+class JobEstimate(BaseModel):
+    """What a job would cost."""
+
+    object: Literal["job.estimate"]
+    model: str
+    items: int
+    tokens: int
+    chunks: int
+    lane: Literal["interactive", "bulk"]
+    estimated_s: float | None
+
+
+class JobList(BaseModel):
+    """Jobs, newest first."""
+
+    object: Literal["list"]
+    data: list[JobObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ResultPage(BaseModel):
+    """Items of a job's results in input order."""
+
+    object: Literal["list"]
+    data: list[ResultItem]
+    has_more: bool
+    last_id: int | None = Field(description="Index of the last item: `after` of the next page.")
+    after: int
+    limit: int

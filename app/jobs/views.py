@@ -1,0 +1,172 @@
+"""A job as its reader sees it: the JSON object, its headers and its links.
+
+Owns the shape of the job object. Reads the store only for a job's progress.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Response
+
+from app.http.waiting import Preferences
+from app.inference.rendering import json_response
+from app.jobs.results import ItemShape, Results, read_frame
+from app.services import Services
+from app.submission.orders import Estimate, Submission
+from config.catalog import ModelCard
+from tasks.jobs.model import Job, JobProgress, WebhookState
+
+__all__ = ["job_etag", "render_estimate", "render_job", "render_submission", "view_job"]
+
+_RETRY_AFTER_MIN_S, _RETRY_AFTER_MAX_S = 1, 60
+
+
+def job_etag(job: Job) -> str:
+    """Return the weak entity tag of a job object: speed and time left may differ while it stays."""
+    return f'W/"{job.id}.{job.version}"'
+
+
+def view_job(job: Job, progress: JobProgress) -> dict[str, Any]:
+    """Return the job object."""
+    params = job.params
+    return {
+        "id": job.id,
+        "object": "job",
+        "type": job.operation,
+        "model": job.model,
+        "status": job.state.value,
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "ended_at": job.ended_at,
+        "expires_at": job.expires_at,
+        "counts": {
+            "total": job.counts.total,
+            "completed": job.counts.completed,
+            "failed": job.counts.failed,
+            "truncated": job.counts.truncated,
+            "cached": job.counts.cached,
+        },
+        "chunks": {"total": job.chunks, "done": job.chunks_done},
+        "tokens": job.tokens,
+        "estimated_tokens": job.estimated_tokens,
+        "tokens_per_s": _round(progress.tokens_per_s),
+        "eta_s": _round(progress.eta_s),
+        "position": progress.position,
+        "priority": job.priority,
+        "params": {
+            "instruction": params.instruction,
+            "dimensions": params.dimensions,
+            "truncate": params.truncate,
+            "dtype": params.dtype,
+            "cache": bool(params.cache),
+            "dedupe": bool(params.dedupe),
+            "return": list(params.returns),
+        },
+        "fingerprint": job.fingerprint,
+        "metadata": job.extra.get("metadata") or {},
+        "webhook": _view_webhook(job.webhook),
+        "error": job.error or None,
+        "links": _links(job),
+    }
+
+
+def render_job(live: Services, job: Job, *, status: int = 200) -> Response:
+    """Return the answer with one job, its tag and, while it runs, when to ask again."""
+    progress = _progress(live, job)
+    response = json_response(view_job(job, progress), status)
+    return _add_headers(response, job, progress)
+
+
+def render_submission(
+    live: Services, submission: Submission, preferences: Preferences, new_secret: str = ""
+) -> Response:
+    """Return the answer to a new job: 200 with results when it was answered at once or has ended by now, else 202.
+
+    Args:
+        live: the services.
+        submission: the job.
+        preferences: what the caller prefers; honoured ones are named.
+        new_secret: the webhook's secret, if it was made here; it is shown now and never again.
+    """
+    job = submission.job
+    progress = _progress(live, job)
+    body = view_job(job, progress)
+    if new_secret and submission.created:
+        body["webhook"]["secret"] = new_secret
+    if job.ended and _is_short(live, job):
+        body["results"] = _inline_results(live, submission)
+    response = _add_headers(json_response(body, 200 if job.ended else 202), job, progress)
+    response.headers["Location"] = body["links"]["self"]
+    response.headers.update(preferences.applied)
+    return response
+
+
+def render_estimate(live: Services, card: ModelCard, estimate: Estimate) -> Response:
+    """Return the answer to a dry run."""
+    workers = live.presence.ready_models().get(card.slug, [])
+    speed = sum(facts.tokens_per_s for facts in workers)
+    body = {
+        "object": "job.estimate",
+        "model": card.name,
+        "items": estimate.items,
+        "tokens": estimate.tokens,
+        "chunks": estimate.chunks,
+        "lane": estimate.service.value,
+        "estimated_s": round(estimate.tokens / speed, 3) if speed else None,
+    }
+    return json_response(body)
+
+
+def _progress(live: Services, job: Job) -> JobProgress:
+    """Return the speed of late while the job runs, and that of the whole run once it has ended."""
+    if not job.ended:
+        return live.store.progress(job)
+    if job.started_at is None or job.ended_at is None or job.ended_at <= job.started_at:
+        return JobProgress()
+    return JobProgress(tokens_per_s=job.tokens / (job.ended_at - job.started_at))
+
+
+def _is_short(live: Services, job: Job) -> bool:
+    """Return whether the results may be part of the job object: of few items, and few tokens if each has a vector."""
+    few_tokens = "colbert" not in job.params.returns or job.tokens <= live.settings.interactive_max_tokens
+    return few_tokens and job.counts.total <= live.settings.interactive_max_items
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 1)
+
+
+def _inline_results(live: Services, submission: Submission) -> list[dict[str, Any]]:
+    shape = ItemShape(submission.job, "float")
+    if submission.frame is not None:
+        return list(shape.rows(read_frame(submission.frame)))
+    return [row for chunk in Results(live, submission.job).chunks() for row in shape.rows(chunk)]
+
+
+def _add_headers(response: Response, job: Job, progress: JobProgress) -> Response:
+    response.headers["ETag"] = job_etag(job)
+    response.headers["Cache-Control"] = "private, no-cache"
+    if not job.ended:
+        wait_s = math.ceil(progress.eta_s or _RETRY_AFTER_MIN_S)
+        response.headers["Retry-After"] = str(min(max(wait_s, _RETRY_AFTER_MIN_S), _RETRY_AFTER_MAX_S))
+    return response
+
+
+def _view_webhook(state: WebhookState | None) -> dict[str, Any] | None:
+    if state is None:
+        return None
+    return {
+        "url": state.url,
+        "status": state.status,
+        "attempts": state.attempts,
+        "last_attempt_at": state.last_attempt_at,
+        "next_attempt_at": state.next_attempt_at,
+        "answer": state.answer,
+        "error": state.error or None,
+    }
+
+
+def _links(job: Job) -> Mapping[str, str]:
+    own = f"/v1/jobs/{job.id}"
+    return {"self": own, "results": f"{own}/results", "cancel": f"{own}/cancel"}

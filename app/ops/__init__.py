@@ -1,0 +1,1 @@
+"""What operators and browsers read: health, metrics, pages, the list of errors."""

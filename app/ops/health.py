@@ -1,0 +1,95 @@
+"""Probes: is the process alive, is the service ready, what is wrong.
+
+Owns the three probe paths. They need no key, and say nothing that a stranger should not read.
+"""
+
+from typing import Any, Literal
+
+from flask import Response
+from flask_openapi3.blueprint import APIBlueprint
+from flask_openapi3.models.tag import Tag
+from pydantic import BaseModel
+
+from app.http.errors import documented, not_ready_response
+from app.inference.rendering import json_response
+from app.services import Services, services
+from tasks.errors import NoWorker, StoreUnavailable
+
+__all__ = ["blueprint"]
+
+blueprint = APIBlueprint("ops", __name__, abp_tags=[Tag(name="operations", description="Probes")])
+
+
+class Liveness(BaseModel):
+    """The process answers."""
+
+    status: Literal["ok"]
+
+
+class Readiness(BaseModel):
+    """Who is ready."""
+
+    status: Literal["ready", "waiting"]
+    store: Literal["ok", "unavailable"]
+    models: dict[str, dict[str, Any]]
+
+
+@blueprint.get("/livez", responses={200: Liveness})
+def livez() -> Response:
+    """Tell that this process answers, whatever the rest does."""
+    return json_response({"status": "ok"})
+
+
+@blueprint.get("/readyz", responses=documented(Readiness, NoWorker))
+def readyz() -> Response:
+    """Tell whether every model of the settings has a worker that has loaded and warmed it."""
+    return _render(_measure(services()))
+
+
+@blueprint.get("/health", responses=documented(Readiness, NoWorker))
+def health() -> Response:
+    """Tell the same as the two probes, and which workers there are."""
+    live = services()
+    state = _measure(live)
+    state["workers"] = _workers(live) if state["store"] == "ok" else []
+    state["live"] = True
+    return _render(state)
+
+
+def _render(state: dict[str, Any]) -> Response:
+    if state["status"] == "ready":
+        return json_response(state)
+    waiting = [name for name, model in state["models"].items() if not model["ready"]]
+    reason = "the store does not answer" if state["store"] != "ok" else f"no worker is ready for {', '.join(waiting)}"
+    error = NoWorker(reason, retry_after_s=2) if state["store"] == "ok" else StoreUnavailable(reason, retry_after_s=2)
+    return not_ready_response(error, state)
+
+
+def _measure(live: Services) -> dict[str, Any]:
+    try:
+        ready: dict[str, list[Any]] = dict(live.presence.ready_models())
+        store = "ok"
+    except StoreUnavailable:
+        ready, store = {}, "unavailable"
+    models = {name: _describe(live, name, ready, store) for name in live.settings.models}
+    complete = store == "ok" and all(model["ready"] for model in models.values())
+    return {"status": "ready" if complete else "waiting", "store": store, "models": models}
+
+
+def _describe(live: Services, name: str, ready: dict[str, list[Any]], store: str) -> dict[str, Any]:
+    card = live.catalog.find(name)
+    if card is None:
+        return {"ready": False, "workers": 0, "waits_for": "a card of this name in the catalogue"}
+    workers = len(ready.get(card.slug, ()))
+    if workers:
+        return {"ready": True, "workers": workers}
+    missing = "a worker that has loaded and warmed it" if store == "ok" else "the store"
+    return {"ready": False, "workers": 0, "waits_for": missing}
+
+
+def _workers(live: Services) -> list[dict[str, Any]]:
+    return [
+        {"model": model, "device": facts.device, "dtype": facts.dtype, "tokens_per_s": round(facts.tokens_per_s, 1)}
+        for model, workers in live.presence.ready_models().items()
+        for facts in workers
+    ]

@@ -1,0 +1,175 @@
+"""What `/metrics` shows: the shared state, read from the store at each scrape, and what this web process has answered.
+
+Owns the registry of one web process and the hook that counts its answers. The names are in `config.metrics`, the
+reading of the store in `tasks.presence.readings`. Any web process tells the same of the shared state.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+
+from flask import Flask, Response, g, request
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from redis import RedisError
+
+from app.services import Services
+from config.metrics import LATENCY_BUCKETS_S, find_metric
+from tasks.errors import StoreUnavailable
+from tasks.jobs.model import TERMINAL
+from tasks.lanes import Service
+from tasks.presence.readings import LaneReading, Reading, read_store
+from tasks.presence.workers import WorkerFacts
+
+__all__ = ["Metrics", "install_metrics"]
+
+_log = logging.getLogger(__name__)
+_Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
+
+_REFUSALS = frozenset({429, 503, 504})
+_JOB_STATES = ("queued", "running", "paused", "cancelling")
+
+
+class Metrics:
+    """The metrics of one web process. Thread-safe.
+
+    Args:
+        live: where the shared state is read.
+    """
+
+    def __init__(self, live: Services) -> None:
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_SharedState(live))
+        ProcessCollector(registry=self._registry)
+        # Scrapes of one port reach now one process, now another: each has series of its own.
+        self._process = str(os.getpid())
+        requests = find_metric("twolane_http_requests_total")
+        seconds = find_metric("twolane_http_request_seconds")
+        refusals = find_metric("twolane_http_refusals_total")
+        self._requests = Counter(requests.name, requests.description, requests.labels, registry=self._registry)
+        self._refusals = Counter(refusals.name, refusals.description, refusals.labels, registry=self._registry)
+        self._seconds = Histogram(
+            seconds.name, seconds.description, seconds.labels, buckets=LATENCY_BUCKETS_S, registry=self._registry
+        )
+
+    def count(self, response: Response) -> Response:
+        """Count one answer; an `after_request` hook."""
+        # A path that is not ours, and a method, are a stranger's words: they must not make new series.
+        route = request.url_rule.rule if request.url_rule is not None else "unknown"
+        method = request.method if request.url_rule is not None else "unknown"
+        self._requests.labels(self._process, method, route, str(response.status_code)).inc()
+        if "started_s" in g:
+            self._seconds.labels(self._process, route).observe(time.perf_counter() - g.started_s)
+        if response.status_code in _REFUSALS:
+            self._refusals.labels(self._process, str(response.status_code), g.get("error_code", "")).inc()
+        return response
+
+    def render(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+def install_metrics(app: Flask, metrics: Metrics) -> None:
+    """Count the answers of this app and let the route find what to show.
+
+    Call it before all else that has hooks: `after_request` runs backwards, and this one has to see the final answer.
+    """
+    app.extensions["twolane-metrics"] = metrics
+    app.after_request(metrics.count)
+
+
+class _SharedState(Collector):
+    """Reads the store whenever somebody scrapes."""
+
+    def __init__(self, live: Services) -> None:
+        self._live = live
+
+    def collect(self) -> Iterator[Metric]:
+        live = self._live
+        cards = [card for name in live.settings.models if (card := live.catalog.find(name)) is not None]
+        slugs = list(dict.fromkeys(card.slug for card in cards))
+        try:
+            reading = read_store(live.redis, live.settings, slugs)
+            ready = live.presence.ready_models()
+        except (RedisError, StoreUnavailable) as error:
+            _log.warning("a scrape found no store: %s", type(error).__name__)
+            yield _gauge("twolane_store_up", {(): 0})
+            return
+        yield _gauge("twolane_store_up", {(): 1})
+        yield from _describe_store(reading)
+        yield from _describe_workers(slugs, ready)
+        yield from _describe_lanes(reading.lanes, ready)
+
+
+def _describe_store(reading: Reading) -> Iterator[Metric]:
+    yield _gauge("twolane_store_memory_bytes", {(): reading.memory_bytes})
+    yield _gauge("twolane_store_memory_limit_bytes", {(): reading.memory_limit_bytes})
+    yield _gauge("twolane_store_reserved_bytes", {(): reading.reserved_bytes})
+    yield _gauge("twolane_jobs", {(state,): reading.jobs.get(state, 0) for state in _JOB_STATES})
+    totals = reading.totals
+    yield _count(
+        "twolane_jobs_ended_total", {(state.value,): totals.get(f"jobs:{state}", 0) for state in sorted(TERMINAL)}
+    )
+    yield _count(
+        "twolane_job_items_total", {(name,): totals.get(f"items:{name}", 0) for name in ("completed", "failed")}
+    )
+    yield _count("twolane_job_tokens_total", {(): totals.get("tokens", 0)})
+    yield _gauge("twolane_webhooks_waiting", {(): reading.webhooks_waiting})
+    yield _count(
+        "twolane_cache_lookups_total", {(name,): reading.cache_lookups.get(name, 0) for name in ("hit", "miss")}
+    )
+
+
+def _describe_workers(slugs: Sequence[str], ready: Mapping[str, Sequence[WorkerFacts]]) -> Iterator[GaugeMetricFamily]:
+    yield _gauge("twolane_workers_ready", {(slug,): len(ready.get(slug, ())) for slug in slugs})
+    yield _gauge("twolane_workers_tokens_per_second", {(slug,): _speed(ready, slug) for slug in slugs})
+
+
+def _describe_lanes(
+    lanes: Sequence[LaneReading], ready: Mapping[str, Sequence[WorkerFacts]]
+) -> Iterator[GaugeMetricFamily]:
+    yield _gauge("twolane_lane_waiting_requests", {_queue(lane): lane.requests for lane in lanes})
+    yield _gauge("twolane_lane_waiting_tokens", {_queue(lane): lane.tokens for lane in lanes})
+    drains = {_queue(lane): _drain_s(lane.tokens, _speed(ready, lane.lane.model)) for lane in lanes}
+    yield _gauge("twolane_lane_drain_seconds", drains)
+    bulk = [lane for lane in lanes if lane.lane.service is Service.BULK]
+    yield _gauge("twolane_lane_jobs_ready", {_queue(lane): lane.jobs_ready for lane in bulk})
+    chunks = {(*_queue(lane), "ticket"): lane.tickets for lane in bulk}
+    chunks |= {(*_queue(lane), "claimed"): lane.claims for lane in bulk}
+    yield _gauge("twolane_lane_chunks_in_flight", chunks)
+    yield _gauge("twolane_lane_oldest_ticket_seconds", {_queue(lane): lane.oldest_ticket_s for lane in bulk})
+    yield _gauge("twolane_lane_messages", {_queue(lane): lane.messages for lane in bulk})
+
+
+def _queue(lane: LaneReading) -> tuple[str, ...]:
+    return (lane.lane.queue,)
+
+
+def _speed(ready: Mapping[str, Sequence[WorkerFacts]], slug: str) -> float:
+    return sum(facts.tokens_per_s for facts in ready.get(slug, ()))
+
+
+def _drain_s(tokens: int, tokens_per_s: float) -> float:
+    """Return when the lane is empty at this speed; infinite while nobody works on what waits."""
+    if tokens == 0:
+        return 0.0
+    return tokens / tokens_per_s if tokens_per_s > 0 else float("inf")
+
+
+def _count(name: str, values: Mapping[tuple[str, ...], float]) -> CounterMetricFamily:
+    return _fill(CounterMetricFamily, name, values)
+
+
+def _gauge(name: str, values: Mapping[tuple[str, ...], float]) -> GaugeMetricFamily:
+    return _fill(GaugeMetricFamily, name, values)
+
+
+def _fill(kind: type[_Family], name: str, values: Mapping[tuple[str, ...], float]) -> _Family:
+    metric = find_metric(name)
+    family = kind(metric.name, metric.description, labels=metric.labels)
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family

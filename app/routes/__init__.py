@@ -1,1 +1,0 @@
-"""Front doors, independent of each other."""

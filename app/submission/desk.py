@@ -1,0 +1,342 @@
+"""The one desk: work is answered now or becomes a job.
+
+Owns the limits of a request that are settings, the choice between the lanes, and the order in which a job's inputs,
+record and tickets are written. Knows neither HTTP nor the shape of a body.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from redis import RedisError
+
+from app.access.auth import Tenant
+from app.access.limits import charge_tokens
+from app.access.quota import release_queue, reserve_queue
+from app.jobs.ndjson import PayloadHash
+from app.services import Services
+from app.submission.deposits import Deposit
+from app.submission.orders import (
+    Estimate,
+    Order,
+    Priority,
+    Submission,
+    check_capability,
+    estimate_result_bytes,
+    limit_chunks,
+)
+from config.catalog import ModelCard
+from config.settings import Settings
+from tasks.bulk.outcomes import pack_outcomes
+from tasks.cache.store import tenant_scope
+from tasks.engine import Outcomes, Work
+from tasks.errors import Conflict, InvalidRequest, LaneFull, NoWorker, TwolaneError
+from tasks.interactive.client import Watch
+from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
+from tasks.jobs.model import Counts, Idempotency, JobParams, NewJob, new_job_id
+from tasks.lanes import Lane, Service
+
+__all__ = ["Desk"]
+
+_log = logging.getLogger(__name__)
+
+Settle = Callable[[], Idempotency | None]
+_RANK: Mapping[Priority, int] = {"low": 0, "normal": 1, "high": 2}
+_CHUNKS_PER_ROOM_CHECK = 16
+
+
+class Desk:
+    """Takes orders of one tenant."""
+
+    def __init__(self, services: Services, tenant: Tenant) -> None:
+        self._services = services
+        self._settings: Settings = services.settings
+        self._tenant = tenant
+
+    def answer(self, order: Order, items: Sequence[Item]) -> Outcomes:
+        """Have the items computed now and wait for it.
+
+        Items above the interactive limits are answered in the same call too, but scheduled as bulk, so that they
+        delay no small call.
+
+        Raises:
+            InvalidRequest, WrongCapability: the order does not fit the model or the limits.
+            tasks.errors.CapacityError, tasks.errors.WorkError: as `InteractiveClient.ask`.
+        """
+        checked = self.inspect(order, items)
+        tokens = self._estimate_tokens(order, checked)
+        if self._is_small(len(checked), tokens):
+            return self._ask(order, checked, tokens, Service.INTERACTIVE, self._services.hangups.of_request())
+        # Each holds a thread for as long as minutes, and small calls need threads too.
+        with self._services.large_calls.seat() as seated:
+            if not seated:
+                raise LaneFull("too many large calls wait already; POST /v1/jobs queues this one", retry_after_s=2)
+            return self._ask(order, checked, tokens, Service.BULK, self._services.hangups.of_request())
+
+    def submit(
+        self,
+        order: Order,
+        items: Iterable[Item],
+        idempotency: Settle,
+        *,
+        queue: bool = False,
+        deposit: Deposit | None = None,
+    ) -> Submission:
+        """Make a job of the items: answered at once when small, else queued.
+
+        Args:
+            order: what to do.
+            items: may be a stream; it is read once, and never whole in memory.
+            idempotency: gives the caller's key and the hash of what it stands for; asked when all items are read.
+            queue: queue it however small it is.
+            deposit: where the inputs go, if some of them may be there already.
+
+        Raises:
+            InvalidRequest: an item is bad; nothing stays stored.
+            tasks.errors.TwolaneError: as `answer`, and as `JobStore.create`.
+        """
+        check_capability(order)
+        deposit = deposit or Deposit(self._services.blobs)
+        stream = self._check(order, items, deposit.items)
+        if queue or deposit.items:
+            return self._queue(order, stream, idempotency, deposit)
+        head = list(itertools.islice(stream, self._settings.interactive_max_items + 1))
+        tokens = self._estimate_tokens(order, head)
+        if not self._is_small(len(head), tokens):
+            return self._queue(order, itertools.chain(head, stream), idempotency, deposit)
+        return self._serve(order, head, tokens, idempotency)
+
+    def repeat(self, order: Order, items: Iterable[Item], payload: PayloadHash) -> Submission | None:
+        """Return the job that the caller's idempotency key stands for; None: the key is new.
+
+        A stream is read to its end, to know whether it is the same, and nothing of it is stored.
+
+        Raises:
+            IdempotencyMismatch: the key was used with another payload.
+            InvalidRequest: an item is bad.
+            Conflict: the job was deleted meanwhile.
+        """
+        store, tenant = self._services.store, self._tenant.name
+        if payload.key is None or store.named(tenant, payload.key) is None:
+            return None
+        if not payload.complete:
+            for _ in self._check(order, items):
+                pass
+        settled = payload.settle()
+        known = store.find(tenant, settled) if settled is not None else None
+        if known is None:
+            raise Conflict("the job of this idempotency key was deleted just now: send the request again")
+        return Submission(known)
+
+    def estimate(self, order: Order, items: Iterable[Item]) -> Estimate:
+        """Tell what a job would cost; nothing is stored.
+
+        Raises:
+            InvalidRequest, WrongCapability: the job would be refused.
+        """
+        check_capability(order)
+        counted = chunks = tokens = 0
+        for record, _ in cut_chunks(self._check(order, items), self._chunk_limits(order)):
+            chunks, counted, tokens = chunks + 1, counted + record.items, tokens + record.tokens
+        self._require_items(order, counted)
+        small = self._is_small(counted, tokens)
+        return Estimate(counted, tokens, chunks, Service.INTERACTIVE if small else Service.BULK)
+
+    def inspect(self, order: Order, items: Sequence[Item], *, queued: bool = False) -> list[Item]:
+        """Return the items of one call, checked; `queued`: they are not for now.
+
+        Raises:
+            InvalidRequest, WrongCapability: the order does not fit the model or the limits.
+            NoWorker: queued for a model that no worker of this installation loads.
+        """
+        check_capability(order)
+        if queued:
+            self._require_served(order)
+        self.require_few(order, len(items))
+        checked = list(self._check(order, items))
+        self._require_light(order, checked)
+        return checked
+
+    # -- answered at once
+
+    def _ask(
+        self, order: Order, items: Sequence[Item], tokens: int, service: Service, watch: Watch | None = None
+    ) -> Outcomes:
+        charge_tokens(tokens)
+        large_until_s = time.monotonic() + self._settings.large_call_timeout_s
+        work = Work(
+            model=order.card.name,
+            operation=order.operation,
+            texts=[item.text for item in items],
+            queries=[item.query or "" for item in items] if order.operation == "rerank" else None,
+            service=service,
+            deadline_s=large_until_s if service is Service.BULK else None,
+            instruction=order.params.instruction,
+            dimensions=order.params.dimensions,
+            truncate=order.params.truncate,
+            returns=order.params.returns,
+            reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
+        )
+        return self._services.interactive.ask(work, tokens, watch)
+
+    def _serve(self, order: Order, items: Sequence[Item], tokens: int, settle: Settle) -> Submission:
+        """Answer a small job and keep it like any other."""
+        self._require_items(order, len(items))
+        store, idempotency = self._services.store, settle()
+        if idempotency is not None and (known := store.find(self._tenant.name, idempotency)) is not None:
+            return Submission(known)
+        outcomes = self._ask(order, items, tokens, Service.INTERACTIVE)
+        frame = _pack_result(order, items, outcomes)
+        failed = len(outcomes.errors)
+        counts = Counts(len(items), len(items) - failed, failed, int(outcomes.truncated.sum()), outcomes.cached or 0)
+        new = self.describe(order, new_job_id(), len(items), tokens)
+        job, created = store.record_finished(new, frame, counts, int(outcomes.tokens.sum()), idempotency)
+        return Submission(job, frame if created else None, created)
+
+    # -- queued
+
+    def _queue(self, order: Order, items: Iterable[Item], settle: Settle, deposit: Deposit) -> Submission:
+        """Store the inputs chunk by chunk, then the job in one step; after a failure only what can go on stays."""
+        self._require_served(order)
+        store = self._services.store
+        answered = True
+        try:
+            self._store_inputs(order, items, deposit)
+            self._require_items(order, deposit.items)
+            tokens = sum(record.tokens for record in deposit.records)
+            new = self.describe(order, deposit.job_id, deposit.items, tokens)
+            reserve_queue(store, self._tenant, {deposit.job_id: deposit.items})
+            answered = False
+            job, created = store.create(replace(new, input_bytes=deposit.input_bytes), deposit.records, settle())
+        except BaseException as error:
+            # When only the answer was lost, the job is there and needs its inputs; else they expire.
+            if answered or isinstance(error, TwolaneError):
+                self._give_up(deposit, error)
+            raise
+        if created:
+            deposit.close()
+            self.publish(new.lane)
+        else:
+            self._give_up(deposit, None)
+        return Submission(job, created=created)
+
+    def _give_up(self, deposit: Deposit, error: BaseException | None) -> None:
+        try:
+            deposit.give_up(error)
+            release_queue(self._services.store, self._tenant, [deposit.job_id])
+        except RedisError:
+            _log.warning("the inputs of a job that was not created stay until they expire")
+
+    def _store_inputs(self, order: Order, items: Iterable[Item], deposit: Deposit) -> None:
+        chunks = cut_chunks(items, self._chunk_limits(order), len(deposit.records), deposit.items)
+        for record, chunk in chunks:
+            if record.index % _CHUNKS_PER_ROOM_CHECK == 0:
+                self._services.store.check_room(deposit.input_bytes)
+            deposit.put(record, chunk)
+
+    def publish(self, lane: Lane) -> None:
+        """Let workers know that a lane has work. That it fails is no failure of the job: workers look themselves."""
+        # A web process that answers only small calls never pays for Celery.
+        from tasks.bulk.chunk_task import publish_tickets  # noqa: PLC0415 - Celery takes 0.2 s and 20 MB to import
+
+        try:
+            publish_tickets(self._services.store, lane)
+        except RedisError:
+            _log.warning("the store went away before the tickets of a new job were published; a worker will do it")
+
+    def describe(self, order: Order, job_id: str, total: int, tokens: int) -> NewJob:
+        """Return the job that the order would be, with so many items and estimated tokens."""
+        return NewJob(
+            id=job_id,
+            tenant=self._tenant.name,
+            operation=order.operation,
+            model=order.card.name,
+            lane=Lane(order.card.slug, Service.BULK),
+            total=total,
+            estimated_tokens=tokens,
+            params=self._settle_reuse(order.params),
+            # A key may lower what it has, never raise it.
+            priority=min(order.priority, self._tenant.priority, key=_RANK.__getitem__),
+            fingerprint=self._fingerprint(order.card),
+            extra=order.extra,
+            webhook=order.webhook,
+            result_bytes=estimate_result_bytes(order, total, tokens),
+        )
+
+    def _settle_reuse(self, params: JobParams) -> JobParams:
+        """Fill in what the key says where the request says nothing."""
+        cache = self._tenant.cache if params.cache is None else params.cache
+        dedupe = self._tenant.dedupe if params.dedupe is None else params.dedupe
+        return replace(params, cache=cache, dedupe=dedupe)
+
+    def _fingerprint(self, card: ModelCard) -> str:
+        workers = self._services.presence.ready_models().get(card.slug, [])
+        return workers[0].fingerprint if workers else ""
+
+    # -- limits
+
+    def _check(self, order: Order, items: Iterable[Item], first: int = 0) -> Iterator[Item]:
+        for position, item in enumerate(items, start=first):
+            if position >= self._settings.max_job_items:
+                raise InvalidRequest(f"a job has at most {self._settings.max_job_items} items", param=order.items_field)
+            self._check_length(item.text, f"item {position}", order.items_field)
+            self._check_length(item.query or "", "the query", "query")
+            yield item
+
+    def _check_length(self, text: str, name: str, param: str) -> None:
+        most = self._settings.max_text_chars
+        if len(text) > most:
+            raise InvalidRequest(f"{name} has {len(text)} characters; at most {most} are taken", param=param)
+
+    def _require_served(self, order: Order) -> None:
+        """A job for a model that no worker of this installation loads would wait for ever."""
+        catalog = self._services.catalog
+        if all(catalog.find(name) is not order.card for name in self._settings.models):
+            raise NoWorker(f"this server is not set up for {order.card.name}", retry_after_s=60)
+
+    def require_few(self, order: Order, items: int) -> None:
+        """Refuse more items than one call takes.
+
+        Raises:
+            InvalidRequest: there are more.
+        """
+        most = self._settings.max_inputs
+        if items > most:
+            message = (
+                f"{order.items_field} has {items} items; one call takes at most {most}. Queue them instead: "
+                "POST /v1/jobs, or the same call with the header Prefer: respond-async"
+            )
+            raise InvalidRequest(message, param=order.items_field)
+
+    def _require_light(self, order: Order, items: Sequence[Item]) -> None:
+        """A call's answer is held whole in memory, and token vectors are a hundred times what the text is."""
+        if "colbert" in order.params.returns and not self._is_small(len(items), self._estimate_tokens(order, items)):
+            most = f"{self._settings.interactive_max_items} items and {self._settings.interactive_max_tokens} tokens"
+            message = f"one call takes at most {most} when colbert vectors are asked for; POST /v1/jobs queues more"
+            raise InvalidRequest(message, param=order.items_field)
+
+    @staticmethod
+    def _require_items(order: Order, items: int) -> None:
+        if items == 0:
+            raise InvalidRequest("must not be empty", param=order.items_field)
+
+    def _estimate_tokens(self, order: Order, items: Iterable[Item]) -> int:
+        most = order.card.max_tokens
+        return sum(
+            min(most, estimate_tokens(item.text, most) + (estimate_tokens(item.query, most) if item.query else 0))
+            for item in items
+        )
+
+    def _is_small(self, items: int, tokens: int) -> bool:
+        return items <= self._settings.interactive_max_items and tokens <= self._settings.interactive_max_tokens
+
+    def _chunk_limits(self, order: Order) -> ChunkLimits:
+        return limit_chunks(self._settings, order)
+
+
+def _pack_result(order: Order, items: Sequence[Item], outcomes: Outcomes) -> bytes:
+    """Return the result frame of a whole small job as one chunk, as `tasks.bulk.chunk_task` writes it."""
+    ids = [item.id for item in items] if any(item.id is not None for item in items) else None
+    return pack_outcomes(0, ids, outcomes, order.params.dtype)

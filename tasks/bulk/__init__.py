@@ -1,0 +1,1 @@
+"""The Celery task of the bulk lanes: take a chunk, compute it, complete it."""

@@ -1,0 +1,180 @@
+"""The Celery side of the bulk lanes: run a chunk, publish tickets, reap.
+
+Owns the order of a chunk's life in a worker and the edge at which its errors end. A ticket is always acknowledged: what
+is still to be done stands in the store.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from kombu.exceptions import KombuError
+from redis import RedisError
+
+from config.catalog import Catalog, load_catalog
+from config.settings import Settings
+from tasks import keys
+from tasks.bulk.compute import ChunkWork, Sharing, Stopped
+from tasks.bulk.outcomes import Ledger
+from tasks.celery import app, publisher
+from tasks.engine import Engine, ItemError
+from tasks.errors import CapacityError, EngineClosed
+from tasks.jobs.blobs import Blobs, open_blobs
+from tasks.jobs.claims import Claim, Completed, Completion, Ticket
+from tasks.jobs.model import ChunkInput
+from tasks.jobs.store import JobStore
+from tasks.lanes import Lane
+
+__all__ = ["RUN_CHUNK", "WorkerContext", "publish_tickets", "reap", "run_chunk"]
+
+RUN_CHUNK = "run_chunk"
+_BUSY_DELAY_S = 1.0
+_COMPLETE_PAUSE_S = 0.5
+_SWEEP_EVERY_S = 300
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerContext:
+    """What a worker process has for its chunks; the boot step puts it on the Celery app as `app.twolane`."""
+
+    store: JobStore
+    blobs: Blobs
+    engine: Engine
+    settings: Settings
+    worker_id: str
+    sharing: Sharing = field(default_factory=Sharing)
+
+
+@app.task(name=RUN_CHUNK, Request="tasks.delivery:Delivery")  # type: ignore[untyped-decorator]  # Celery has no types
+def run_chunk(job_id: str, chunk: int) -> None:
+    """Take the chunk that a ticket names and bring it to its end, or leave it to the reaper."""
+    context: WorkerContext = app.twolane
+    pace = context.sharing.pace
+    if not pace.wait_until_moving(context.engine.progress, context.settings.ticket_timeout_s):
+        _log.warning("chunk %s of %s is left to others: the device seems to hang", chunk, job_id)
+        return
+    try:
+        claim = context.store.claim(job_id, chunk, context.worker_id, pace.lease_s(context.settings))
+        if claim.held:
+            head = _settle(context, claim)
+            publish_tickets(context.store, context.store.lane(job_id), head)
+    except RedisError as error:
+        _log.warning("chunk %s of %s is left to the reaper: %s", chunk, job_id, error)
+
+
+def publish_tickets(store: JobStore, lane: Lane | None, head: str | None = None) -> int:
+    """Move pending chunks through the window and publish their tickets; return how many.
+
+    A broker that does not answer is logged, no error: an unpublished ticket is overdue in time and published again.
+
+    Args:
+        store: the store.
+        lane: the bulk lane; None: its job is gone, nothing to do.
+        head: the job whose turn is next, where the caller knows it.
+
+    Raises:
+        redis.RedisError: the store does not answer.
+    """
+    return _publish(store.settings, lane, store.dispatch(lane, head)) if lane is not None else 0
+
+
+def reap(store: JobStore, lane: Lane) -> int:
+    """Take back what dead workers held, publish overdue tickets again and fill the window; return what was published.
+
+    Every worker calls it once a second; any number of processes may.
+
+    Raises:
+        redis.RedisError: the store does not answer.
+    """
+    published = _publish(store.settings, lane, store.reap(lane)) + publish_tickets(store, lane)
+    if store.redis.set(keys.store_sweep(), "", nx=True, ex=_SWEEP_EVERY_S):
+        open_blobs(store.redis, store.settings).sweep(store.exists)
+    return published
+
+
+def _publish(settings: Settings, lane: Lane, tickets: Iterable[Ticket]) -> int:
+    published = 0
+    for ticket in tickets:
+        try:
+            priority = keys.AGAIN if ticket.again else keys.ORDINARY
+            publisher(settings).send_task(RUN_CHUNK, (ticket.job_id, ticket.chunk), queue=lane.queue, priority=priority)
+        # AttributeError: kombu 5.7, when another thread has just closed the lost connection of this channel.
+        except (KombuError, RedisError, OSError, AttributeError) as error:
+            _log.warning("the broker takes no tickets, the reaper will try again: %s", error)
+            # Not the broken connection once more: the next ticket goes through a new one.
+            publisher.cache_clear()
+            break
+        published += 1
+    return published
+
+
+def _settle(context: WorkerContext, claim: Claim) -> str | None:
+    """Compute the chunk and complete it, or give it back; return the job whose turn is next, if it is known.
+
+    Raises:
+        redis.RedisError: the store does not answer; the claim runs out.
+    """
+    try:
+        return _complete(context, claim, _compute(context, claim))
+    except Stopped:
+        context.store.release(claim)
+    except (CapacityError, EngineClosed) as error:
+        _log.info("chunk %s of %s goes back: %s", claim.chunk, claim.job_id, error)
+        context.store.release(claim, _BUSY_DELAY_S)
+    except RedisError:
+        raise
+    except Exception:  # noqa: BLE001 - the edge of a chunk: whatever went wrong, it must not stay claimed
+        _log.exception("chunk %s of %s failed at attempt %s", claim.chunk, claim.job_id, claim.attempt)
+        context.store.fail(claim)
+    return None
+
+
+def _compute(context: WorkerContext, claim: Claim) -> Completion:
+    items = context.blobs.get_input(claim.job_id, claim.chunk)
+    width = _width(context.settings, claim)
+    if items is None:
+        # Deleted with its job or completed by somebody else: then nobody counts this. Lost: then it is an error.
+        ledger = Ledger(claim, ChunkInput([""] * claim.items), width)
+        for position in ledger.left:
+            ledger.fail(position, ItemError("input_lost", "the text of this item is not in the store any more"))
+        return ledger.completion()
+    before = context.blobs.get_result(claim.job_id, claim.chunk, claim.pointer) if claim.redo else None
+    ledger = Ledger(claim, items, width, before)
+    ChunkWork(context.engine, context.store, context.sharing, claim, items).compute(ledger)
+    return ledger.completion()
+
+
+def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> str | None:
+    """Bring the result home; it has cost device time, so a server that is away for a moment is waited for.
+
+    Raises:
+        redis.RedisError: the server stays away.
+    """
+    until_s = time.monotonic() + 2 * context.settings.lease_s
+    while True:
+        try:
+            pointer = context.blobs.stage_result(claim, completion.frame)
+            code, head = context.store.complete(claim, completion, pointer)
+            break
+        except RedisError:
+            if time.monotonic() > until_s:
+                raise
+            time.sleep(_COMPLETE_PAUSE_S)
+    if code is not Completed.OK:
+        context.blobs.discard(pointer)
+        _log.info("chunk %s of %s: the result comes late (%s)", claim.chunk, claim.job_id, code.value)
+    return head
+
+
+def _width(settings: Settings, claim: Claim) -> int:
+    card = _catalog(settings.catalog_file).find(claim.model)
+    return claim.params.dimensions or (card.dimension if card is not None else None) or 0
+
+
+@lru_cache(maxsize=2)
+def _catalog(file: Path | None) -> Catalog:
+    return load_catalog(file)

@@ -1,0 +1,177 @@
+"""How a claimed chunk is computed: in one go first; carefully, once it has ended a worker.
+
+Owns the waiting for the engine with heartbeats, and the search for the item that ends workers. The store counts the
+deaths (`lua/_job.lua`); the engine computes.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from redis import RedisError
+
+from tasks.bulk.device_sharing import Turns
+from tasks.bulk.outcomes import Ledger
+from tasks.bulk.pace import Pace, Silence
+from tasks.cache.store import job_scope, tenant_scope
+from tasks.engine import Engine, ItemError, Outcomes, Work
+from tasks.errors import CapacityError, EngineClosed, TwolaneError
+from tasks.jobs.claims import Claim, ClaimCode
+from tasks.jobs.leases import Leases
+from tasks.jobs.model import ChunkInput
+
+__all__ = ["ChunkWork", "Sharing", "Stopped"]
+
+# A chunk that ended a worker is computed in at most so many steps: one item each, but for very large chunks.
+_CAREFUL_STEPS = 512
+# Suspects come early, so that the innocent are cleared soon, but not first: a worker that is killed while it starts
+# would else be taken for one that died of them.
+_BEFORE_SUSPECTS = 4
+_BEATS_PER_LEASE = 3
+
+
+class Stopped(Exception):
+    """The job is being cancelled or paused, or the claim is lost: the work has no use any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sharing:
+    """What the chunks of one worker have in common: turns on the device, and its pace."""
+
+    turns: Turns = field(default_factory=Turns)
+    pace: Pace = field(default_factory=Pace)
+
+
+class ChunkWork:
+    """Computes the items of one claim.
+
+    Args:
+        engine: the worker's engine.
+        store: where the claim is held.
+        sharing: what this worker's chunks have in common.
+        claim: the claim.
+        items: the texts.
+    """
+
+    def __init__(self, engine: Engine, store: Leases, sharing: Sharing, claim: Claim, items: ChunkInput) -> None:
+        self._engine = engine
+        self._store = store
+        self._turns = sharing.turns
+        self._pace = sharing.pace
+        self._claim = claim
+        self._items = items
+        self._step_s = store.settings.lease_s / _BEATS_PER_LEASE
+        self._first_progress = engine.progress()
+
+    def compute(self, ledger: Ledger) -> None:
+        """Enter the outcome of every item that is left.
+
+        Raises:
+            Stopped: nobody waits for it any more.
+            CapacityError, EngineClosed: this worker cannot do it now; no fault of the chunk.
+            Exception: whatever else the engine ends the whole with, at the first attempt.
+        """
+        if self._claim.code is ClaimCode.POISON:
+            for position in ledger.left:
+                ledger.fail(position, ItemError("gave_up", "the chunk of this item ended too many workers"))
+        elif self._claim.attempt == 1:
+            with self._turns.share(self._step_s, self._beat):
+                positions = ledger.left
+                ledger.put(positions, self._run(positions))
+        else:
+            with self._turns.alone(self._step_s, self._beat):
+                for positions in plan_carefully(ledger.left, self._claim.suspects):
+                    self._run_marked(ledger, positions)
+
+    def _run_marked(self, ledger: Ledger, positions: Sequence[int]) -> None:
+        if self._store.mark(self._claim, positions, self._lease_s):
+            raise Stopped
+        try:
+            ledger.put(positions, self._run(positions))
+        except (CapacityError, EngineClosed, Stopped):
+            raise
+        except Exception as error:  # noqa: BLE001 - the edge at which one item's failure is kept from its neighbours
+            if len(positions) == 1:
+                ledger.fail(positions[0], describe_failure(error))
+                return
+            for position in positions:
+                self._run_marked(ledger, [position])
+
+    def _run(self, positions: Sequence[int]) -> Outcomes:
+        silence = Silence(self._pace, self._engine.progress())
+        future = self._engine.submit(self._work(positions))
+        try:
+            return self._wait(future, silence)
+        except Stopped:
+            future.cancel()
+            if not silence.look(self._engine.progress()) and silence.lasts_s >= self._store.settings.lease_s:
+                self._pace.suspect(silence)
+            raise
+
+    def _wait(self, future: Future[Outcomes], silence: Silence) -> Outcomes:
+        while True:
+            try:
+                return future.result(self._step_s)
+            except TimeoutError:
+                # The work itself may have ended with such an error.
+                if future.done():
+                    return future.result()
+            finally:
+                silence.look(self._engine.progress())
+            self._beat()
+
+    def _beat(self) -> None:
+        """Renew the lease if the device finished something since the claim; a hung device must lose it.
+
+        A server that does not answer is no reason to stop: the result may still find it back.
+        """
+        progress = self._engine.progress() - self._first_progress
+        try:
+            stop = self._store.heartbeat(self._claim, progress, self._lease_s)
+        except RedisError:
+            return
+        if stop:
+            raise Stopped
+
+    @property
+    def _lease_s(self) -> float:
+        return self._pace.lease_s(self._store.settings)
+
+    def _work(self, positions: Sequence[int]) -> Work:
+        claim, items = self._claim, self._items
+        return Work(
+            model=claim.model,
+            operation=claim.operation,
+            texts=[items.texts[position] for position in positions],
+            queries=None if items.queries is None else [items.queries[position] for position in positions],
+            instruction=claim.params.instruction,
+            dimensions=claim.params.dimensions,
+            truncate=claim.params.truncate,
+            returns=claim.params.returns,
+            reuse=_scope(claim),
+        )
+
+
+def _scope(claim: Claim) -> str:
+    """Return where values may be taken over from: a tenant's keep those of a job, too."""
+    if claim.params.cache:
+        return tenant_scope(claim.tenant)
+    return job_scope(claim.job_id) if claim.params.dedupe else ""
+
+
+def plan_carefully(positions: Sequence[int], suspects: Sequence[int]) -> Iterator[list[int]]:
+    """Yield the items in the groups in which they go to the device: suspects one by one, others in small groups."""
+    suspected = [position for position in positions if position in set(suspects)]
+    others = [position for position in positions if position not in set(suspects)]
+    yield from ([position] for position in others[:_BEFORE_SUSPECTS])
+    yield from ([position] for position in suspected)
+    rest = others[_BEFORE_SUSPECTS:]
+    size = -(-len(rest) // _CAREFUL_STEPS) or 1
+    yield from (rest[first : first + size] for first in range(0, len(rest), size))
+
+
+def describe_failure(error: Exception) -> ItemError:
+    """Return the item error that an exception becomes; what we did not raise ourselves is not shown to the caller."""
+    if isinstance(error, TwolaneError):
+        return ItemError(error.code, error.message)
+    return ItemError("internal_error", f"computing failed with {type(error).__name__}")

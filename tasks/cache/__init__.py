@@ -1,0 +1,1 @@
+"""Values that were computed before, and the engine that uses them."""

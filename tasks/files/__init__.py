@@ -1,0 +1,1 @@
+"""Records of uploaded files and of batches; the bytes are in tasks.storage."""

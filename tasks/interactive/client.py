@@ -1,0 +1,330 @@
+"""The synchronous hop, the web's end: `InteractiveClient.ask()`. The worker's end is `tasks.interactive.server`.
+
+Owns two threads and their connections, and the admission by push_request.lua. At most once is right here: a call has
+a deadline and may be repeated. Layout of the bytes: `tasks.interactive.protocol`. Needs Redis or Valkey 7 or newer.
+"""
+
+import itertools
+import logging
+import os
+import queue
+import secrets
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, cast
+
+from redis import ConnectionError as RedisConnectionError
+from redis import Redis, RedisError
+
+from config.catalog import slug_of
+from config.settings import Settings
+from tasks import keys
+from tasks.connections import Command, Line, connect, script_text
+from tasks.engine import Outcomes, Work
+from tasks.errors import CallerGone, DeadlineExceeded, LaneFull, NoWorker, StoreUnavailable, TwolaneError
+from tasks.interactive import protocol
+from tasks.lanes import Lane
+
+__all__ = ["InteractiveClient", "Watch"]
+
+_log = logging.getLogger(__name__)
+
+_BLOCK_S = 0.4  # how long a blocking read waits, and so the longest that a thread takes to notice its end
+_PER_TRIP = 256
+_RECONNECT_S = 0.1
+# Most calls are answered before it is worth a look whether their callers are still there.
+_UNWATCHED_S = 0.1
+# Workers look for withdrawn requests at every trip, which is several times a second.
+_WITHDRAWN_MS = 5000
+
+# Entered when a call waits long; calls its argument when the caller went away.
+Watch = Callable[[Callable[[], None]], AbstractContextManager[None]]
+
+
+class _Call:
+    """One ask that waits. It is settled once: by a reply or by an error."""
+
+    __slots__ = ("_settled", "body", "error", "expires_s", "gone", "lane", "number", "reply", "tokens")
+
+    def __init__(self, number: int, lane: Lane, tokens: int, expires_s: float) -> None:
+        self.number = number
+        self.lane = lane
+        self.tokens = tokens
+        self.expires_s = expires_s
+        self.body = b""
+        self.reply: bytes | None = None
+        self.error: TwolaneError | None = None
+        self.gone = False
+        # A bare lock is the cheapest thing in Python that one thread can wait for and another can open.
+        self._settled = threading.Lock()
+        self._settled.acquire()
+
+    def settle(self, *, reply: bytes | None = None, error: TwolaneError | None = None) -> None:
+        if self.reply is None and self.error is None:
+            self.reply, self.error = reply, error
+            try:
+                self._settled.release()
+            except RuntimeError:  # another thread settled it in the same moment
+                return
+
+    def leave(self) -> None:
+        """Take note that the caller went away."""
+        self.gone = True
+        self.settle(error=CallerGone("the caller closed its connection"))
+
+    def wait(self, watch: Watch | None) -> bytes:
+        settled = watch is not None and self._settled.acquire(timeout=self._left_s(_UNWATCHED_S))
+        if not settled:
+            with watch(self.leave) if watch is not None else nullcontext():
+                settled = self._settled.acquire(timeout=self._left_s())
+        if not settled:
+            raise DeadlineExceeded("no worker answered within the deadline")
+        if self.error is not None:
+            raise self.error
+        return cast("bytes", self.reply)
+
+    def _left_s(self, most_s: float = threading.TIMEOUT_MAX) -> float:
+        return min(most_s, max(0.0, self.expires_s - time.monotonic()))
+
+
+class InteractiveClient:
+    """Asks workers and waits for their answers. Thread-safe; one per web process.
+
+    One thread sends all asks of a moment in one trip, one thread reads all replies; both start with the first ask,
+    so that a process that forks before it serves forks no thread.
+
+    Args:
+        settings: limits and times.
+        redis_url: server of the lanes; empty takes `settings.redis_url`.
+    """
+
+    def __init__(self, settings: Settings, redis_url: str = "") -> None:
+        self._settings = settings
+        self._url = redis_url or settings.redis_url
+        self._lock = threading.Lock()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._pid = os.getpid()
+        self._numbers = itertools.count(1)
+        self._calls: dict[int, _Call] = {}
+        self._outbox: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._reply_key = keys.replies(secrets.token_hex(8))
+        self._threads: list[threading.Thread] = []
+        self._closing = threading.Event()
+
+    def ask(self, work: Work, tokens: int, watch: Watch | None = None) -> Outcomes:
+        """Have a worker compute the work and wait for it.
+
+        Args:
+            work: `deadline_s` is honoured; without one `Settings.interactive_timeout_s` holds. Work of the bulk
+                service travels by the same hop in a list of its own, so that it never stands before a small one.
+            tokens: estimate of what it adds to the lane.
+            watch: looks after the caller when the call waits long; without it, nobody does.
+
+        Raises:
+            tasks.errors.CallerGone: the caller went away. The request is withdrawn: what still waits is not computed.
+            tasks.errors.NoWorker: no worker is ready for the model.
+            tasks.errors.LaneFull: too many tokens wait already.
+            tasks.errors.DeadlineExceeded: no answer in time.
+            tasks.errors.StoreUnavailable: the server does not answer, or this client is closed.
+            tasks.errors.TwolaneError: what the worker reported, of its own class.
+        """
+        self._start_once()
+        expires_s = work.deadline_s
+        if expires_s is None:
+            expires_s = time.monotonic() + self._settings.interactive_timeout_s
+        call = _Call(next(self._numbers), Lane(slug_of(work.model), work.service), tokens, expires_s)
+        call.body = protocol.encode_request(call.number, self._reply_key, tokens, work)
+        self._calls[call.number] = call
+        try:
+            self._outbox.put(call)
+            if self._closing.is_set():
+                raise StoreUnavailable("the web process is going away")
+            return protocol.decode_reply(call.wait(watch))
+        except CallerGone:
+            self._outbox.put(call)
+            raise
+        finally:
+            self._calls.pop(call.number, None)
+
+    def close(self) -> None:
+        """End the threads, settle what waits and give up the reply list. Safe to call twice."""
+        self._closing.set()
+        self._outbox.put(None)
+        for thread in self._threads:
+            thread.join(2 * _BLOCK_S)
+        self._settle_all("the web process is going away")
+
+    def _start_once(self) -> None:
+        if self._threads and self._pid == os.getpid():
+            return
+        with self._lock:
+            if self._pid != os.getpid():
+                self._forget()  # threads and connections stayed in the parent
+            if not self._threads:
+                threads = [
+                    threading.Thread(target=self._send_forever, name="interactive-send", daemon=True),
+                    threading.Thread(target=self._read_forever, name="interactive-read", daemon=True),
+                ]
+                for thread in threads:
+                    thread.start()
+                self._threads = threads
+
+    def _settle_all(self, why: str) -> None:
+        for call in list(self._calls.values()):
+            call.settle(error=StoreUnavailable(why))
+
+    # -- sending
+
+    def _send_forever(self) -> None:
+        with connect(self._url, name="ask") as redis:
+            line = Line(redis)
+            while batch := self._collect():
+                try:
+                    self._send(line, batch)
+                except Exception as error:  # noqa: BLE001 - the edge of this thread: whoever waits is told
+                    self._give_up(batch, error)
+
+    def _collect(self) -> list[_Call]:
+        """Wait for one call, then take all that wait with it; empty when closing."""
+        batch: list[_Call] = []
+        call = self._outbox.get()
+        while call is not None:
+            batch.append(call)
+            if len(batch) >= _PER_TRIP:
+                break
+            try:
+                call = self._outbox.get_nowait()
+            except queue.Empty:
+                break
+        else:
+            return []
+        return batch
+
+    def _give_up(self, batch: list[_Call], error: Exception) -> None:
+        if not isinstance(error, RedisError):
+            _log.exception("the sender of the interactive lane failed", exc_info=error)
+        # What queued up meanwhile would wait as long again for the same answer.
+        while not self._outbox.empty():
+            call = self._outbox.get_nowait()
+            if call is None:
+                self._outbox.put(None)
+                break
+            batch.append(call)
+        for call in batch:
+            call.settle(error=StoreUnavailable("the server of the queues does not answer"))
+
+    def _send(self, line: Line, batch: list[_Call]) -> None:
+        lanes: dict[Lane, list[_Call]] = defaultdict(list)
+        now_s = time.monotonic()
+        gone = [call for call in batch if call.gone]
+        for call in batch:
+            if call.expires_s > now_s and not call.gone:
+                lanes[call.lane].append(call)
+        if gone:
+            self._withdraw(line, gone)
+        if not lanes:
+            return
+        try:
+            answers = self._push(line, lanes, now_s)
+        except RedisConnectionError:
+            # An idle connection is closed by a server that restarted; a new one is worth one try. A request that
+            # did arrive is computed twice then, and its second reply finds nobody.
+            answers = self._push(line, lanes, now_s)
+        for calls, answer in zip(lanes.values(), answers, strict=True):
+            self._admit(calls, answer)
+
+    def _push(self, line: Line, lanes: dict[Lane, list[_Call]], now_s: float) -> list[Any]:
+        commands: list[Command] = []
+        for lane, calls in lanes.items():
+            requests = [protocol.with_time_left(call.body, (call.expires_s - now_s) * 1000) for call in calls]
+            script, limit = script_text("push_request"), self._settings.lane_max_tokens
+            commands.append(("EVAL", script, 4, *_lane_keys(lane), limit, *requests))
+        return line.trip(*commands)
+
+    def _withdraw(self, line: Line, gone: list[_Call]) -> None:
+        """Take requests back that nobody waits for. When it fails they are computed for nobody, and that is all."""
+        lanes: dict[Lane, list[bytes]] = defaultdict(list)
+        for call in gone:
+            lanes[call.lane].append(protocol.name_request(call.number, self._reply_key))
+        script = script_text("withdraw_requests")
+        commands: list[Command] = [
+            ("EVAL", script, 3, *_lane_keys(lane)[:2], keys.lane_withdrawn(lane), _WITHDRAWN_MS, *names)
+            for lane, names in lanes.items()
+        ]
+        try:
+            failed = [answer for answer in line.trip(*commands) if isinstance(answer, RedisError)]
+        except RedisError as error:
+            failed = [error]
+        if failed:
+            _log.warning("%d requests whose callers went away could not be withdrawn: %s", len(gone), failed[0])
+
+    @staticmethod
+    def _admit(calls: list[_Call], answer: list[int] | Exception) -> None:
+        if isinstance(answer, Exception):
+            _log.error("the server refused requests of the interactive lane: %s", answer)
+            for call in calls:
+                call.settle(error=StoreUnavailable("the server of the queues refuses requests"))
+            return
+        for place, why, value in zip(answer[::3], answer[1::3], answer[2::3], strict=True):
+            call = calls[place]
+            if why == 1:
+                call.settle(error=NoWorker("no worker is ready for this model", retry_after_s=2.0))
+            else:
+                message = "more work waits for this model than its limit allows"
+                call.settle(error=LaneFull(message, retry_after_s=value / 1000))
+
+    # -- reading
+
+    def _read_forever(self) -> None:
+        known_run = ""
+        with connect(self._url, name="replies", block_s=_BLOCK_S) as redis:
+            line, connected = Line(redis), False
+            while not self._closing.is_set():
+                try:
+                    if not connected:
+                        known_run, connected = self._greet(redis, known_run), True
+                    self._read(line)
+                except RedisConnectionError:
+                    if not connected:
+                        self._settle_all("the server of the queues does not answer")
+                        self._closing.wait(_RECONNECT_S)
+                    connected = False
+                except Exception as error:  # noqa: BLE001 - the edge of this thread: whoever waits is told
+                    connected = False
+                    self._settle_all("the server of the queues does not answer")
+                    if not isinstance(error, RedisError):
+                        _log.exception("the reader of the interactive lane failed")
+                    self._closing.wait(_RECONNECT_S)
+            self._leave(redis)
+
+    def _greet(self, redis: Redis, known_run: str) -> str:
+        """Return the name of the server's run. A new one may have lost what waited: nobody waits for that."""
+        run = str(redis.info("server")["run_id"])
+        if known_run and run != known_run:
+            self._settle_all("the server of the queues was started anew")
+        return run
+
+    def _read(self, line: Line) -> None:
+        (popped,) = line.trip(("BLMPOP", _BLOCK_S, 1, self._reply_key, "LEFT", "COUNT", _PER_TRIP))
+        if isinstance(popped, RedisError):
+            raise popped
+        for reply in popped[1] if popped else ():
+            call = self._calls.get(protocol.reply_id(reply))
+            if call is not None:
+                call.settle(reply=reply)
+
+    def _leave(self, redis: Redis) -> None:
+        try:
+            redis.delete(self._reply_key)
+        except RedisError:
+            _log.debug("the reply list stays until its expiry")
+
+
+def _lane_keys(lane: Lane) -> list[str]:
+    workers, facts = keys.lane_workers(lane.model), keys.worker_facts(lane.model)
+    return [keys.lane_requests(lane), keys.lane_load(lane), workers, facts]

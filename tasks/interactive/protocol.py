@@ -1,0 +1,196 @@
+"""Requests and replies of interactive calls as bytes: what client and server send to each other.
+
+Owns the layout and how an error crosses the wire. Owns no connection.
+
+Request: float64 ms until the deadline, which push_request.lua replaces by the deadline in ms by the server's clock;
+         uint32 tokens; 16 bytes that name the request; a frame.
+Reply:   uint64 number of the request, a frame. All little-endian.
+"""
+
+import functools
+import hashlib
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tasks import errors, frames
+from tasks.engine import ItemError, Outcomes, Work
+from tasks.lanes import Service
+from tasks.vectors import DENSE_ONLY, pack_extras, unpack_extras
+
+__all__ = [
+    "Request",
+    "decode_reply",
+    "decode_request",
+    "encode_failure",
+    "encode_outcomes",
+    "encode_request",
+    "name_request",
+    "reply_id",
+]
+
+_DEADLINE = struct.Struct("<d")
+_TOKENS = struct.Struct("<I")
+_NUMBER = struct.Struct("<Q")
+_NAME_AT = _DEADLINE.size + _TOKENS.size
+_NAME_BYTES = 16
+_FRAME_AT = _NAME_AT + _NAME_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One waiting call, as a worker reads it.
+
+    Attributes:
+        number: the web process's own number for it; the reply carries it.
+        reply_key: the Redis list that the reply goes to.
+        deadline_ms: until when it is wanted, by the server's clock.
+        tokens: what it counts for in the lane.
+        work: what to compute, still without a deadline.
+        name: tells it from the requests of all web processes.
+    """
+
+    number: int
+    reply_key: str
+    deadline_ms: float
+    tokens: int
+    work: Work
+    name: bytes
+
+
+def name_request(number: int, reply_key: str) -> bytes:
+    """Return the 16 bytes that name a request among those of all web processes."""
+    return _hash_key(reply_key) + _NUMBER.pack(number)
+
+
+@functools.lru_cache(maxsize=256)
+def _hash_key(reply_key: str) -> bytes:
+    return hashlib.blake2b(reply_key.encode(), digest_size=_NAME_BYTES - _NUMBER.size).digest()
+
+
+def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> bytes:
+    """Return a request without its first field; `with_time_left` puts that in front when it is sent.
+
+    Raises:
+        tasks.errors.InvalidRequest: a text is not Unicode (a lone surrogate).
+    """
+    header = {
+        "number": number,
+        "reply": reply_key,
+        "model": work.model,
+        "operation": work.operation,
+        "texts": list(work.texts),
+        "queries": None if work.queries is None else list(work.queries),
+        "service": work.service.value,
+        "instruction": work.instruction,
+        "dimensions": work.dimensions,
+        "truncate": work.truncate,
+        "reuse": work.reuse,
+        "returns": work.returns,
+    }
+    try:
+        return _TOKENS.pack(tokens) + name_request(number, reply_key) + frames.pack(header)
+    except TypeError as error:
+        raise errors.InvalidRequest("a text holds a lone surrogate, which is not Unicode", param="input") from error
+
+
+def with_time_left(body: bytes, left_ms: float) -> bytes:
+    """Return the request as push_request.lua takes it."""
+    return _DEADLINE.pack(left_ms) + body
+
+
+def decode_request(element: bytes) -> Request:
+    """Return the request.
+
+    Raises:
+        tasks.frames.FrameError: the bytes are not a request.
+    """
+    try:
+        (deadline_ms,) = _DEADLINE.unpack_from(element)
+        (tokens,) = _TOKENS.unpack_from(element, _DEADLINE.size)
+        header = frames.peek(memoryview(element)[_FRAME_AT:])
+        name = bytes(element[_NAME_AT:_FRAME_AT])
+        return Request(header["number"], header["reply"], deadline_ms, tokens, _work(header), name)
+    except (struct.error, KeyError, ValueError) as error:
+        raise frames.FrameError("the bytes are not a request") from error
+
+
+def _work(header: Mapping[str, Any]) -> Work:
+    return Work(
+        model=header["model"],
+        operation=header["operation"],
+        texts=header["texts"],
+        queries=header["queries"],
+        service=Service(header["service"]),
+        instruction=header["instruction"],
+        dimensions=header["dimensions"],
+        truncate=header["truncate"],
+        reuse=header.get("reuse", ""),
+        returns=tuple(header.get("returns", DENSE_ONLY)),
+    )
+
+
+def encode_outcomes(number: int, outcomes: Outcomes) -> bytes:
+    """Return the reply that carries outcomes."""
+    failed = {str(position): [error.code, error.message] for position, error in outcomes.errors.items()}
+    columns = {"values": outcomes.values, "tokens": outcomes.tokens, "truncated": outcomes.truncated}
+    header = {"errors": failed, "cached": outcomes.cached}
+    return _NUMBER.pack(number) + frames.pack(header, columns | pack_extras(outcomes.extras))
+
+
+def encode_failure(number: int, error: BaseException) -> bytes:
+    """Return the reply that carries an error. What we did not raise on purpose travels as a plain `WorkError`."""
+    if not isinstance(error, errors.TwolaneError):
+        error = errors.WorkError(f"the worker failed on this request ({type(error).__name__})")
+    details = {
+        "class": type(error).__name__,
+        "code": error.code,
+        "message": error.message,
+        "param": getattr(error, "param", None),
+        "retry_after_s": getattr(error, "retry_after_s", None),
+    }
+    return _NUMBER.pack(number) + frames.pack({"failure": details})
+
+
+def reply_id(reply: bytes) -> int:
+    """Return the number of the request that a reply answers.
+
+    Raises:
+        tasks.frames.FrameError: the bytes are too short for a reply.
+    """
+    try:
+        number: int = _NUMBER.unpack_from(reply)[0]
+    except struct.error as error:
+        raise frames.FrameError("the bytes are not a reply") from error
+    return number
+
+
+def decode_reply(reply: bytes) -> Outcomes:
+    """Return the outcomes; their arrays are read-only views of the reply.
+
+    Raises:
+        tasks.errors.TwolaneError: the error that the worker reported, of its own class.
+        tasks.frames.FrameError: the bytes are not a reply.
+    """
+    header, columns = frames.unpack(memoryview(reply)[_NUMBER.size :])
+    if "failure" in header:
+        raise _failure(header["failure"])
+    failed = {int(position): ItemError(*pair) for position, pair in header["errors"].items()}
+    values = columns["values"].astype(np.float32, copy=False)
+    extras = unpack_extras(columns)
+    return Outcomes(values, columns["tokens"], columns["truncated"], failed, header.get("cached"), extras)
+
+
+def _failure(details: Mapping[str, Any]) -> errors.TwolaneError:
+    kind = getattr(errors, details["class"], None)
+    message = details["message"]
+    if not (isinstance(kind, type) and issubclass(kind, errors.TwolaneError)):
+        return errors.WorkError(message)
+    if issubclass(kind, errors.CapacityError):
+        return kind(message, retry_after_s=details["retry_after_s"])
+    if issubclass(kind, errors.RequestError):
+        return kind(message, param=details["param"])
+    return kind(message)

@@ -1,0 +1,272 @@
+"""The synchronous hop, the worker's end: `serve()`. The web's end is `tasks.interactive.client`.
+
+Owns the threads that take requests and send replies, and the accounting of tokens that left a lane. Owns no deadline:
+the server's clock decides what is too late.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import cast
+
+from redis import ConnectionError as RedisConnectionError
+from redis import Redis, RedisError
+
+from config.catalog import ModelCard
+from tasks import keys
+from tasks.clock import ServerClock
+from tasks.connections import Command, Line, script_text
+from tasks.engine import Engine, Outcomes
+from tasks.errors import EngineClosed, LaneFull
+from tasks.frames import FrameError
+from tasks.interactive import protocol
+from tasks.lanes import Lane, Service
+
+__all__ = ["serve"]
+
+_log = logging.getLogger(__name__)
+
+_BLOCK_S = 0.4  # how long a blocking read waits, and so the longest that a thread takes to notice its end
+_PER_TRIP = 64
+_RECONNECT_S = 0.1
+_KEEP_MS = 60_000
+_FULL_PAUSE_S = 0.05
+_DRAIN_S = 6.0
+# A request that is answered sooner was not withdrawn: web processes look after callers only when they wait long.
+_UNWATCHED_S = 0.1
+_WITHDRAWN_PER_TRIP = 1000
+
+
+def serve(redis: Redis, cards: Sequence[ModelCard], engine: Engine, stop: threading.Event) -> None:
+    """Take requests for these models and answer them, until `stop`; then finish what was taken (for at most 6 s).
+
+    Two threads take requests, one for each class of service, so that tokenizing a large call delays no small one; one
+    more sends the replies of a moment in one trip.
+
+    Args:
+        redis: a client for blocking commands, see `connect(block_s=1)`.
+        cards: models that the engine has.
+        engine: where the work goes.
+        stop: ends the serving.
+    """
+    replies = _Replies(redis)
+    intakes = [_Intake(redis, cards, service, engine, replies) for service in Service]
+    threads = [threading.Thread(target=intake.run, args=(stop,), name="intake", daemon=True) for intake in intakes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    replies.close(_DRAIN_S)
+
+
+class _Replies:
+    """Sends what futures end with; their callbacks run on the device's thread and only put it into a queue."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._line = Line(redis)
+        self._done: queue.SimpleQueue[tuple[protocol.Request, Callable[[], bytes]] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._open = 0
+        # What waits in the engine by the request's name, the oldest first, with the time since when.
+        self._waiting: dict[bytes, tuple[float, Future[Outcomes]]] = {}
+        self.room = threading.Event()
+        self._thread = threading.Thread(target=self._send_forever, name="replies", daemon=True)
+        self._thread.start()
+
+    def follow(self, request: protocol.Request, future: Future[Outcomes]) -> None:
+        """Send what the future ends with."""
+        with self._lock:
+            self._open += 1
+            self._waiting[request.name] = time.monotonic(), future
+        future.add_done_callback(functools.partial(self._ended, request))
+
+    def has_long_waiting(self) -> bool:
+        """Return whether a request waits so long that its caller may have gone away meanwhile."""
+        with self._lock:
+            since_s, _ = next(iter(self._waiting.values()), (math.inf, None))
+        return time.monotonic() - since_s > _UNWATCHED_S
+
+    def give_up(self, name: bytes) -> None:
+        """Cancel a request whose caller went away; unknown ones are another worker's, or answered."""
+        with self._lock:
+            _, future = self._waiting.get(name, (0.0, None))
+        if future is not None:
+            future.cancel()
+
+    def fail(self, request: protocol.Request, error: BaseException) -> None:
+        """Send an error now."""
+        with self._lock:
+            self._open += 1
+        self._done.put((request, functools.partial(protocol.encode_failure, request.number, error)))
+
+    def close(self, timeout_s: float) -> None:
+        """Wait until all that was followed is sent, or the time is over."""
+        deadline_s = time.monotonic() + timeout_s
+        while self._open and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        self._done.put(None)
+        self._thread.join(timeout_s)
+
+    def _ended(self, request: protocol.Request, future: Future[Outcomes]) -> None:
+        with self._lock:
+            self._waiting.pop(request.name, None)
+        self._done.put((request, functools.partial(_encode, request, future)))
+        self.room.set()
+
+    def _send_forever(self) -> None:
+        while (first := self._done.get()) is not None:
+            batch = [first]
+            while len(batch) < _PER_TRIP and not self._done.empty():
+                following = self._done.get()
+                if following is None:
+                    self._done.put(None)
+                    break
+                batch.append(following)
+            try:
+                self._send(batch)
+            except Exception:  # noqa: BLE001 - the edge of this thread
+                # Nobody is left to tell: the web process gives up at the deadline.
+                _log.exception("%d replies could not be sent", len(batch))
+            with self._lock:
+                self._open -= len(batch)
+
+    def _send(self, batch: list[tuple[protocol.Request, Callable[[], bytes]]]) -> None:
+        replies: dict[str, list[bytes]] = defaultdict(list)
+        for request, encode in batch:
+            replies[request.reply_key].append(encode())
+        try:
+            self._push(replies)
+        except RedisConnectionError:
+            time.sleep(_RECONNECT_S)
+            self._push(replies)
+
+    def _push(self, replies: dict[str, list[bytes]]) -> None:
+        script = script_text("push_replies")
+        commands: list[Command] = [
+            ("EVAL", script, 1, reply_key, _KEEP_MS, *elements) for reply_key, elements in replies.items()
+        ]
+        for answer in self._line.trip(*commands):
+            if isinstance(answer, RedisError):
+                raise answer
+
+
+def _encode(request: protocol.Request, future: Future[Outcomes]) -> bytes:
+    if future.cancelled():
+        return protocol.encode_failure(request.number, EngineClosed("the worker gave this request up"))
+    error = future.exception()
+    if error is not None:
+        return protocol.encode_failure(request.number, error)
+    return protocol.encode_outcomes(request.number, future.result())
+
+
+class _Intake:
+    """Takes the requests of one class of service off their lists and gives them to the engine."""
+
+    def __init__(
+        self, redis: Redis, cards: Iterable[ModelCard], service: Service, engine: Engine, replies: _Replies
+    ) -> None:
+        self._line = Line(redis)
+        self._clock = ServerClock(redis)
+        self._lanes = [Lane(card.slug, service) for card in cards]
+        self._engine = engine
+        self._replies = replies
+        self._unsettled: tuple[Lane, int, list[bytes]] | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        failing = False
+        while not stop.is_set():
+            try:
+                self._trip()
+                failing = False
+            except Exception as error:  # noqa: BLE001 - the edge of this thread: it must outlive its server
+                if not isinstance(error, RedisError):
+                    _log.exception("taking requests failed")
+                elif not failing:
+                    _log.warning("requests cannot be taken just now: %s", error)
+                failing = True
+                stop.wait(_RECONNECT_S)
+        with contextlib.suppress(RedisError):
+            self._line.trip(*self._settlement())
+
+    def _trip(self) -> None:
+        self._clock.now_ms()  # asked before: when the server is away, nothing was taken yet
+        # Turned each time: the server looks at the lists in this order, and no model may starve another.
+        self._lanes.append(self._lanes.pop(0))
+        names = [keys.lane_requests(lane) for lane in self._lanes]
+        block: Command = ("BLMPOP", _BLOCK_S, len(names), *names, "LEFT", "COUNT", _PER_TRIP)
+        before = self._settlement()
+        answers = self._line.trip(*before, block, *self._ask_withdrawn())
+        popped = answers[len(before)]
+        withdrawn = self._give_up(answers[len(before) + 1 :])
+        if isinstance(popped, RedisError):
+            raise popped
+        if not popped:
+            return
+        name, elements = cast("tuple[bytes, list[bytes]]", popped)
+        lane = self._lanes[names.index(name.decode())]
+        tokens, refused = self._take(elements, withdrawn)
+        self._unsettled = (lane, tokens, refused)
+        if refused:
+            # The engine is full. Other workers may be free, so the requests go back to where all see them.
+            self._line.trip(*self._settlement())
+            self._replies.room.clear()
+            self._replies.room.wait(_FULL_PAUSE_S)
+
+    def _settlement(self) -> list[Command]:
+        """Return the command that counts out what the last trip took; it rides with the next one. A loss heals."""
+        if self._unsettled is None:
+            return []
+        lane, tokens, refused = self._unsettled
+        self._unsettled = None
+        script_keys = keys.lane_requests(lane), keys.lane_load(lane)
+        return [["EVAL", script_text("settle_requests"), 2, *script_keys, tokens, _KEEP_MS, *refused]]
+
+    def _ask_withdrawn(self) -> list[Command]:
+        """Return the commands that tell what nobody wants any more; none while everything is answered quickly."""
+        if not self._replies.has_long_waiting():
+            return []
+        return [("ZRANGE", keys.lane_withdrawn(lane), 0, _WITHDRAWN_PER_TRIP) for lane in self._lanes]
+
+    def _give_up(self, answers: list[list[bytes] | Exception]) -> frozenset[bytes]:
+        """Give up the withdrawn requests that wait in the engine; return the names of all that were withdrawn."""
+        names = frozenset(name for answer in answers if not isinstance(answer, Exception) for name in answer)
+        for name in names:
+            self._replies.give_up(name)
+        return names
+
+    def _take(self, elements: list[bytes], withdrawn: frozenset[bytes]) -> tuple[int, list[bytes]]:
+        """Submit the requests; return the tokens of those that left the list, and those that the engine refused."""
+        tokens = 0
+        now_ms, now_s = self._clock.now_ms(), time.monotonic()
+        for position, element in enumerate(elements):
+            try:
+                request = protocol.decode_request(element)
+            except FrameError:
+                _log.warning("an unreadable request was dropped")
+                continue
+            left_ms = request.deadline_ms - now_ms
+            wanted = left_ms > 0 and request.name not in withdrawn
+            if wanted and not self._submit(request, now_s + left_ms / 1000):
+                return tokens, elements[position:]
+            tokens += request.tokens
+        return tokens, []
+
+    def _submit(self, request: protocol.Request, deadline_s: float) -> bool:
+        """Give one request to the engine; False: it takes none now."""
+        try:
+            future = self._engine.submit(replace(request.work, deadline_s=deadline_s))
+        except (LaneFull, EngineClosed):
+            return False
+        except Exception as error:  # noqa: BLE001 - one request's failure is that request's answer
+            self._replies.fail(request, error)
+        else:
+            self._replies.follow(request, future)
+        return True

@@ -1,0 +1,219 @@
+"""The bytes of inputs and results: in Redis, under the keys of their job, and results of large jobs in files.
+
+Owns how a chunk's texts are packed (JSON, zstd level 1: about a third of their size) and where a result frame lies.
+Owns no state: which chunks there are is the job record's business.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from itertools import count
+from typing import Protocol, cast
+
+import orjson
+import zstandard
+from redis import Redis
+from redis.exceptions import OutOfMemoryError
+
+from config.settings import Settings
+from tasks import keys
+from tasks.errors import CapacityError, ConfigError, StoreFull
+from tasks.jobs.claims import IN_REDIS, Claim
+from tasks.jobs.model import ChunkInput
+from tasks.scripts import Scripts
+from tasks.storage.result_files import ResultFiles
+
+__all__ = ["INPUT_GRACE_MS", "Blobs", "FileBlobs", "RedisBlobs", "open_blobs", "pack_input", "store_full"]
+
+_log = logging.getLogger(__name__)
+
+_ZSTD_LEVEL = 1
+_WRITE_PAUSE_S = 1.0
+# Inputs are older than their job, by as long as an upload takes: a day at most. Creating the job takes that back.
+INPUT_GRACE_MS = 86_400_000
+_BATCH = 500
+_FULL_RETRY_AFTER_S = 30.0
+# An upload to which nothing was added for so long has broken off.
+_ABANDONED_MS = 3_600_000
+
+
+def pack_input(items: ChunkInput) -> bytes:
+    """Return the items of a chunk as they are stored."""
+    return zstandard.compress(orjson.dumps(asdict(items)), _ZSTD_LEVEL)
+
+
+def store_full() -> StoreFull:
+    """Return the error of a store that takes nothing new."""
+    return StoreFull("the store is full; jobs that end or expire make room", retry_after_s=_FULL_RETRY_AFTER_S)
+
+
+class Blobs(Protocol):
+    """Where the bytes of chunks are kept. All methods raise the error of their medium when it does not answer."""
+
+    def put_input(self, job_id: str, chunk: int, items: ChunkInput) -> int:
+        """Store the items of a chunk, before its job is created; return the size in bytes.
+
+        Raises:
+            StoreFull: the server's memory is used up.
+        """
+        ...
+
+    def get_input(self, job_id: str, chunk: int) -> ChunkInput | None:
+        """Return the items of a chunk; None when they are gone."""
+        ...
+
+    def stage_result(self, claim: Claim, frame: bytes, /) -> str:
+        """Bring a result frame to where the completion of the claim can point at it; return the pointer."""
+        ...
+
+    def discard(self, pointer: str, /) -> None:
+        """Remove a staged result that was not counted."""
+        ...
+
+    def get_result(self, job_id: str, chunk: int, pointer: str = IN_REDIS) -> bytes | None:
+        """Return a result frame; None when it is gone."""
+        ...
+
+    def delete(self, job_id: str, chunks: int) -> None:
+        """Remove all inputs and results of a job of so many chunks."""
+        ...
+
+    def sweep(self, is_job: Callable[[str], bool]) -> None:
+        """Remove what belongs to no job any more, or never did."""
+        ...
+
+
+class RedisBlobs:
+    """Blobs in Redis. Each has its expiry from the start; thread-safe.
+
+    Args:
+        redis: client without `decode_responses`.
+        settings: how long jobs live.
+    """
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis)
+        self._ttl_ms = int(settings.job_ttl_s * 1000) + INPUT_GRACE_MS
+
+    def put_input(self, job_id: str, chunk: int, items: ChunkInput) -> int:
+        """See `Blobs`. The upload is noted, so that what never becomes a job can be swept."""
+        packed = pack_input(items)
+        names = [keys.job_input(job_id, chunk), keys.store_uploads()]
+        try:
+            self._scripts.call("put_input", names, [packed, self._ttl_ms, job_id, _ABANDONED_MS])
+        except OutOfMemoryError as error:
+            raise store_full() from error
+        return len(packed)
+
+    def get_input(self, job_id: str, chunk: int) -> ChunkInput | None:
+        """See `Blobs`."""
+        packed = cast("bytes | None", self._redis.get(keys.job_input(job_id, chunk)))
+        return None if packed is None else ChunkInput(**orjson.loads(zstandard.decompress(packed)))
+
+    def stage_result(self, _claim: Claim, _frame: bytes, /) -> str:
+        """See `Blobs`: the completion script stores the frame in the same step in which it counts it."""
+        return IN_REDIS
+
+    def discard(self, _pointer: str, /) -> None:
+        """See `Blobs`: nothing is stored before it is counted."""
+
+    def get_result(self, job_id: str, chunk: int, pointer: str = IN_REDIS) -> bytes | None:
+        """See `Blobs`.
+
+        Raises:
+            ConfigError: the result lies elsewhere.
+        """
+        if pointer != IN_REDIS:
+            raise ConfigError(f"a result lies at {pointer}, but TWOLANE_RESULTS_URL is not set")
+        return cast("bytes | None", self._redis.get(keys.job_result(job_id, chunk)))
+
+    def delete(self, job_id: str, chunks: int) -> None:
+        """See `Blobs`."""
+        for first in range(0, chunks, _BATCH):
+            numbers = range(first, min(chunks, first + _BATCH))
+            names = [key(job_id, number) for number in numbers for key in (keys.job_input, keys.job_result)]
+            self._redis.unlink(*names)
+        self._redis.zrem(keys.store_uploads(), job_id)
+
+    def sweep(self, is_job: Callable[[str], bool]) -> None:
+        """See `Blobs`: uploads that broke off. Everything else expires by itself."""
+        for found in self._scripts.call("abandoned", [keys.store_uploads()], []):
+            job_id = found.decode()
+            if not is_job(job_id):
+                self._delete_inputs(job_id)
+            self._redis.zrem(keys.store_uploads(), job_id)
+
+    def _delete_inputs(self, job_id: str) -> None:
+        """How many chunks an upload has is not known: they are numbered without gaps."""
+        for first in count(0, _BATCH):
+            if not self._redis.unlink(*(keys.job_input(job_id, number) for number in range(first, first + _BATCH))):
+                return
+
+
+class FileBlobs(RedisBlobs):
+    """Blobs in Redis, but for the results of large jobs, which lie in files. See `Blobs`."""
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        super().__init__(redis, settings)
+        self._files = ResultFiles(settings)
+        self._patience_s = 2 * settings.lease_s
+
+    def stage_result(self, claim: Claim, frame: bytes, /) -> str:
+        """See `Blobs`. Each claim writes a file of its own, so that a late one cannot overwrite what was counted.
+
+        A storage that is away for a moment is waited for, since the result has cost device time.
+
+        Raises:
+            CapacityError: it stays away; the chunk goes back, and no attempt is spent.
+        """
+        if not claim.outside:
+            return super().stage_result(claim, frame)
+        until_s = time.monotonic() + self._patience_s
+        while True:
+            try:
+                return self._files.write(claim.job_id, f"{claim.chunk}-{claim.fence}", frame)
+            except CapacityError:
+                if time.monotonic() > until_s:
+                    raise
+                time.sleep(_WRITE_PAUSE_S)
+
+    def discard(self, pointer: str, /) -> None:
+        """See `Blobs`. What cannot be removed now goes with its job."""
+        if pointer == IN_REDIS:
+            return
+        try:
+            self._files.remove(pointer)
+        except CapacityError as error:
+            _log.warning("a result that was not counted stays at %s: %s", pointer, error.message)
+
+    def get_result(self, job_id: str, chunk: int, pointer: str = IN_REDIS) -> bytes | None:
+        """See `Blobs`."""
+        if pointer == IN_REDIS:
+            return super().get_result(job_id, chunk)
+        return self._files.read(pointer)
+
+    def delete(self, job_id: str, chunks: int) -> None:
+        """See `Blobs`."""
+        super().delete(job_id, chunks)
+        self._files.remove_job(job_id)
+
+    def sweep(self, is_job: Callable[[str], bool]) -> None:
+        """See `Blobs`: also the files of jobs that expired. A storage that is away is swept another time."""
+        super().sweep(is_job)
+        try:
+            for job_id in self._files.jobs():
+                if not is_job(job_id):
+                    self._files.remove_job(job_id)
+        except CapacityError as error:
+            _log.warning("the results of expired jobs stay for now: %s", error.message)
+
+
+def open_blobs(redis: Redis, settings: Settings) -> Blobs:
+    """Return the blobs that the settings ask for; opens nothing yet.
+
+    Raises:
+        ConfigError: there is no driver for the results URL.
+    """
+    return FileBlobs(redis, settings) if settings.results_url else RedisBlobs(redis, settings)

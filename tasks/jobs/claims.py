@@ -1,0 +1,105 @@
+"""What passes between a worker and the store while a chunk is computed: claims, completions, tickets.
+
+Owns the shapes only; `tasks.jobs.store` moves them, `tasks.bulk.chunk_task` acts on them.
+"""
+
+import enum
+from dataclasses import dataclass, field
+
+from tasks.engine import Operation
+from tasks.jobs.model import JobParams
+
+__all__ = ["IN_REDIS", "Claim", "ClaimCode", "Completed", "Completion", "Ticket"]
+
+# Pointer of a result that lies in Redis, under the key of its chunk.
+IN_REDIS = "redis"
+
+
+class ClaimCode(enum.StrEnum):
+    """The store's answer to a claim. Only OK and POISON give the chunk to the caller."""
+
+    OK = "OK"
+    # The chunk has ended too many workers; its remaining items have to be given up without touching the device.
+    POISON = "POISON"
+    BUSY = "BUSY"
+    DONE = "DONE"
+    STOP = "STOP"
+    GONE = "GONE"
+
+
+class Completed(enum.StrEnum):
+    """The store's answer to a completion. DUP is a success too: somebody's result was counted before."""
+
+    OK = "OK"
+    DUP = "DUP"
+    GONE = "GONE"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One worker's hold on one chunk.
+
+    Attributes:
+        fence: tells this claim from every other one of the job.
+        attempt: 1 for the first claim of the chunk.
+        items: number of items of the chunk.
+        suspects: positions that were on the device when an earlier claim died.
+        poison: positions that ended two workers; they are errors and must not be computed.
+        outside: whether the job is so large that its results do not belong into Redis.
+        tenant: whose job it is.
+        redo: only the items that failed before are to be computed; the frame at `pointer` has the others.
+    """
+
+    code: ClaimCode
+    job_id: str
+    chunk: int
+    fence: int = 0
+    attempt: int = 0
+    start: int = 0
+    items: int = 0
+    operation: Operation = "embeddings"
+    model: str = ""
+    params: JobParams = field(default_factory=JobParams)
+    suspects: tuple[int, ...] = ()
+    poison: tuple[int, ...] = ()
+    outside: bool = False
+    tenant: str = ""
+    redo: bool = False
+    pointer: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether the caller has to bring the chunk to its end."""
+        return self.code in (ClaimCode.OK, ClaimCode.POISON)
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """The outcome of a chunk: counts of the items computed under this claim, and its result.
+
+    Attributes:
+        frame: the result frame, see `tasks.frames`.
+        error: a sentence about the first failed item.
+        cached: completed items whose value was taken over.
+    """
+
+    completed: int
+    failed: int
+    truncated: int
+    tokens: int
+    frame: bytes
+    error: str = ""
+    cached: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A chunk that may be announced to the workers.
+
+    Attributes:
+        again: the chunk was claimed before, by a worker that died or failed: it goes ahead of what waits.
+    """
+
+    job_id: str
+    chunk: int
+    again: bool = False

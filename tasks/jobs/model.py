@@ -1,0 +1,250 @@
+"""What a job and a chunk are: frozen values, the states of a job and its allowed moves.
+
+Owns no storage (`tasks.jobs.store`) and no HTTP shape (`app.inference.schemas`).
+"""
+
+import enum
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tasks.engine import Operation
+from tasks.lanes import Lane
+from tasks.vectors import DENSE_ONLY, Kind
+
+__all__ = [
+    "TERMINAL",
+    "ChunkInput",
+    "ChunkRecord",
+    "ChunkState",
+    "Counts",
+    "Idempotency",
+    "Job",
+    "JobParams",
+    "JobProgress",
+    "JobState",
+    "NewJob",
+    "Priority",
+    "Webhook",
+    "WebhookState",
+    "new_job_id",
+]
+
+Priority = Literal["low", "normal", "high"]
+
+
+class JobState(enum.StrEnum):
+    """The state of a job. `cancelling` lasts until no claim holds a chunk any more."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
+
+
+@dataclass(frozen=True, slots=True)
+class JobParams:
+    """How the items of a job are to be computed; the same fields as in `tasks.engine.Work`."""
+
+    instruction: str | None = None
+    dimensions: int | None = None
+    truncate: Literal["end", "start", "none"] = "end"
+    dtype: Literal["float32", "float16"] = "float32"
+    # Whether values may be taken over from the tenant's earlier work, or within the job; None: as the key says.
+    cache: bool | None = None
+    dedupe: bool | None = None
+    returns: tuple[Kind, ...] = DENSE_ONLY
+
+    def __post_init__(self) -> None:
+        # A record that was read back from JSON brings a list, and params have to be hashable.
+        object.__setattr__(self, "returns", tuple(self.returns))
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Whom to tell of a job's end, and the key that signs what is sent (Standard Webhooks, `whsec_...`)."""
+
+    url: str
+    secret: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookState:
+    """What became of telling a job's end. Never holds the secret.
+
+    Attributes:
+        status: `waiting` for the end, `pending` before the first attempt, `retrying`, `delivered`, or `failed` at last.
+        attempts: attempts that were finished.
+        last_attempt_at, next_attempt_at: seconds since the epoch.
+        answer: HTTP status of the last attempt; None when there was no answer.
+        error: a sentence about the last attempt, empty when it succeeded.
+    """
+
+    url: str
+    status: str = "waiting"
+    attempts: int = 0
+    last_attempt_at: float | None = None
+    next_attempt_at: float | None = None
+    answer: int | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkInput:
+    """The items of one chunk, as the worker reads them.
+
+    Attributes:
+        texts: texts or documents, length n.
+        queries: for rerank the query of each document, length n; else None.
+        ids: the caller's own ids, length n; None when the caller gave none.
+    """
+
+    texts: list[str]
+    queries: list[str] | None = None
+    ids: list[str | None] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRecord:
+    """One line of the chunk table: where its items stand in the job and what they weigh."""
+
+    index: int
+    start: int
+    items: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkState:
+    """One line of the chunk table as it stands now.
+
+    Attributes:
+        state: `dropped` chunks belong to a job that was cancelled or expired before they were claimed.
+        attempts: claims that were counted so far.
+        tokens: tokens that the model read; 0 before the chunk is done.
+        pointer: where its result frame lies: `redis`, a URL, or empty while there is none.
+        size_bytes: size of the result frame.
+    """
+
+    index: int
+    start: int
+    items: int
+    state: Literal["pending", "ticket", "claimed", "done", "dropped"]
+    attempts: int = 0
+    completed: int = 0
+    failed: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    pointer: str = ""
+    size_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Items of a job by outcome. `completed + failed == total` exactly when the job ended by itself."""
+
+    total: int
+    completed: int = 0
+    failed: int = 0
+    truncated: int = 0
+    # Of the completed ones, those whose value was taken over instead of computed.
+    cached: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it is read from the store. Times are seconds since the epoch, by the server's clock."""
+
+    id: str
+    tenant: str
+    operation: Operation
+    model: str
+    state: JobState
+    counts: Counts
+    chunks: int
+    chunks_done: int
+    tokens: int
+    estimated_tokens: int
+    created_at: float
+    expires_at: float
+    started_at: float | None = None
+    ended_at: float | None = None
+    params: JobParams = field(default_factory=JobParams)
+    priority: Priority = "normal"
+    fingerprint: str = ""
+    error: str = ""
+    # Slug of the model's card: with the bulk service it names the lane.
+    lane: str = ""
+    # Grows with every change that a reader can see: ETag, event id and long poll rest on it.
+    version: int = 0
+    # When the job ends as `expired` if it has not ended by itself; None never.
+    deadline_at: float | None = None
+    # The request's own description of itself: document counts per query, metadata, custom fields.
+    extra: Mapping[str, object] = field(default_factory=dict)
+    # None: nobody is told of its end.
+    webhook: WebhookState | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has reached a state that it never leaves."""
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """What the web tier hands over when it creates a job.
+
+    Attributes:
+        id: from `new_job_id`; the inputs were stored under it before.
+        model: name of the card; `lane` is the bulk lane of its slug.
+        total: number of items.
+        input_bytes, result_bytes: stored size of the inputs, expected size of the results; the latter is reserved.
+        deadline_in_s: after so many seconds the job ends as `expired`; None never.
+    """
+
+    id: str
+    tenant: str
+    operation: Operation
+    model: str
+    lane: Lane
+    total: int
+    estimated_tokens: int
+    params: JobParams = field(default_factory=JobParams)
+    priority: Priority = "normal"
+    fingerprint: str = ""
+    extra: Mapping[str, object] = field(default_factory=dict)
+    input_bytes: int = 0
+    result_bytes: int = 0
+    deadline_in_s: float | None = None
+    webhook: Webhook | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """The caller's key for one request, and a hash of that request's payload."""
+
+    key: str
+    payload_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobProgress:
+    """How a job moves; None where unknown: speed of the last minute or of an ended run, seconds left, jobs ahead."""
+
+    tokens_per_s: float | None = None
+    eta_s: float | None = None
+    position: int | None = None
+
+
+def new_job_id() -> str:
+    """Return a new job id that sorts by creation time and cannot be guessed: 11 hex digits of ms, 20 random."""
+    return f"job_{int(time.time() * 1000):011x}{secrets.token_hex(10)}"

@@ -1,0 +1,113 @@
+"""Ends of jobs that somebody has to be told of: taken, held, and noted as told or to be tried again.
+
+Owns the due list's moves and the growing delays. The end itself is noted by the step that ends the job
+(`lua/_job.lua`); what is sent, and how, is `app.webhooks`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import orjson
+from redis import Redis
+
+from config.settings import Settings
+from tasks import keys
+from tasks.jobs.model import Job, Webhook
+from tasks.jobs.records import read_job
+from tasks.scripts import Scripts
+
+__all__ = ["Attempt", "Delivery", "Outbox"]
+
+# The delays of the Standard Webhooks text, as multiples of the first: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h.
+_STEPS = (1, 60, 360, 1440, 3600, 7200, 10080)
+# A holder that says nothing for longer than two attempts may take is dead.
+_HOLD_TIMEOUTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One end that is to be told.
+
+    Attributes:
+        number: which end of the job it is: a job that is retried ends again.
+        event: `succeeded`, `failed`, `cancelled` or `expired`.
+        at: when it ended, in seconds since the epoch.
+        attempts: attempts before this one.
+    """
+
+    job: Job
+    webhook: Webhook
+    number: int
+    event: str
+    at: float
+    attempts: int
+
+    @property
+    def id(self) -> str:
+        """The same at every attempt, so that a receiver knows what it was told before."""
+        return f"msg_{self.job.id.removeprefix('job_')}_{self.number}"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What became of one attempt.
+
+    Attributes:
+        answer: HTTP status; None when there was no answer.
+        error: a sentence for the job's owner; empty when it was taken.
+        final: no further attempt would help.
+    """
+
+    answer: int | None = None
+    error: str = ""
+    final: bool = False
+
+
+class Outbox:
+    """The ends that have to be told. Thread-safe; any number of processes may use it at a time.
+
+    All methods raise `redis.RedisError` when the server does not answer.
+
+    Args:
+        redis: client without `decode_responses`.
+        settings: timeout and first delay.
+    """
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._redis = redis
+        self._scripts = Scripts(redis)
+        self._hold_ms = int(_HOLD_TIMEOUTS * settings.webhook_timeout_s * 1000)
+        self._first_delay_ms = settings.webhook_retry_s * 1000
+
+    def take(self, most: int) -> list[Delivery]:
+        """Return ends that are due; nobody else gets them until the hold runs out."""
+        job_ids: list[bytes] = self._scripts.call("webhook_claim", [keys.webhooks_due()], [self._hold_ms, most])
+        return [delivery for job_id in job_ids if (delivery := self._read(job_id.decode())) is not None]
+
+    def settle(self, delivery: Delivery, attempt: Attempt) -> str:
+        """Note what became of an attempt and return what follows: `delivered`, `retrying` or `failed`."""
+        last = attempt.final or delivery.attempts >= len(_STEPS)
+        status = "delivered" if not attempt.error else "failed" if last else "retrying"
+        delay_ms = 0 if last else int(self._first_delay_ms * _STEPS[delivery.attempts])
+        job_id = delivery.job.id
+        names = [keys.job(job_id), keys.job_events(job_id), keys.webhooks_due()]
+        answer = "" if attempt.answer is None else attempt.answer
+        self._scripts.call("webhook_settle", names, [job_id, delivery.number, status, answer, attempt.error, delay_ms])
+        return status
+
+    def _read(self, job_id: str) -> Delivery | None:
+        record = cast("Mapping[bytes, bytes]", self._redis.hgetall(keys.job(job_id)))
+        if b"webhook" not in record or b"delivery" not in record:
+            # Deleted, expired, or running again: there is nothing to tell.
+            self._redis.zrem(keys.webhooks_due(), job_id)
+            return None
+        noted = orjson.loads(record[b"delivery"])
+        return Delivery(
+            job=read_job(record),
+            webhook=Webhook(**orjson.loads(record[b"webhook"])),
+            number=noted["number"],
+            event=noted["event"],
+            at=noted["at_ms"] / 1000,
+            attempts=noted["attempts"],
+        )

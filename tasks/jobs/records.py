@@ -1,0 +1,186 @@
+"""How jobs and chunks are written in Redis hashes, and read back.
+
+Owns the field names of the job record and the chunk lines; the scripts in `tasks/jobs/lua` use the same ones.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+import orjson
+
+from tasks.jobs.claims import Claim, ClaimCode
+from tasks.jobs.model import (
+    ChunkRecord,
+    ChunkState,
+    Counts,
+    Job,
+    JobParams,
+    JobProgress,
+    JobState,
+    NewJob,
+    WebhookState,
+)
+from tasks.lanes import Lane, Service
+
+__all__ = ["WEIGHTS", "lane_of", "read_chunk", "read_claim", "read_job", "read_progress", "write_chunk", "write_job"]
+
+# Turns of one priority against another; `dispatch.lua` knows the heaviest.
+WEIGHTS: Final[Mapping[str, int]] = {"low": 1, "normal": 4, "high": 16}
+_STEP_S = 10
+_RECENT_S = 60
+
+
+def write_job(job: NewJob, *, outside: bool) -> list[str]:
+    """Return the record's fields that the caller knows, flat: name, value, name, value.
+
+    Args:
+        job: the new job.
+        outside: whether its results are kept outside Redis.
+    """
+    fields: dict[str, object] = {
+        "id": job.id,
+        "tenant": job.tenant,
+        "operation": job.operation,
+        "model": job.model,
+        "lane": job.lane.model,
+        "total": job.total,
+        "estimated_tokens": job.estimated_tokens,
+        "params": orjson.dumps(asdict(job.params)).decode(),
+        "priority": job.priority,
+        "weight": WEIGHTS[job.priority],
+        "fingerprint": job.fingerprint,
+        "outside": int(outside),
+        "extra": orjson.dumps(dict(job.extra)).decode(),
+    }
+    if job.webhook is not None:
+        fields["webhook"] = orjson.dumps(asdict(job.webhook)).decode()
+    return [str(part) for field in fields.items() for part in field]
+
+
+def write_chunk(chunk: ChunkRecord) -> str:
+    """Return the line of a new chunk in the chunk table."""
+    return f'{{"start":{chunk.start},"items":{chunk.items},"tokens":{chunk.tokens}}}'
+
+
+def read_job(record: Mapping[bytes, bytes]) -> Job:
+    """Return the job that a record describes."""
+    text = {name.decode(): value.decode() for name, value in record.items()}
+
+    def number(name: str) -> int:
+        return int(text.get(name, 0))
+
+    return Job(
+        id=text["id"],
+        tenant=text["tenant"],
+        operation="rerank" if text["operation"] == "rerank" else "embeddings",
+        model=text["model"],
+        lane=text["lane"],
+        state=JobState(text["state"]),
+        counts=Counts(number("total"), number("completed"), number("failed"), number("truncated"), number("cached")),
+        chunks=number("chunks"),
+        chunks_done=number("chunks_done"),
+        tokens=number("tokens"),
+        estimated_tokens=number("estimated_tokens"),
+        created_at=number("created_ms") / 1000,
+        expires_at=number("expires_ms") / 1000,
+        started_at=_seconds(text.get("started_ms")),
+        ended_at=_seconds(text.get("ended_ms")),
+        deadline_at=_seconds(text.get("deadline_ms")),
+        params=JobParams(**orjson.loads(text["params"])),
+        priority=_priority(text["priority"]),
+        fingerprint=text["fingerprint"],
+        error=text.get("error", ""),
+        version=number("version"),
+        extra=orjson.loads(text["extra"]),
+        webhook=_webhook(text.get("webhook"), text.get("delivery")),
+    )
+
+
+def read_chunk(index: int, line: bytes, job_state: JobState) -> ChunkState:
+    """Return the state of a chunk. That a waiting chunk of a cancelled job is dropped follows from the job's state."""
+    values = orjson.loads(line)
+    state = values.get("state", "pending")
+    ending = job_state in (JobState.CANCELLING, JobState.CANCELLED, JobState.EXPIRED)
+    return ChunkState(
+        index=index,
+        start=values["start"],
+        items=values["items"],
+        state="dropped" if ending and state == "pending" else state,
+        attempts=values.get("attempts", 0),
+        completed=values.get("completed", 0),
+        failed=values.get("failed", 0),
+        truncated=values.get("truncated", 0),
+        tokens=values.get("spent", 0),
+        pointer=values.get("pointer", ""),
+        size_bytes=values.get("size", 0),
+    )
+
+
+def read_claim(job_id: str, chunk: int, answer: Sequence[Any]) -> Claim:
+    """Return the claim that `claim.lua` answered."""
+    code = ClaimCode(answer[0].decode())
+    if code not in (ClaimCode.OK, ClaimCode.POISON):
+        return Claim(code, job_id, chunk)
+    _, fence, line, operation, model, params, outside, tenant = answer
+    values = orjson.loads(line)
+    return Claim(
+        code=code,
+        job_id=job_id,
+        chunk=chunk,
+        fence=int(fence),
+        attempt=values["attempts"],
+        start=values["start"],
+        items=values["items"],
+        operation="rerank" if operation == b"rerank" else "embeddings",
+        model=model.decode(),
+        params=JobParams(**orjson.loads(params)),
+        suspects=tuple(sorted(int(position) for position in values.get("deaths", {}))),
+        poison=tuple(sorted(values.get("poison", ()))),
+        outside=outside == b"1",
+        tenant=tenant.decode(),
+        redo="redo" in values,
+        pointer=values.get("pointer", ""),
+    )
+
+
+def read_progress(job: Job, fields: Sequence[bytes | None], position: int | None, now_s: float) -> JobProgress:
+    """Return speed and time left from the record's `recent` and `done_estimate`, at the server's time `now_s`."""
+    recent, done_estimate = orjson.loads(fields[0] or b"[]"), int(fields[1] or 0)
+    steps = [(step * _STEP_S, tokens) for step, tokens in recent if step * _STEP_S > now_s - _RECENT_S - _STEP_S]
+    if job.started_at is None or not steps:
+        return JobProgress(position=position)
+    span_s = max(1.0, now_s - max(job.started_at, steps[0][0]))
+    speed = sum(tokens for _, tokens in steps) / span_s
+    if job.ended or speed <= 0 or done_estimate <= 0:
+        return JobProgress(speed if not job.ended else None, None, position)
+    left_tokens = (job.estimated_tokens - done_estimate) * job.tokens / done_estimate
+    return JobProgress(speed, max(0.0, left_tokens / speed), position)
+
+
+def lane_of(job: Job) -> Lane:
+    """Return the bulk lane in which the job is computed."""
+    return Lane(job.lane, Service.BULK)
+
+
+def _webhook(webhook: str | None, delivery: str | None) -> WebhookState | None:
+    if webhook is None:
+        return None
+    url, noted = orjson.loads(webhook)["url"], orjson.loads(delivery or "{}")
+    return WebhookState(
+        url=url,
+        status=noted.get("status", "waiting"),
+        attempts=noted.get("attempts", 0),
+        last_attempt_at=_seconds(noted.get("last_ms")),
+        next_attempt_at=_seconds(noted.get("next_ms")),
+        answer=noted.get("answer"),
+        error=noted.get("error", ""),
+    )
+
+
+def _seconds(milliseconds: str | float | None) -> float | None:
+    return None if milliseconds is None else float(milliseconds) / 1000
+
+
+def _priority(text: str) -> Any:
+    return text if text in WEIGHTS else "normal"

@@ -1,0 +1,322 @@
+"""JobStore: the state of all jobs, the truth that tickets only point at.
+
+Owns what a user may do with a job: create, read, wait, cancel, pause, resume, retry, delete. Each change is one Lua
+script (`tasks/jobs/lua`) that is safe to run twice. Owns no bytes of inputs (`tasks.jobs.blobs`);
+`tasks.bulk.chunk_task` publishes.
+"""
+
+import contextlib
+import time
+from collections.abc import Collection, Sequence
+from typing import cast
+
+import orjson
+from redis import Redis
+from redis.exceptions import OutOfMemoryError, ResponseError
+
+from tasks import keys
+from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, TooLarge
+from tasks.jobs.blobs import store_full
+from tasks.jobs.creation import Creation, Outcome
+from tasks.jobs.leases import Leases
+from tasks.jobs.model import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobProgress, JobState, NewJob
+from tasks.jobs.records import lane_of, read_chunk, read_job, read_progress
+from tasks.lanes import Lane
+from tasks.scripts import Argument
+
+__all__ = ["JobStore"]
+
+_WAIT_STEP_MS = 500
+_PAGE = 100
+_DURABLE_WITHIN_MS = 200
+_INPUTS_PER_TRIP = 1000
+
+
+class JobStore(Leases):
+    """Jobs of all tenants. Thread-safe. All methods raise `redis.RedisError` when the server does not answer.
+
+    Args:
+        redis: client without `decode_responses`.
+        settings: limits and times.
+    """
+
+    # -- create
+
+    def check_room(self, size_bytes: int, new_bytes: int = 0) -> None:
+        """Raise unless the store has room; to be asked while an upload streams in.
+
+        Args:
+            size_bytes: size of the whole job, as far as it is known.
+            new_bytes: how many of them are still to come; what is stored already counts as used.
+
+        Raises:
+            TooLarge: the store can never hold so much.
+            StoreFull: not now.
+        """
+        reserved = [keys.store_reserved(), keys.store_reserved_until()]
+        _refuse(self._scripts.call("room", reserved, [self.settings.store_max_bytes, size_bytes, new_bytes]))
+
+    def named(self, tenant: str, key: str) -> str | None:
+        """Return the job that the idempotency key stands for, whatever its payload was; None: there is none."""
+        known = cast("bytes | None", self.redis.get(keys.idempotency(tenant, key)))
+        job_id = None if known is None else str(orjson.loads(known)["job"])
+        return job_id if job_id is not None and self.exists(job_id) else None
+
+    def find(self, tenant: str, idempotency: Idempotency) -> Job | None:
+        """Return the job that the key stands for, if any.
+
+        Raises:
+            IdempotencyMismatch: the key was used with another payload.
+        """
+        known = cast("bytes | None", self.redis.get(keys.idempotency(tenant, idempotency.key)))
+        if known is None:
+            return None
+        first = orjson.loads(known)
+        job = self._read(first["job"])
+        if job is not None and first["hash"] != idempotency.payload_hash:
+            raise _mismatch()
+        return job
+
+    def create(
+        self, job: NewJob, chunks: Sequence[ChunkRecord], idempotency: Idempotency | None = None
+    ) -> tuple[Job, bool]:
+        """Create the job whose inputs are stored already; it is on disk, where the server can say so, on return.
+
+        Returns:
+            The job and True; or the job that the idempotency key stands for and False: then the caller removes the
+            inputs that it stored.
+
+        Raises:
+            InvalidRequest: there is nothing to compute.
+            IdempotencyMismatch, StoreFull, TooLarge: nothing was created; the caller removes the inputs.
+        """
+        if not chunks:
+            raise InvalidRequest("a job needs at least one item")
+        with self.redis.client() as connection:  # type: ignore[no-untyped-call]
+            known, created = self._create(Creation(job, chunks, idempotency), connection)
+            if created:
+                _expire_inputs(connection, known, len(chunks))
+            _make_durable(connection)
+        return known, created
+
+    def record_finished(
+        self, job: NewJob, frame: bytes, counts: Counts, tokens: int, idempotency: Idempotency | None = None
+    ) -> tuple[Job, bool]:
+        """Keep a job that was answered at once, like any other; arguments and errors as `create`.
+
+        Args:
+            job: what it was.
+            frame: its result frame, one chunk of all items.
+            counts: its outcomes.
+            tokens: tokens that the model read.
+            idempotency: the caller's key.
+        """
+        chunk = ChunkRecord(0, 0, job.total, job.estimated_tokens)
+        return self._create(Creation(job, [chunk], idempotency, Outcome(counts, tokens, frame)), self.redis)
+
+    # -- read
+
+    def get(self, job_id: str, tenant: str = "default") -> Job:
+        """Return a job.
+
+        Raises:
+            NotFound: there is none of that id for this tenant.
+        """
+        job = self._read(job_id)
+        if job is not None and not job.ended and (job.state is JobState.CANCELLING or job.deadline_at is not None):
+            job = self._settle(job)
+        if job is None or job.tenant != tenant:
+            raise NotFound(f"there is no job {job_id!r}")
+        return job
+
+    def exists(self, job_id: str) -> bool:
+        """Return whether there is a job of that id, of whatever tenant."""
+        return bool(self.redis.exists(keys.job(job_id)))
+
+    def list(
+        self, tenant: str, limit: int = 20, after: str | None = None, states: Collection[JobState] | None = None
+    ) -> Sequence[Job]:
+        """Return a tenant's jobs, newest first, beginning behind the job `after`.
+
+        Raises:
+            NotFound: there is no job `after`.
+        """
+        listed = keys.tenant_jobs(tenant)
+        first = 0
+        if after is not None:
+            rank = cast("int | None", self.redis.zrevrank(listed, after))
+            if rank is None:
+                raise NotFound(f"there is no job {after!r}")
+            first = rank + 1
+        found: list[Job] = []
+        while len(found) < limit:
+            ids = cast("list[bytes]", self.redis.zrevrange(listed, first, first + _PAGE - 1))
+            jobs = self._read_many([job_id.decode() for job_id in ids])
+            gone = [job_id for job_id, job in zip(ids, jobs, strict=True) if job is None]
+            if gone:
+                self.redis.zrem(listed, *gone)
+            found += [job for job in jobs if job is not None and (states is None or job.state in states)]
+            if len(ids) < _PAGE:
+                break
+            first += _PAGE - len(gone)
+        return found[:limit]
+
+    def chunk_table(self, job_id: str, first: int = 0, count: int | None = None) -> Sequence[ChunkState]:
+        """Return the chunks of a job from number `first` on, `count` of them or all.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        job = self._read(job_id)
+        if job is None:
+            raise NotFound(f"there is no job {job_id!r}")
+        last = job.chunks if count is None else min(job.chunks, first + count)
+        numbers = [str(number) for number in range(first, last)]
+        if not numbers:
+            return []
+        lines = cast("list[bytes | None]", self.redis.hmget(keys.job_chunks(job_id), numbers))
+        pairs = zip(range(first, last), lines, strict=True)
+        return [read_chunk(number, line, job.state) for number, line in pairs if line is not None]
+
+    def progress(self, job: Job) -> JobProgress:
+        """Return speed, time left and place in the queue."""
+        pipeline = self.redis.pipeline(transaction=False)
+        pipeline.hmget(keys.job(job.id), ["recent", "done_estimate"])
+        pipeline.zrank(keys.lane_ready(lane_of(job)), job.id)
+        pipeline.time()
+        fields, position, (seconds, micros) = pipeline.execute()
+        return read_progress(job, fields, position, seconds + micros / 1e6)
+
+    def wait(self, job_id: str, tenant: str, version: int, timeout_s: float) -> Job:
+        """Return the job as soon as its version is above `version`, or when the time is over.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        until_s = time.monotonic() + timeout_s
+        job = self.get(job_id, tenant)
+        while job.version <= version and not job.ended and (left_s := until_s - time.monotonic()) > 0:
+            # In short steps, so that the client's socket timeout is never reached.
+            step_ms = max(1, min(_WAIT_STEP_MS, int(left_s * 1000)))
+            self.redis.xread({keys.job_events(job_id): f"{version}-0"}, count=1, block=step_ms)
+            job = self.get(job_id, tenant)
+        return job
+
+    # -- move
+
+    def cancel(self, job_id: str, tenant: str = "default") -> Job:
+        """Drop what waits and stop what runs; finished chunks stay readable. Repeatable.
+
+        Raises:
+            NotFound: there is no such job.
+            Conflict: it has ended by itself.
+        """
+        return self._move(job_id, tenant, "cancel", ("cancelled",))
+
+    def pause(self, job_id: str, tenant: str = "default") -> Job:
+        """Let the job wait until `resume`; errors as `cancel`. Repeatable."""
+        return self._move(job_id, tenant, "pause")
+
+    def resume(self, job_id: str, tenant: str = "default") -> Job:
+        """Let a paused job go on; errors as `cancel`. Repeatable."""
+        return self._move(job_id, tenant, "resume")
+
+    def retry_failed(self, job_id: str, tenant: str = "default") -> Job:
+        """Queue the failed items of an ended job again, and only those.
+
+        Raises:
+            NotFound: there is no such job.
+            Conflict: it has not ended by itself, or nothing failed.
+        """
+        return self._move(job_id, tenant, "retry")
+
+    def delete(self, job_id: str, tenant: str = "default") -> Job:
+        """Forget the job, whatever its state, and return what it was; the caller removes its blobs.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        job = self.get(job_id, tenant)
+        self._run("delete", job_id, lane_of(job), (), [keys.tenant_jobs(tenant)])
+        self._lanes.pop(job_id, None)
+        return job
+
+    # -- inside
+
+    def _create(self, creation: Creation, client: Redis) -> tuple[Job, bool]:
+        job, replaces = creation.job, ""
+        while True:
+            args = creation.arguments(self.settings, replaces)
+            try:
+                answer = self._run("create", job.id, job.lane, args, creation.more_keys(), client)
+            except OutOfMemoryError as error:
+                raise store_full() from error
+            code, job_id = answer[0], answer[1].decode()
+            _refuse(code)
+            known = self._read(job_id)
+            if known is None:
+                # The key outlived its job, which was deleted: let it name the new one.
+                replaces = job_id
+            elif code == b"MISMATCH":
+                raise _mismatch()
+            else:
+                return known, job_id == job.id
+
+    def _read(self, job_id: str) -> Job | None:
+        return self._read_many([job_id])[0]
+
+    def _read_many(self, job_ids: Sequence[str]) -> Sequence[Job | None]:
+        pipeline = self.redis.pipeline(transaction=False)
+        for job_id in job_ids:
+            pipeline.hgetall(keys.job(job_id))
+        return [read_job(record) if record else None for record in pipeline.execute()]
+
+    def _settle(self, job: Job) -> Job | None:
+        """Let time take its effect on a job that ends, even where no worker is alive to reap."""
+        lane: Lane = lane_of(job)
+        self._run("cancel", job.id, lane, ("expired",))
+        if job.state is JobState.CANCELLING:
+            own = f"{job.id}:".encode()
+            self._reap(lane, [entry for entry in self._overdue(lane)[0] if entry.startswith(own)])
+        return self._read(job.id)
+
+    def _move(self, job_id: str, tenant: str, name: str, args: Sequence[Argument] = ()) -> Job:
+        job = self.get(job_id, tenant)
+        answer = self._run(name, job_id, lane_of(job), args)
+        if answer in (b"CONFLICT", b"ENDED"):
+            raise Conflict(f"the job is {job.state.value}: it cannot be {_PARTICIPLES[name]}")
+        if answer == b"NOTHING":
+            raise Conflict("no item of the job failed: there is nothing to retry")
+        return self.get(job_id, tenant)
+
+
+def _make_durable(connection: Redis) -> None:
+    """Wait a moment for this connection's writes to reach the disk.
+
+    Servers without a log, or older ones, refuse: that is no error.
+    """
+    with contextlib.suppress(ResponseError):
+        connection.execute_command("WAITAOF", 1, 0, _DURABLE_WITHIN_MS)  # type: ignore[no-untyped-call]
+
+
+def _expire_inputs(connection: Redis, job: Job, chunks: int) -> None:
+    """Let the inputs, which are older than their job, expire with it. What is not reached expires a day later."""
+    for first in range(0, chunks, _INPUTS_PER_TRIP):
+        with connection.pipeline(transaction=False) as pipe:
+            for chunk in range(first, min(chunks, first + _INPUTS_PER_TRIP)):
+                pipe.pexpireat(keys.job_input(job.id, chunk), int(job.expires_at * 1000))
+            pipe.execute()
+
+
+_PARTICIPLES = {"cancel": "cancelled", "pause": "paused", "resume": "resumed", "retry": "retried"}
+
+
+def _refuse(code: bytes) -> None:
+    if code == b"TOO_LARGE":
+        raise TooLarge("the job needs more memory than the store may ever use for jobs")
+    if code == b"FULL":
+        raise store_full()
+
+
+def _mismatch() -> IdempotencyMismatch:
+    return IdempotencyMismatch("this idempotency key was used before with another payload")

@@ -1,0 +1,1 @@
+"""Which workers are ready, and what is in Redis."""

@@ -1,0 +1,144 @@
+"""Which workers are ready for which model: workers announce themselves, the web reads.
+
+Owns the announcements, the shape of the facts and a short cache of the reader. Time is the server's: a worker
+whose clock is wrong counts as gone neither too early nor too late.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import cast
+
+import orjson
+from redis import Redis, RedisError
+
+from tasks import keys
+from tasks.connections import script_text
+from tasks.errors import StoreUnavailable
+from tasks.periodic import Rounds
+
+__all__ = ["Announcer", "Presence", "WorkerFacts"]
+
+_log = logging.getLogger(__name__)
+
+_PERIOD_S = 1.0
+_CACHE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What a worker says of itself for one model.
+
+    Attributes:
+        worker_id: unique among all workers.
+        host: name of its machine.
+        pid: its process there.
+        device: `cpu`, or a GPU's name.
+        dtype: precision in which the model runs.
+        fingerprint: what decides the numbers: weights, tokenizer, pooling, precision.
+        tokens_per_s: measured speed of late; 0 when nothing was measured yet.
+        healthy: whether its engine made a vector when it was last probed.
+    """
+
+    worker_id: str
+    host: str
+    pid: int
+    device: str
+    dtype: str
+    fingerprint: str
+    tokens_per_s: float
+    healthy: bool = True
+
+
+class Announcer:
+    """Announces one worker every second, in a thread of its own, while it is healthy.
+
+    Args:
+        redis: a client that gives up quickly, see `tasks.interactive.client.connect`.
+        worker_id: unique among all workers.
+        facts: called each time; facts by model slug, empty while the worker is not ready.
+        ttl_s: how long one announcement holds.
+    """
+
+    def __init__(
+        self, redis: Redis, worker_id: str, facts: Callable[[], Mapping[str, WorkerFacts]], ttl_s: float
+    ) -> None:
+        self._redis = redis
+        self._worker_id = worker_id
+        self._facts = facts
+        self._ttl_ms = int(ttl_s * 1000)
+        self._announced: set[str] = set()
+        self._rounds = Rounds(self._look, _PERIOD_S, "announcer")
+
+    def start(self) -> None:
+        """Announce from now on."""
+        self._rounds.start()
+
+    def stop(self) -> None:
+        """Withdraw and end the thread. Safe to call twice."""
+        self._rounds.stop(2 * _PERIOD_S + 1)
+        try:
+            self._announce({})
+        except RedisError:
+            _log.debug("the announcement stays until its expiry")
+
+    def _look(self) -> None:
+        self._announce(self._facts())
+
+    def _announce(self, facts: Mapping[str, WorkerFacts]) -> None:
+        pipeline = self._redis.pipeline(transaction=False)
+        for model, fact in facts.items():
+            args = (self._worker_id, self._ttl_ms, orjson.dumps(asdict(fact)))
+            pipeline.eval(script_text("announce"), 2, keys.lane_workers(model), keys.worker_facts(model), *args)
+        for model in self._announced - facts.keys():
+            pipeline.zrem(keys.lane_workers(model), self._worker_id)
+            pipeline.hdel(keys.worker_facts(model), self._worker_id)
+        pipeline.execute()
+        self._announced = set(facts)
+
+
+class Presence:
+    """Tells which workers are ready. Thread-safe; answers are at most half a second old.
+
+    Args:
+        redis: a client that gives up quickly.
+        models: slugs of the models to look for.
+    """
+
+    def __init__(self, redis: Redis, models: Iterable[str]) -> None:
+        self._redis = redis
+        self._models = tuple(dict.fromkeys(models))
+        self._lock = threading.Lock()
+        self._read_at_s = float("-inf")
+        self._ready: dict[str, list[WorkerFacts]] = {}
+
+    def ready_models(self) -> dict[str, list[WorkerFacts]]:
+        """Return the ready workers by model slug; a model without one is left out.
+
+        Raises:
+            tasks.errors.StoreUnavailable: the server does not answer.
+        """
+        with self._lock:
+            if time.monotonic() - self._read_at_s > _CACHE_S:
+                self._ready = self._read()
+                self._read_at_s = time.monotonic()
+            return dict(self._ready)
+
+    def _read(self) -> dict[str, list[WorkerFacts]]:
+        names = [name for model in self._models for name in (keys.lane_workers(model), keys.worker_facts(model))]
+        try:
+            answer = cast("list[list[bytes]]", self._redis.eval(script_text("ready_workers"), len(names), *names))
+        except RedisError as error:
+            raise StoreUnavailable("the server of the queues does not answer") from error
+        found = {
+            model: [_read_facts(line) for line in lines] for model, lines in zip(self._models, answer, strict=True)
+        }
+        return {model: workers for model, workers in found.items() if workers}
+
+
+def _read_facts(line: bytes) -> WorkerFacts:
+    # A newer worker may say more than this process knows of.
+    told = orjson.loads(line)
+    return WorkerFacts(**{field.name: told[field.name] for field in fields(WorkerFacts) if field.name in told})

@@ -1,0 +1,1 @@
+"""Bytes outside Redis: a folder or an object store."""

@@ -1,0 +1,198 @@
+"""From a piece of work to the rows that the device computes, and back from their values to outcomes.
+
+Owns instructions, the tokenizing (in the thread that brings the work, never on the device's), and the rule that
+nothing is computed twice: equal texts of one work share a row. Knows nothing of queues.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.engine import ItemError, Outcomes, Work
+from tasks.errors import InvalidRequest, WrongCapability
+from tasks.vectors import Extra, ExtraParts, Ragged
+from workers.engine.requests import ExtraSink, Finish, Request
+from workers.engine.scoring import PairScores, cosines, to_unit_range
+from workers.models.loaded import LoadedModel
+from workers.models.tokenizer import Encoded
+
+__all__ = ["admit"]
+
+T = TypeVar("T")
+
+
+def admit(work: Work, model: LoadedModel) -> Request:
+    """Check and tokenize the work and return a request with its rows.
+
+    Raises:
+        tasks.errors.WrongCapability: the model cannot do the operation.
+        tasks.errors.InvalidRequest: the work contradicts itself or the model.
+    """
+    _check(work, model)
+    if work.operation == "embeddings":
+        return _admit_embeddings(work, model)
+    if model.card.rerank_by == "cross-encoder":
+        return _admit_pairs(work, model)
+    return _admit_similarity(work, model)
+
+
+def _check(work: Work, model: LoadedModel) -> None:
+    name, dimension = model.card.name, model.backend.dimension
+    if work.operation == "rerank":
+        if "rerank" not in model.card.capabilities:
+            raise WrongCapability(f"the model {name} does not rerank", param="model")
+        if work.queries is None or len(work.queries) != len(work.texts):
+            raise InvalidRequest("rerank needs a query for each document", param="queries")
+    elif dimension is None:
+        raise WrongCapability(f"the model {name} gives no embeddings", param="model")
+    elif model.backend.heads is None and _extras(work):
+        raise WrongCapability(f"this worker gives dense vectors only of the model {name}", param="return")
+    if dimension is not None and work.dimensions is not None and not 0 < work.dimensions <= dimension:
+        raise InvalidRequest(f"dimensions must be from 1 to {dimension}", param="dimensions")
+
+
+def _admit_embeddings(work: Work, model: LoadedModel) -> Request:
+    texts = instruct(work.texts, work.instruction, model)
+    unique, rows_of = _deduplicate(texts)
+    encoded = model.tokenizer.encode(unique, work.truncate)
+    extras = _extras(work)
+    plan = _Plan(work, encoded, model, extras)
+
+    def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
+        spread, errors = plan.spread(values, failed, rows_of)
+        more = {kind: plan.spread_extra(kind, rows_of, errors) for kind in extras}
+        values = _cut_dimensions(spread, work.dimensions, normalize=model.card.normalize)
+        if "dense" not in work.returns:
+            values = values[:, :0]
+        return Outcomes(values, plan.lengths[rows_of], plan.cut[rows_of], errors, extras=more)
+
+    return plan.request(finish)
+
+
+def _admit_pairs(work: Work, model: LoadedModel) -> Request:
+    queries = instruct(work.queries or (), _query_instruction(work, model), model)
+    unique, rows_of = _deduplicate(list(zip(queries, work.texts, strict=True)))
+    encoded = model.tokenizer.encode_pairs([q for q, _ in unique], [text for _, text in unique], work.truncate)
+    plan = _Plan(work, encoded, model)
+
+    def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
+        scores, errors = plan.spread(values, failed, rows_of)
+        return Outcomes(scores, plan.lengths[rows_of], plan.cut[rows_of], errors)
+
+    return plan.request(finish)
+
+
+def _admit_similarity(work: Work, model: LoadedModel) -> Request:
+    """Embed each query and each document once; a score is their cosine, or a sum with more, moved to [0, 1]."""
+    queries = instruct(work.queries or (), _query_instruction(work, model), model)
+    unique, rows_of = _deduplicate([*queries, *work.texts])
+    encoded = model.tokenizer.encode(unique, work.truncate)
+    by_all = model.card.rerank_by == "multi-vector"
+    plan = _Plan(work, encoded, model, ("sparse", "colbert") if by_all else ())
+    of_query, of_text = rows_of[: len(queries)], rows_of[len(queries) :]
+    pairs = PairScores(plan.pair_rows(of_query, of_text)) if by_all else None
+
+    def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
+        left, query_errors = plan.spread(values, failed, of_query)
+        right, text_errors = plan.spread(values, failed, of_text)
+        errors = {**query_errors, **text_errors}
+        dense = cosines(left, right)
+        scores = to_unit_range(dense if pairs is None else pairs.mix(dense))
+        scores[list(errors)] = 0
+        tokens = plan.lengths[of_query] + plan.lengths[of_text]
+        return Outcomes(scores, tokens, plan.cut[of_query] | plan.cut[of_text], errors)
+
+    return plan.request(finish, pairs)
+
+
+def instruct(texts: Sequence[str], instruction: str | None, model: LoadedModel) -> Sequence[str]:
+    """Put the instruction before each text by the model's format, as FlagEmbedding does."""
+    if not instruction:
+        return texts
+    # A card written as TOML may hold the two characters \n where FlagEmbedding's format means a line break.
+    form = model.card.query_instruction_format.replace("\\n", "\n")
+    return [form.format(instruction, text) for text in texts]
+
+
+def _query_instruction(work: Work, model: LoadedModel) -> str:
+    return model.card.query_instruction if work.instruction is None else work.instruction
+
+
+def _extras(work: Work) -> tuple[Extra, ...]:
+    return tuple(kind for kind in work.returns if kind != "dense")
+
+
+class _Plan:
+    """Which encoded texts become rows, and how rows come back to items."""
+
+    def __init__(
+        self, work: Work, encoded: Sequence[Encoded], model: LoadedModel, extras: tuple[Extra, ...] = ()
+    ) -> None:
+        self._work, self._model = work, model
+        self._parts: dict[int, ExtraParts] = {}
+        self.lengths = np.array([len(one.tokens) for one in encoded], np.int32)
+        self.cut = np.array([one.cut for one in encoded], np.bool_)
+        refused = self.cut if work.truncate == "none" else np.zeros(len(encoded), np.bool_)
+        self._kept = np.flatnonzero(~refused)
+        self._rows = [encoded[at].tokens for at in self._kept.tolist()]
+        if extras:
+            self._rows = [replace(row, extras=extras) for row in self._rows]
+        most = model.tokenizer.max_tokens
+        self._refused = {at: _too_long(most, encoded[at].asked) for at in np.flatnonzero(refused).tolist()}
+
+    def request(self, finish: Finish, extras: ExtraSink | None = None) -> Request:
+        """Return the request that computes the rows and then calls `finish`; extras stay here if nobody takes them."""
+        request = Request(self._model, self._work.service, self._work.deadline_s, finish)
+        request.add_rows(self._rows)
+        request.extras = self._parts if extras is None else extras
+        return request
+
+    def spread(
+        self, values: NDArray[np.float32], failed: Mapping[int, ItemError], rows_of: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float32], dict[int, ItemError]]:
+        """Return a value per item, zero where it failed, and the failed items."""
+        by_text = np.zeros((len(self.lengths), *values.shape[1:]), np.float32)
+        by_text[self._kept] = values
+        errors = self._refused | {int(self._kept[row]): error for row, error in failed.items()}
+        by_text[list(errors)] = 0
+        if not errors:
+            return by_text[rows_of], {}
+        return by_text[rows_of], {at: errors[row] for at, row in enumerate(rows_of.tolist()) if row in errors}
+
+    def pair_rows(self, left: NDArray[np.intp], right: NDArray[np.intp]) -> list[tuple[int | None, int | None]]:
+        """Return the rows of pairs of texts; a text that was refused has none."""
+        rows = {text: row for row, text in enumerate(self._kept.tolist())}
+        return [(rows.get(one), rows.get(other)) for one, other in zip(left.tolist(), right.tolist(), strict=True)]
+
+    def spread_extra(self, kind: Extra, rows_of: NDArray[np.intp], errors: Mapping[int, ItemError]) -> Ragged:
+        """Return what each item has of a kind; failed items have nothing."""
+        by_text = {text: self._parts[row][kind] for row, text in enumerate(self._kept.tolist()) if row in self._parts}
+        found = [None if at in errors else by_text.get(text) for at, text in enumerate(rows_of.tolist())]
+        return Ragged.of(kind, found)
+
+
+def _deduplicate(items: Sequence[T]) -> tuple[list[T], NDArray[np.intp]]:
+    """Return the distinct items in order of appearance, and for each item its place among them."""
+    places: dict[T, int] = {}
+    rows_of = np.array([places.setdefault(item, len(places)) for item in items], np.intp)
+    return list(places), rows_of
+
+
+def _cut_dimensions(values: NDArray[np.float32], dimensions: int | None, *, normalize: bool) -> NDArray[np.float32]:
+    """Keep the first components, as Matryoshka models are trained for, and give the vector length 1 again."""
+    if dimensions is None or dimensions == values.shape[1]:
+        return values
+    short = np.ascontiguousarray(values[:, :dimensions])
+    if normalize:
+        norms = np.linalg.norm(short, axis=1, keepdims=True)
+        np.divide(short, norms, out=short, where=norms > 0)
+    return short
+
+
+def _too_long(most_tokens: int, asked_tokens: int) -> ItemError:
+    """Return the error in OpenAI's own words, which clients look for."""
+    limit = f"This model's maximum context length is {most_tokens} tokens"
+    return ItemError("context_length_exceeded", f"{limit}, however you requested {asked_tokens} tokens")
