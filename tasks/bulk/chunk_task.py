@@ -17,8 +17,9 @@ from redis import RedisError
 from config.catalog import Catalog, load_catalog
 from config.settings import Settings
 from tasks import keys
-from tasks.bulk.compute import ChunkWork, Sharing, Stopped
-from tasks.bulk.outcomes import Ledger
+from tasks.bulk.compute import ChunkWork, Stopped
+from tasks.bulk.device_sharing import DeviceSharing
+from tasks.bulk.outcomes import ChunkOutcomes
 from tasks.celery import app, publisher
 from tasks.engine import Engine, ItemError
 from tasks.errors import CapacityError, EngineClosed
@@ -46,19 +47,19 @@ class WorkerContext:
     engine: Engine
     settings: Settings
     worker_id: str
-    sharing: Sharing = field(default_factory=Sharing)
+    sharing: DeviceSharing = field(default_factory=DeviceSharing)
 
 
-@app.task(name=RUN_CHUNK, Request="tasks.delivery:Delivery")  # type: ignore[untyped-decorator]  # Celery has no types
+@app.task(name=RUN_CHUNK, Request="tasks.celery_fixes:ForgivingRequest")  # type: ignore[untyped-decorator]  # Celery has no types
 def run_chunk(job_id: str, chunk: int) -> None:
     """Take the chunk that a ticket names and bring it to its end, or leave it to the reaper."""
     context: WorkerContext = app.twolane
-    pace = context.sharing.pace
-    if not pace.wait_until_moving(context.engine.progress, context.settings.ticket_timeout_s):
+    device = context.sharing.progress
+    if not device.wait_until_moving(context.engine.progress, context.settings.ticket_timeout_s):
         _log.warning("chunk %s of %s is left to others: the device seems to hang", chunk, job_id)
         return
     try:
-        claim = context.store.claim(job_id, chunk, context.worker_id, pace.lease_s(context.settings))
+        claim = context.store.claim(job_id, chunk, context.worker_id, device.lease_s(context.settings))
         if claim.held:
             head = _settle(context, claim)
             publish_tickets(context.store, context.store.lane(job_id), head)
@@ -138,14 +139,14 @@ def _compute(context: WorkerContext, claim: Claim) -> Completion:
     width = _width(context.settings, claim)
     if items is None:
         # Deleted with its job or completed by somebody else: then nobody counts this. Lost: then it is an error.
-        ledger = Ledger(claim, ChunkInput([""] * claim.items), width)
-        for position in ledger.left:
-            ledger.fail(position, ItemError("input_lost", "the text of this item is not in the store any more"))
-        return ledger.completion()
+        outcomes = ChunkOutcomes(claim, ChunkInput([""] * claim.items), width)
+        for position in outcomes.left:
+            outcomes.fail(position, ItemError("input_lost", "the text of this item is not in the store any more"))
+        return outcomes.completion()
     before = context.blobs.get_result(claim.job_id, claim.chunk, claim.pointer) if claim.redo else None
-    ledger = Ledger(claim, items, width, before)
-    ChunkWork(context.engine, context.store, context.sharing, claim, items).compute(ledger)
-    return ledger.completion()
+    outcomes = ChunkOutcomes(claim, items, width, before)
+    ChunkWork(context.engine, context.store, context.sharing, claim, items).compute(outcomes)
+    return outcomes.completion()
 
 
 def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> str | None:

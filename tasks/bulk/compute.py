@@ -6,13 +6,11 @@ deaths (`lua/_job.lua`); the engine computes.
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
 from redis import RedisError
 
-from tasks.bulk.device_sharing import Turns
-from tasks.bulk.outcomes import Ledger
-from tasks.bulk.pace import Pace, Silence
+from tasks.bulk.device_sharing import DeviceSharing, ProgressWatch
+from tasks.bulk.outcomes import ChunkOutcomes
 from tasks.cache.store import job_scope, tenant_scope
 from tasks.engine import Engine, ItemError, Outcomes, Work
 from tasks.errors import CapacityError, EngineClosed, TwolaneError
@@ -20,7 +18,7 @@ from tasks.jobs.claims import Claim, ClaimCode
 from tasks.jobs.leases import Leases
 from tasks.jobs.model import ChunkInput
 
-__all__ = ["ChunkWork", "Sharing", "Stopped"]
+__all__ = ["ChunkWork", "Stopped"]
 
 # A chunk that ended a worker is computed in at most so many steps: one item each, but for very large chunks.
 _CAREFUL_STEPS = 512
@@ -34,14 +32,6 @@ class Stopped(Exception):
     """The job is being cancelled or paused, or the claim is lost: the work has no use any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sharing:
-    """What the chunks of one worker have in common: turns on the device, and its pace."""
-
-    turns: Turns = field(default_factory=Turns)
-    pace: Pace = field(default_factory=Pace)
-
-
 class ChunkWork:
     """Computes the items of one claim.
 
@@ -53,17 +43,17 @@ class ChunkWork:
         items: the texts.
     """
 
-    def __init__(self, engine: Engine, store: Leases, sharing: Sharing, claim: Claim, items: ChunkInput) -> None:
+    def __init__(self, engine: Engine, store: Leases, sharing: DeviceSharing, claim: Claim, items: ChunkInput) -> None:
         self._engine = engine
         self._store = store
-        self._turns = sharing.turns
-        self._pace = sharing.pace
+        self._lock = sharing.lock
+        self._device = sharing.progress
         self._claim = claim
         self._items = items
         self._step_s = store.settings.lease_s / _BEATS_PER_LEASE
         self._first_progress = engine.progress()
 
-    def compute(self, ledger: Ledger) -> None:
+    def compute(self, outcomes: ChunkOutcomes) -> None:
         """Enter the outcome of every item that is left.
 
         Raises:
@@ -72,43 +62,43 @@ class ChunkWork:
             Exception: whatever else the engine ends the whole with, at the first attempt.
         """
         if self._claim.code is ClaimCode.POISON:
-            for position in ledger.left:
-                ledger.fail(position, ItemError("gave_up", "the chunk of this item ended too many workers"))
+            for position in outcomes.left:
+                outcomes.fail(position, ItemError("gave_up", "the chunk of this item ended too many workers"))
         elif self._claim.attempt == 1:
-            with self._turns.share(self._step_s, self._beat):
-                positions = ledger.left
-                ledger.put(positions, self._run(positions))
+            with self._lock.read(self._step_s, self._beat):
+                positions = outcomes.left
+                outcomes.put(positions, self._run(positions))
         else:
-            with self._turns.alone(self._step_s, self._beat):
-                for positions in plan_carefully(ledger.left, self._claim.suspects):
-                    self._run_marked(ledger, positions)
+            with self._lock.write(self._step_s, self._beat):
+                for positions in plan_carefully(outcomes.left, self._claim.suspects):
+                    self._run_marked(outcomes, positions)
 
-    def _run_marked(self, ledger: Ledger, positions: Sequence[int]) -> None:
+    def _run_marked(self, outcomes: ChunkOutcomes, positions: Sequence[int]) -> None:
         if self._store.mark(self._claim, positions, self._lease_s):
             raise Stopped
         try:
-            ledger.put(positions, self._run(positions))
+            outcomes.put(positions, self._run(positions))
         except (CapacityError, EngineClosed, Stopped):
             raise
         except Exception as error:  # noqa: BLE001 - the edge at which one item's failure is kept from its neighbours
             if len(positions) == 1:
-                ledger.fail(positions[0], describe_failure(error))
+                outcomes.fail(positions[0], describe_failure(error))
                 return
             for position in positions:
-                self._run_marked(ledger, [position])
+                self._run_marked(outcomes, [position])
 
     def _run(self, positions: Sequence[int]) -> Outcomes:
-        silence = Silence(self._pace, self._engine.progress())
+        watch = ProgressWatch(self._device, self._engine.progress())
         future = self._engine.submit(self._work(positions))
         try:
-            return self._wait(future, silence)
+            return self._wait(future, watch)
         except Stopped:
             future.cancel()
-            if not silence.look(self._engine.progress()) and silence.lasts_s >= self._store.settings.lease_s:
-                self._pace.suspect(silence)
+            if not watch.has_moved(self._engine.progress()) and watch.still_s >= self._store.settings.lease_s:
+                self._device.suspect(watch)
             raise
 
-    def _wait(self, future: Future[Outcomes], silence: Silence) -> Outcomes:
+    def _wait(self, future: Future[Outcomes], watch: ProgressWatch) -> Outcomes:
         while True:
             try:
                 return future.result(self._step_s)
@@ -117,7 +107,7 @@ class ChunkWork:
                 if future.done():
                     return future.result()
             finally:
-                silence.look(self._engine.progress())
+                watch.has_moved(self._engine.progress())
             self._beat()
 
     def _beat(self) -> None:
@@ -135,7 +125,7 @@ class ChunkWork:
 
     @property
     def _lease_s(self) -> float:
-        return self._pace.lease_s(self._store.settings)
+        return self._device.lease_s(self._store.settings)
 
     def _work(self, positions: Sequence[int]) -> Work:
         claim, items = self._claim, self._items

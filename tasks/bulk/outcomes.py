@@ -16,7 +16,7 @@ from tasks.jobs.claims import Claim, Completion
 from tasks.jobs.model import ChunkInput
 from tasks.vectors import Extra, Parts, Ragged, pack_extras, unpack_extras
 
-__all__ = ["Ledger", "pack_outcomes"]
+__all__ = ["ChunkOutcomes", "pack_outcomes"]
 
 
 def pack_outcomes(start: int, ids: Sequence[str | None] | None, outcomes: Outcomes, dtype: str = "float32") -> bytes:
@@ -35,7 +35,7 @@ def pack_outcomes(start: int, ids: Sequence[str | None] | None, outcomes: Outcom
     return frames.pack(header, columns | pack_extras(outcomes.extras, dtype))
 
 
-class Ledger:
+class ChunkOutcomes:
     """What became of each item of a chunk.
 
     Args:

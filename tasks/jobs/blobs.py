@@ -22,7 +22,7 @@ from tasks.errors import CapacityError, ConfigError, StoreFull
 from tasks.jobs.claims import IN_REDIS, Claim
 from tasks.jobs.model import ChunkInput
 from tasks.scripts import Scripts
-from tasks.storage.result_files import ResultFiles
+from tasks.storage.objects import ResultFiles
 
 __all__ = ["INPUT_GRACE_MS", "Blobs", "FileBlobs", "RedisBlobs", "open_blobs", "pack_input", "store_full"]
 

@@ -4,16 +4,19 @@ Owns the field names of the job record and the chunk lines; the scripts in `task
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import orjson
 
+from config.settings import Settings
+from tasks import keys
 from tasks.jobs.claims import Claim, ClaimCode
 from tasks.jobs.model import (
     ChunkRecord,
     ChunkState,
     Counts,
+    Idempotency,
     Job,
     JobParams,
     JobProgress,
@@ -22,13 +25,80 @@ from tasks.jobs.model import (
     WebhookState,
 )
 from tasks.lanes import Lane, Service
+from tasks.scripts import Argument
 
-__all__ = ["WEIGHTS", "lane_of", "read_chunk", "read_claim", "read_job", "read_progress", "write_chunk", "write_job"]
+__all__ = [
+    "WEIGHTS",
+    "Creation",
+    "Outcome",
+    "lane_of",
+    "read_chunk",
+    "read_claim",
+    "read_job",
+    "read_progress",
+    "write_chunk",
+    "write_job",
+]
 
 # Turns of one priority against another; `dispatch.lua` knows the heaviest.
 WEIGHTS: Final[Mapping[str, int]] = {"low": 1, "normal": 4, "high": 16}
 _STEP_S = 10
 _RECENT_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Counts, tokens and result frame of a job that was answered at once."""
+
+    counts: Counts
+    tokens: int
+    frame: bytes
+
+    def arguments(self) -> list[Argument]:
+        """Return the script's last two arguments."""
+        error = "" if self.counts.completed else "no item could be computed"
+        values = {
+            "completed": self.counts.completed,
+            "failed": self.counts.failed,
+            "truncated": self.counts.truncated,
+            "tokens": self.tokens,
+            "cached": self.counts.cached,
+            "error": error,
+        }
+        return [orjson.dumps(values), self.frame]
+
+
+@dataclass(frozen=True, slots=True)
+class Creation:
+    """One call to create a job."""
+
+    job: NewJob
+    chunks: Sequence[ChunkRecord]
+    idempotency: Idempotency | None = None
+    outcome: Outcome | None = None
+
+    def more_keys(self) -> list[str]:
+        """Return the keys behind those of every transition."""
+        key = self.idempotency.key if self.idempotency else ""
+        named = [keys.tenant_jobs(self.job.tenant), keys.idempotency(self.job.tenant, key)]
+        return [*named, keys.store_uploads(), keys.job_result(self.job.id, 0)]
+
+    def arguments(self, settings: Settings, replaces: str) -> list[Argument]:
+        """Return the script's own arguments.
+
+        Args:
+            settings: how long a job lives, and the store's limit.
+            replaces: a vanished job that the idempotency key may still name; empty: none.
+        """
+        job = self.job
+        table = orjson.dumps([write_chunk(chunk) for chunk in self.chunks])
+        payload_hash = self.idempotency.payload_hash if self.idempotency else ""
+        deadline_in_ms = "" if job.deadline_in_s is None else int(job.deadline_in_s * 1000)
+        outside = bool(settings.results_url) and job.result_bytes > settings.results_inline_bytes
+        described: list[Argument] = [orjson.dumps(write_job(job, outside=outside)), table, payload_hash, replaces]
+        limits: list[Argument] = [int(settings.job_ttl_s * 1000), settings.store_max_bytes]
+        sizes: list[Argument] = [job.input_bytes, 0 if outside else job.result_bytes, deadline_in_ms]
+        return [*described, *limits, *sizes, *(self.outcome.arguments() if self.outcome else ["", ""])]
 
 
 def write_job(job: NewJob, *, outside: bool) -> list[str]:

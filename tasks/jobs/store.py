@@ -17,10 +17,9 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 from tasks import keys
 from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, TooLarge
 from tasks.jobs.blobs import store_full
-from tasks.jobs.creation import Creation, Outcome
 from tasks.jobs.leases import Leases
 from tasks.jobs.model import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobProgress, JobState, NewJob
-from tasks.jobs.records import lane_of, read_chunk, read_job, read_progress
+from tasks.jobs.records import Creation, Outcome, lane_of, read_chunk, read_job, read_progress
 from tasks.lanes import Lane
 from tasks.scripts import Argument
 

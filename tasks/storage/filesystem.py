@@ -1,8 +1,7 @@
 """File systems behind a URL: a folder, S3 or whatever else fsspec has a driver for.
 
 Owns the choice of the driver and its options, the look at it when a process starts, and what its failures become: each
-driver has errors of its own, and their libraries may not be installed. Knows no layout (`tasks.storage.result_files`,
-`tasks.storage.objects`).
+driver has errors of its own, and their libraries may not be installed. Knows no layout (`tasks.storage.objects`).
 """
 
 import contextlib

@@ -14,7 +14,7 @@ from config.settings import Settings
 from tasks import frames, keys
 from tasks.bulk import chunk_task
 from tasks.bulk.chunk_task import WorkerContext, publish_tickets, run_chunk
-from tasks.bulk.pace import Pace, Silence
+from tasks.bulk.device_sharing import DeviceProgress, ProgressWatch
 from tasks.celery import app, publisher
 from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed, ItemFailed, ModelNotFound
@@ -286,17 +286,17 @@ def test_a_device_that_hangs_loses_its_claim_and_takes_no_other_chunk_until_it_m
 
 
 def test_the_lease_grows_with_the_slowest_pass(settings: Settings) -> None:
-    pace = Pace()
-    assert pace.lease_s(settings) == settings.lease_s
-    pace.learn(5.0)
-    assert pace.lease_s(settings) == 10.0
-    pace.learn(10**6)
-    assert pace.lease_s(settings) == settings.lease_s + settings.pass_timeout_s
-    assert pace.wait_until_moving(lambda: 0, 0)
-    pace.suspect(Silence(pace, 7))
-    assert not pace.wait_until_moving(lambda: 7, 0)
-    assert pace.wait_until_moving(lambda: 8, 0)
-    assert pace.wait_until_moving(lambda: 8, 0)
+    device = DeviceProgress()
+    assert device.lease_s(settings) == settings.lease_s
+    device.learn(5.0)
+    assert device.lease_s(settings) == 10.0
+    device.learn(10**6)
+    assert device.lease_s(settings) == settings.lease_s + settings.pass_timeout_s
+    assert device.wait_until_moving(lambda: 0, 0)
+    device.suspect(ProgressWatch(device, 7))
+    assert not device.wait_until_moving(lambda: 7, 0)
+    assert device.wait_until_moving(lambda: 8, 0)
+    assert device.wait_until_moving(lambda: 8, 0)
 
 
 def test_a_deleted_job_leaves_nothing_to_the_worker_that_still_computes_it(

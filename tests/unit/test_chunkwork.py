@@ -1,4 +1,4 @@
-"""The parts of a chunk's work that need no server: the careful plan, turns on the device, the ledger of outcomes."""
+"""The parts of a chunk's work that need no server: the careful plan, the lock of the device, the outcomes."""
 
 import threading
 
@@ -7,8 +7,8 @@ import pytest
 
 from tasks import frames
 from tasks.bulk.compute import describe_failure, plan_carefully
-from tasks.bulk.device_sharing import Turns
-from tasks.bulk.outcomes import Ledger, pack_outcomes
+from tasks.bulk.device_sharing import ReaderWriterLock
+from tasks.bulk.outcomes import ChunkOutcomes, pack_outcomes
 from tasks.engine import ItemError, Outcomes
 from tasks.errors import ItemFailed
 from tasks.jobs.claims import Claim, ClaimCode
@@ -54,15 +54,15 @@ def test_only_our_own_errors_are_shown_to_the_caller() -> None:
     assert "secret" not in describe_failure(RuntimeError("secret path")).message
 
 
-# -- turns
+# -- reader-writer lock
 
 
-def test_shared_turns_overlap_and_one_alone_waits_for_them() -> None:
-    turns, order = Turns(), []
-    with turns.share(1, no_beat), turns.share(1, no_beat):
+def test_readers_overlap_and_a_writer_waits_for_them() -> None:
+    lock, order = ReaderWriterLock(), []
+    with lock.read(1, no_beat), lock.read(1, no_beat):
 
         def wait_alone() -> None:
-            with turns.alone(0.01, no_beat):
+            with lock.write(0.01, no_beat):
                 order.append("alone")
 
         waiting = threading.Thread(target=wait_alone)
@@ -73,35 +73,35 @@ def test_shared_turns_overlap_and_one_alone_waits_for_them() -> None:
 
 
 def test_who_waits_for_a_turn_keeps_beating_and_may_give_up() -> None:
-    turns, beats = Turns(), []
+    lock, beats = ReaderWriterLock(), []
 
     def beat() -> None:
         beats.append(1)
         if len(beats) == 3:
             raise InterruptedError
 
-    with turns.alone(1, no_beat):
-        with pytest.raises(InterruptedError), turns.share(0.001, beat):
+    with lock.write(1, no_beat):
+        with pytest.raises(InterruptedError), lock.read(0.001, beat):
             pass
         beats.clear()
-        with pytest.raises(InterruptedError), turns.alone(0.001, beat):
+        with pytest.raises(InterruptedError), lock.write(0.001, beat):
             pass
     # Nobody is left in the way.
-    with turns.share(0.001, no_beat):
+    with lock.read(0.001, no_beat):
         pass
-    with turns.alone(0.001, no_beat):
+    with lock.write(0.001, no_beat):
         pass
 
 
-# -- the ledger
+# -- the outcomes
 
 
 def test_the_frame_holds_every_item_once_with_its_outcome() -> None:
-    ledger = Ledger(make_claim(4), ChunkInput(list("abcd"), None, ["1", None, "3", "4"]), 2)
-    ledger.put([0, 1], make_outcomes([7, 8], {1: ItemError("item_failed", "bad")}))
-    ledger.put([3], make_outcomes([9]))
-    ledger.fail(2, ItemError("worker_crashed", "gone"))
-    completion = ledger.completion()
+    outcomes = ChunkOutcomes(make_claim(4), ChunkInput(list("abcd"), None, ["1", None, "3", "4"]), 2)
+    outcomes.put([0, 1], make_outcomes([7, 8], {1: ItemError("item_failed", "bad")}))
+    outcomes.put([3], make_outcomes([9]))
+    outcomes.fail(2, ItemError("worker_crashed", "gone"))
+    completion = outcomes.completion()
     assert (completion.completed, completion.failed, completion.truncated, completion.tokens) == (2, 2, 0, 15)
     assert completion.error == "item 101: item_failed: bad"
     header, columns = frames.unpack(completion.frame)
@@ -115,19 +115,19 @@ def test_the_frame_holds_every_item_once_with_its_outcome() -> None:
 
 
 def test_poison_is_an_error_from_the_start_and_is_not_asked_for_again() -> None:
-    ledger = Ledger(make_claim(3, poison=(1,)), ChunkInput(list("abc")), 2)
-    assert ledger.left == [0, 2]
-    ledger.put([0, 2], make_outcomes([1, 2]))
-    assert frames.peek(ledger.completion().frame)["errors"].keys() == {"1"}
+    outcomes = ChunkOutcomes(make_claim(3, poison=(1,)), ChunkInput(list("abc")), 2)
+    assert outcomes.left == [0, 2]
+    outcomes.put([0, 2], make_outcomes([1, 2]))
+    assert frames.peek(outcomes.completion().frame)["errors"].keys() == {"1"}
 
 
 def test_a_repeat_computes_the_failed_items_and_keeps_the_others() -> None:
     first = make_outcomes([1, 0, 3], {1: ItemError("item_failed", "bad")})
     claim = make_claim(3, redo=True)
-    ledger = Ledger(claim, ChunkInput(list("abc")), 2, pack_outcomes(100, None, first))
-    assert ledger.left == [1]
-    ledger.put([1], make_outcomes([2]))
-    completion = ledger.completion()
+    outcomes = ChunkOutcomes(claim, ChunkInput(list("abc")), 2, pack_outcomes(100, None, first))
+    assert outcomes.left == [1]
+    outcomes.put([1], make_outcomes([2]))
+    completion = outcomes.completion()
     assert (completion.completed, completion.failed, completion.tokens) == (1, 0, 5)
     header, columns = frames.unpack(completion.frame)
     assert header["errors"] == {}
@@ -135,13 +135,13 @@ def test_a_repeat_computes_the_failed_items_and_keeps_the_others() -> None:
 
 
 def test_a_chunk_without_any_result_has_rows_of_the_models_size() -> None:
-    ledger = Ledger(make_claim(2, poison=(0, 1)), ChunkInput(list("ab")), 64)
-    assert frames.unpack(ledger.completion().frame)[1]["values"].shape == (2, 64)
-    scores = Ledger(make_claim(2, poison=(0, 1), operation="rerank"), ChunkInput(list("ab"), list("qq")), 64)
+    outcomes = ChunkOutcomes(make_claim(2, poison=(0, 1)), ChunkInput(list("ab")), 64)
+    assert frames.unpack(outcomes.completion().frame)[1]["values"].shape == (2, 64)
+    scores = ChunkOutcomes(make_claim(2, poison=(0, 1), operation="rerank"), ChunkInput(list("ab"), list("qq")), 64)
     assert frames.unpack(scores.completion().frame)[1]["values"].shape == (2,)
 
 
 def test_half_precision_is_stored_as_asked_for() -> None:
-    ledger = Ledger(make_claim(1, params=JobParams(dtype="float16")), ChunkInput(["a"]), 2)
-    ledger.put([0], make_outcomes([1]))
-    assert frames.unpack(ledger.completion().frame)[1]["values"].dtype == np.float16
+    outcomes = ChunkOutcomes(make_claim(1, params=JobParams(dtype="float16")), ChunkInput(["a"]), 2)
+    outcomes.put([0], make_outcomes([1]))
+    assert frames.unpack(outcomes.completion().frame)[1]["values"].dtype == np.float16

@@ -8,7 +8,7 @@ from app.submission.orders import Order, estimate_result_bytes, limit_chunks
 from config.catalog import ModelCard, load_catalog
 from config.settings import Settings
 from tasks import frames
-from tasks.bulk.outcomes import Ledger
+from tasks.bulk.outcomes import ChunkOutcomes
 from tasks.engine import ItemError, Outcomes
 from tasks.jobs.claims import Claim, ClaimCode
 from tasks.jobs.model import ChunkInput, JobParams
@@ -69,14 +69,14 @@ def outcomes_of(rows: slice, errors: dict[int, ItemError] | None = None) -> Outc
 
 def test_a_chunk_that_is_computed_in_parts_or_again_has_what_one_run_gives() -> None:
     claim, items = Claim(ClaimCode.OK, "job_x", 0, items=3, params=BOTH), ChunkInput(["a", "b", "c"])
-    whole, parts = Ledger(claim, items, 4), Ledger(claim, items, 4)
+    whole, parts = ChunkOutcomes(claim, items, 4), ChunkOutcomes(claim, items, 4)
     failed = {1: ItemError("item_failed", "bad")}
     whole.put([0, 1, 2], outcomes_of(slice(0, 3), failed))
     for at in (2, 0, 1):
         parts.put([at], outcomes_of(slice(at, at + 1), {0: failed[1]} if at == 1 else None))
     first = whole.completion().frame
     assert read(first) == read(parts.completion().frame)
-    again = Ledger(replace(claim, redo=True), items, 4, before=first)
+    again = ChunkOutcomes(replace(claim, redo=True), items, 4, before=first)
     assert again.left == [1]
     again.put([1], outcomes_of(slice(0, 1)))
     sparse = read(again.completion().frame)["sparse"]
@@ -85,7 +85,7 @@ def test_a_chunk_that_is_computed_in_parts_or_again_has_what_one_run_gives() -> 
 
 def test_a_chunk_of_which_nothing_could_be_computed_has_the_columns_all_the_same() -> None:
     claim = Claim(ClaimCode.POISON, "job_x", 0, items=2, params=BOTH, poison=(0, 1))
-    frame = Ledger(claim, ChunkInput(["a", "b"]), 4).completion().frame
+    frame = ChunkOutcomes(claim, ChunkInput(["a", "b"]), 4).completion().frame
     assert read(frame) == {"sparse": [[[], []], [[], []]], "colbert": [[[]], [[]]]}
     assert frames.unpack(frame)[1]["values"].shape == (2, 0)
 
