@@ -6,27 +6,26 @@ from flask import Flask
 
 from app.access.auth import Authenticator, protect
 from app.access.limits import Limiter, limit
-from app.batches import files_routes as files
-from app.batches import routes as batches
+from app.batches import files_routes
+from app.batches import routes as batches_routes
 from app.http.compression import install_compression
 from app.http.errors import install_errors
 from app.http.openapi import Api, register_schema
 from app.http.request_ids import install_tracing
 from app.http.stalls import StallWatch
 from app.inference import embeddings, models, rerank
-from app.jobs import events_routes as job_events
-from app.jobs import results_routes as job_results
-from app.jobs import routes as jobs
-from app.jobs import uploads_routes as uploads
+from app.jobs import events_routes, results_routes, uploads_routes
+from app.jobs import routes as jobs_routes
 from app.jobs.schemas import JobEstimate, JobRequest, ResultPage
-from app.ops import health as ops
-from app.ops import metrics_routes as metrics
-from app.ops import pages as console
+from app.ops import health, metrics_routes, pages
 from app.ops.metrics import Metrics, install_metrics
 from app.services import build_services, install_services
 from config.settings import Settings
 
 __all__ = ["create_app"]
+
+_JOBS = (jobs_routes, results_routes, events_routes, uploads_routes)
+_BATCHES = (files_routes, batches_routes)
 
 
 def create_app(settings: Settings) -> Flask:
@@ -48,10 +47,10 @@ def create_app(settings: Settings) -> Flask:
     protect(app, Authenticator(settings))
     if settings.keys_file is not None:
         limit(app, Limiter(live.redis))
-    for front_door in (embeddings, rerank, jobs, job_results, job_events, files, uploads, batches, models, ops):
-        app.register_api(front_door.blueprint)
-    app.register_blueprint(console.blueprint)
-    app.register_blueprint(metrics.blueprint)
+    for routes in (embeddings, rerank, *_JOBS, *_BATCHES, models, health):
+        app.register_api(routes.blueprint)
+    app.register_blueprint(pages.blueprint)
+    app.register_blueprint(metrics_routes.blueprint)
     for model in (JobEstimate, JobRequest, ResultPage):
         register_schema(app, model)
     return app
