@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tasks.lanes import Service
 from tasks.vectors import DENSE_ONLY, Extra, Kind, Ragged
 
-__all__ = ["Engine", "ItemError", "Operation", "Outcomes", "Work"]
+__all__ = ["Engine", "ItemError", "JobParams", "Operation", "Outcomes", "Work"]
 
 Operation = Literal["embeddings", "rerank"]
 
@@ -28,6 +28,34 @@ class ItemError:
 
 
 @dataclass(frozen=True, slots=True)
+class JobParams:
+    """How items are computed and kept, of a job or of a small request; hashable.
+
+    Attributes:
+        instruction: put before each text by the model's own format; None leaves the text alone.
+        dimensions: cut embeddings to this length and normalize again; None keeps the model's own.
+        truncate: cut a text that is too long at its `end` or its `start`; `none` makes it an item error with
+            code `context_length_exceeded`.
+        dtype: precision in which a job's vectors are kept.
+        cache: whether values may come from the tenant's earlier work; None: as the API key says.
+        dedupe: likewise within the job.
+        returns: for embeddings, the kinds of vectors that are wanted.
+    """
+
+    instruction: str | None = None
+    dimensions: int | None = None
+    truncate: Literal["end", "start", "none"] = "end"
+    dtype: Literal["float32", "float16"] = "float32"
+    cache: bool | None = None
+    dedupe: bool | None = None
+    returns: tuple[Kind, ...] = DENSE_ONLY
+
+    def __post_init__(self) -> None:
+        # Params that were read back from JSON have a list here, and they have to be hashable.
+        object.__setattr__(self, "returns", tuple(self.returns))
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """Items for one model, to be computed together or apart, as the engine likes.
 
@@ -37,12 +65,8 @@ class Work:
         texts: the texts, or for rerank the documents; length n.
         queries: for rerank, the query of each document, length n; else None.
         service: interactive or bulk.
-        instruction: put before each text by the model's own format; None leaves the text alone.
-        dimensions: cut embeddings to this length and normalize again; None keeps the model's own.
-        truncate: cut a text that is too long at its `end` or its `start`; `none` makes it an item error with
-            code `context_length_exceeded`.
-        returns: for embeddings, the kinds of vectors that are wanted.
-        reuse: scope in which values that were computed before may be taken over, see `tasks.cache.store`; empty: none.
+        params: how to compute them.
+        reuse: scope of the cache in which values may be looked up, see `tasks.cache.store`; empty: none.
         deadline_s: `time.monotonic()` after which nobody waits for it any more; None never.
     """
 
@@ -51,10 +75,7 @@ class Work:
     texts: Sequence[str]
     queries: Sequence[str] | None = None
     service: Service = Service.BULK
-    instruction: str | None = None
-    dimensions: int | None = None
-    truncate: Literal["end", "start", "none"] = "end"
-    returns: tuple[Kind, ...] = DENSE_ONLY
+    params: JobParams = field(default_factory=JobParams)
     reuse: str = ""
     deadline_s: float | None = None
 

@@ -41,7 +41,6 @@ from tasks.errors import Conflict, InvalidRequest, NotFound, StoreFull
 from tasks.jobs.chunking import Item
 from tasks.jobs.model import Job, JobProgress, JobState
 from tasks.jobs.uploads import UploadStore
-from tasks.lanes import Lane, Service
 from tasks.storage.objects import read_blocks
 
 __all__ = ["blueprint"]
@@ -279,7 +278,7 @@ def _wait(job: Job, wait_s: float, done: Callable[[Job], bool]) -> Job:
 
 def _set_going(path: JobId, change: Callable[[str, str], Job]) -> Response:
     job = change(path.job_id, current_tenant().name)
-    Desk(services(), current_tenant()).publish(Lane(job.lane, Service.BULK))
+    Desk(services(), current_tenant()).publish(job.lane)
     return render_job(services(), job)
 
 

@@ -31,11 +31,11 @@ from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.bulk.outcomes import pack_outcomes
 from tasks.cache.store import tenant_scope
-from tasks.engine import Outcomes, Work
+from tasks.engine import JobParams, Outcomes, Work
 from tasks.errors import Conflict, InvalidRequest, LaneFull, NoWorker, TwolaneError
 from tasks.interactive.client import Watch
 from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
-from tasks.jobs.model import Counts, Idempotency, JobParams, NewJob, new_job_id
+from tasks.jobs.model import Counts, Idempotency, NewJob, new_job_id
 from tasks.lanes import Lane, Service
 
 __all__ = ["Desk"]
@@ -173,10 +173,7 @@ class Desk:
             queries=[item.query or "" for item in items] if order.operation == "rerank" else None,
             service=service,
             deadline_s=large_until_s if service is Service.BULK else None,
-            instruction=order.params.instruction,
-            dimensions=order.params.dimensions,
-            truncate=order.params.truncate,
-            returns=order.params.returns,
+            params=order.params,
             reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
         )
         return self._services.interactive.ask(work, tokens, watch)

@@ -12,10 +12,10 @@ import numpy as np
 from app.inference.schemas import EmbeddingsRequest, RerankRequest
 from config.catalog import ModelCard
 from config.settings import Settings
-from tasks.engine import Operation
+from tasks.engine import JobParams, Operation
 from tasks.errors import InvalidRequest, WrongCapability
 from tasks.jobs.chunking import ChunkLimits
-from tasks.jobs.model import Job, JobParams, Webhook
+from tasks.jobs.model import Job, Webhook
 from tasks.lanes import Service
 from tasks.vectors import DENSE_ONLY, Kind, estimate_bytes
 

@@ -134,10 +134,7 @@ class ChunkWork:
             operation=claim.operation,
             texts=[items.texts[position] for position in positions],
             queries=None if items.queries is None else [items.queries[position] for position in positions],
-            instruction=claim.params.instruction,
-            dimensions=claim.params.dimensions,
-            truncate=claim.params.truncate,
-            returns=claim.params.returns,
+            params=claim.params,
             reuse=_scope(claim),
         )
 

@@ -119,7 +119,7 @@ class ReusingEngine:
         """See `tasks.engine.Engine.submit`; looks up what is known in the calling thread."""
         fingerprint = self._fingerprints.get(work.model)
         # Entries hold one vector or score; whoever asks for other kinds has them computed.
-        if not work.reuse or fingerprint is None or work.returns != DENSE_ONLY:
+        if not work.reuse or fingerprint is None or work.params.returns != DENSE_ONLY:
             return self._engine.submit(work)
         digests = digest_items(work, fingerprint)
         if is_job(work.reuse):

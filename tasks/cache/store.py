@@ -74,7 +74,8 @@ def job_scope(job_id: str) -> str:
 
 def digest_items(work: Work, fingerprint: str) -> list[bytes]:
     """Return for each item the SHA-256 of all that its value depends on; equal items have equal digests."""
-    made_by = (work.operation, fingerprint, work.instruction, work.dimensions, work.truncate)
+    params = work.params
+    made_by = (work.operation, fingerprint, params.instruction, params.dimensions, params.truncate)
     # Lengths stand before the parts, so that no two different lists of parts read alike.
     start = hashlib.sha256(repr(made_by).encode("utf-8", "surrogatepass"))
     queries = work.queries if work.queries is not None else [""] * len(work.texts)

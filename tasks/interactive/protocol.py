@@ -11,15 +11,15 @@ import functools
 import hashlib
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from tasks import errors, frames
-from tasks.engine import ItemError, Outcomes, Work
+from tasks.engine import ItemError, JobParams, Outcomes, Work
 from tasks.lanes import Service
-from tasks.vectors import DENSE_ONLY, pack_extras, unpack_extras
+from tasks.vectors import pack_extras, unpack_extras
 
 __all__ = [
     "Request",
@@ -38,6 +38,8 @@ _NUMBER = struct.Struct("<Q")
 _NAME_AT = _DEADLINE.size + _TOKENS.size
 _NAME_BYTES = 16
 _FRAME_AT = _NAME_AT + _NAME_BYTES
+# They stand side by side with the fields of the request, so that web processes and workers of two versions agree.
+_PARAMS = tuple(field.name for field in fields(JobParams))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> byte
     Raises:
         tasks.errors.InvalidRequest: a text is not Unicode (a lone surrogate).
     """
-    header = {
+    header: dict[str, object] = {
         "number": number,
         "reply": reply_key,
         "model": work.model,
@@ -85,12 +87,10 @@ def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> byte
         "texts": list(work.texts),
         "queries": None if work.queries is None else list(work.queries),
         "service": work.service.value,
-        "instruction": work.instruction,
-        "dimensions": work.dimensions,
-        "truncate": work.truncate,
         "reuse": work.reuse,
-        "returns": work.returns,
     }
+    for name in _PARAMS:
+        header[name] = getattr(work.params, name)
     try:
         return _TOKENS.pack(tokens) + name_request(number, reply_key) + frames.pack(header)
     except TypeError as error:
@@ -125,11 +125,8 @@ def _work(header: Mapping[str, Any]) -> Work:
         texts=header["texts"],
         queries=header["queries"],
         service=Service(header["service"]),
-        instruction=header["instruction"],
-        dimensions=header["dimensions"],
-        truncate=header["truncate"],
+        params=JobParams(**{name: header[name] for name in _PARAMS if name in header}),
         reuse=header.get("reuse", ""),
-        returns=tuple(header.get("returns", DENSE_ONLY)),
     )
 
 

@@ -6,8 +6,7 @@ Owns the shapes only; `tasks.jobs.store` moves them, `tasks.bulk.chunk_task` act
 import enum
 from dataclasses import dataclass, field
 
-from tasks.engine import Operation
-from tasks.jobs.model import JobParams
+from tasks.engine import JobParams, Operation
 
 __all__ = ["IN_REDIS", "Claim", "ClaimCode", "Completed", "Completion", "Ticket"]
 

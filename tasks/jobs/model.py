@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tasks.engine import Operation
+from tasks.engine import JobParams, Operation
 from tasks.lanes import Lane
-from tasks.vectors import DENSE_ONLY, Kind
 
 __all__ = [
     "TERMINAL",
@@ -22,7 +21,6 @@ __all__ = [
     "Counts",
     "Idempotency",
     "Job",
-    "JobParams",
     "JobProgress",
     "JobState",
     "NewJob",
@@ -49,24 +47,6 @@ class JobState(enum.StrEnum):
 
 
 TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED})
-
-
-@dataclass(frozen=True, slots=True)
-class JobParams:
-    """How the items of a job are to be computed; the same fields as in `tasks.engine.Work`."""
-
-    instruction: str | None = None
-    dimensions: int | None = None
-    truncate: Literal["end", "start", "none"] = "end"
-    dtype: Literal["float32", "float16"] = "float32"
-    # Whether values may be taken over from the tenant's earlier work, or within the job; None: as the key says.
-    cache: bool | None = None
-    dedupe: bool | None = None
-    returns: tuple[Kind, ...] = DENSE_ONLY
-
-    def __post_init__(self) -> None:
-        # A record that was read back from JSON brings a list, and params have to be hashable.
-        object.__setattr__(self, "returns", tuple(self.returns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +148,7 @@ class Job:
     tenant: str
     operation: Operation
     model: str
+    lane: Lane
     state: JobState
     counts: Counts
     chunks: int
@@ -182,8 +163,6 @@ class Job:
     priority: Priority = "normal"
     fingerprint: str = ""
     error: str = ""
-    # Slug of the model's card: with the bulk service it names the lane.
-    lane: str = ""
     # Grows with every change that a reader can see: ETag, event id and long poll rest on it.
     version: int = 0
     # When the job ends as `expired` if it has not ended by itself; None never.

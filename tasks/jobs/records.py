@@ -11,6 +11,7 @@ import orjson
 
 from config.settings import Settings
 from tasks import keys
+from tasks.engine import JobParams
 from tasks.jobs.claims import Claim, ClaimCode
 from tasks.jobs.model import (
     ChunkRecord,
@@ -18,7 +19,6 @@ from tasks.jobs.model import (
     Counts,
     Idempotency,
     Job,
-    JobParams,
     JobProgress,
     JobState,
     NewJob,
@@ -31,7 +31,6 @@ __all__ = [
     "WEIGHTS",
     "Creation",
     "Outcome",
-    "lane_of",
     "read_chunk",
     "read_claim",
     "read_job",
@@ -145,7 +144,7 @@ def read_job(record: Mapping[bytes, bytes]) -> Job:
         tenant=text["tenant"],
         operation="rerank" if text["operation"] == "rerank" else "embeddings",
         model=text["model"],
-        lane=text["lane"],
+        lane=Lane(text["lane"], Service.BULK),
         state=JobState(text["state"]),
         counts=Counts(number("total"), number("completed"), number("failed"), number("truncated"), number("cached")),
         chunks=number("chunks"),
@@ -226,11 +225,6 @@ def read_progress(job: Job, fields: Sequence[bytes | None], position: int | None
         return JobProgress(speed if not job.ended else None, None, position)
     left_tokens = (job.estimated_tokens - done_estimate) * job.tokens / done_estimate
     return JobProgress(speed, max(0.0, left_tokens / speed), position)
-
-
-def lane_of(job: Job) -> Lane:
-    """Return the bulk lane in which the job is computed."""
-    return Lane(job.lane, Service.BULK)
 
 
 def _webhook(webhook: str | None, delivery: str | None) -> WebhookState | None:

@@ -19,8 +19,7 @@ from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound
 from tasks.jobs.blobs import store_full
 from tasks.jobs.leases import Leases
 from tasks.jobs.model import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobProgress, JobState, NewJob
-from tasks.jobs.records import Creation, Outcome, lane_of, read_chunk, read_job, read_progress
-from tasks.lanes import Lane
+from tasks.jobs.records import Creation, Outcome, read_chunk, read_job, read_progress
 from tasks.scripts import Argument
 
 __all__ = ["JobStore"]
@@ -181,7 +180,7 @@ class JobStore(Leases):
         """Return speed, time left and place in the queue."""
         pipeline = self.redis.pipeline(transaction=False)
         pipeline.hmget(keys.job(job.id), ["recent", "done_estimate"])
-        pipeline.zrank(keys.lane_ready(lane_of(job)), job.id)
+        pipeline.zrank(keys.lane_ready(job.lane), job.id)
         pipeline.time()
         fields, position, (seconds, micros) = pipeline.execute()
         return read_progress(job, fields, position, seconds + micros / 1e6)
@@ -236,7 +235,7 @@ class JobStore(Leases):
             NotFound: there is no such job.
         """
         job = self.get(job_id, tenant)
-        self._run("delete", job_id, lane_of(job), (), [keys.tenant_jobs(tenant)])
+        self._run("delete", job_id, job.lane, (), [keys.tenant_jobs(tenant)])
         self._lanes.pop(job_id, None)
         return job
 
@@ -272,7 +271,7 @@ class JobStore(Leases):
 
     def _settle(self, job: Job) -> Job | None:
         """Let time take its effect on a job that ends, even where no worker is alive to reap."""
-        lane: Lane = lane_of(job)
+        lane = job.lane
         self._run("cancel", job.id, lane, ("expired",))
         if job.state is JobState.CANCELLING:
             own = f"{job.id}:".encode()
@@ -281,7 +280,7 @@ class JobStore(Leases):
 
     def _move(self, job_id: str, tenant: str, name: str, args: Sequence[Argument] = ()) -> Job:
         job = self.get(job_id, tenant)
-        answer = self._run(name, job_id, lane_of(job), args)
+        answer = self._run(name, job_id, job.lane, args)
         if answer in (b"CONFLICT", b"ENDED"):
             raise Conflict(f"the job is {job.state.value}: it cannot be {_PARTICIPLES[name]}")
         if answer == b"NOTHING":

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from config.catalog import ModelCard, load_catalog
 from config.settings import Settings
-from tasks.engine import Outcomes, Work
+from tasks.engine import JobParams, Outcomes, Work
 from tasks.errors import ConfigError
 from tasks.lanes import Service
 from tests.support.corpus import passages
@@ -88,7 +88,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[tuple[str, DeviceEngine]]
 
 
 def embed(engine: DeviceEngine, texts: list[str], service: Service = Service.BULK, **more: object) -> Outcomes:
-    work = Work(MINILM, "embeddings", texts, service=service, **more)  # type: ignore[arg-type]
+    work = Work(MINILM, "embeddings", texts, service=service, params=JobParams(**more))  # type: ignore[arg-type]
     outcomes = engine.submit(work).result(120)
     assert not outcomes.errors
     return outcomes

@@ -13,7 +13,7 @@ from tasks import keys
 from tasks.cache.caching_engine import ReusingEngine
 from tasks.cache.store import ContentCache, Entry, digest_items, job_scope, tenant_scope
 from tasks.connections import connect
-from tasks.engine import Work
+from tasks.engine import JobParams, Work
 from tasks.errors import EngineClosed, ModelNotFound
 from tests.support.fakes import GatedBackend, fake_model
 from tests.support.job_maker import assert_expiry
@@ -55,7 +55,7 @@ def entry(*values: float, tokens: int = 3, truncated: bool = False) -> Entry:
 
 
 def work(texts: Sequence[str], reuse: str = A, **fields: Any) -> Work:
-    return Work("fake", "embeddings", texts, reuse=reuse, **fields)
+    return Work("fake", "embeddings", texts, reuse=reuse, params=JobParams(**fields))
 
 
 def rows(backend: GatedBackend) -> int:

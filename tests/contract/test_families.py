@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from config.catalog import ModelCard
 from config.settings import Settings
-from tasks.engine import Work
+from tasks.engine import JobParams, Work
 from tests.support.checkpoints import FAMILIES, WORDS, make_checkpoint
 from workers.engine import DeviceEngine
 from workers.models.backends.base import Tokens
@@ -133,7 +133,7 @@ def test_an_instruction_is_put_before_the_text_as_flag_embedding_does(
     cards: dict[str, ModelCard], models_dir: Path, texts: list[str]
 ) -> None:
     card = cards["qwen3"].model_copy(update={"query_instruction_format": "w1 {} w2 {}"})
-    work = Work("qwen3", "embeddings", texts[:8], instruction="w7 w8")
+    work = Work("qwen3", "embeddings", texts[:8], params=JobParams(instruction="w7 w8"))
     flag = FlagLLMModel(
         folder(card),
         query_instruction_for_retrieval="w7 w8",

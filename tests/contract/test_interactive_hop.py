@@ -13,7 +13,7 @@ from config.catalog import load_catalog
 from config.settings import Settings
 from tasks import keys
 from tasks.connections import connect
-from tasks.engine import Engine, Work
+from tasks.engine import Engine, JobParams, Work
 from tasks.errors import (
     DeadlineExceeded,
     EngineClosed,
@@ -107,13 +107,19 @@ def test_what_is_asked_comes_back_as_the_engine_made_it(
 def test_every_field_of_the_work_reaches_the_engine(client: InteractiveClient, redis_url: str) -> None:
     engine = EchoEngine()
     asked = Work(
-        "fake", "rerank", ["d"], ["q"], Service.INTERACTIVE, "Do it", 16, "none", deadline_s=time.monotonic() + 20
+        "fake",
+        "rerank",
+        ["d"],
+        ["q"],
+        Service.INTERACTIVE,
+        JobParams("Do it", 16, "none"),
+        deadline_s=time.monotonic() + 20,
     )
     with serving(redis_url, engine):
         client.ask(asked, 3)
     (seen,) = engine.seen
     assert (seen.model, seen.operation, seen.texts, seen.queries) == ("fake", "rerank", ["d"], ["q"])
-    assert (seen.service, seen.instruction, seen.dimensions, seen.truncate) == (asked.service, "Do it", 16, "none")
+    assert (seen.service, seen.params) == (asked.service, asked.params)
     assert seen.deadline_s == pytest.approx(asked.deadline_s, abs=1.0)
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from config.catalog import ModelCard
 from config.settings import Settings
-from tasks.engine import Outcomes, Work
+from tasks.engine import JobParams, Outcomes, Work
 from tasks.errors import ConfigError, WrongCapability
 from tasks.lanes import Service
 from tasks.vectors import KINDS
@@ -59,7 +59,9 @@ def load(card: ModelCard, dtype: str = "float32", backend: str = "torch", folder
 
 def compute(model: LoadedModel, texts: list[str], *kinds: Any, **fields: Any) -> Outcomes:
     with DeviceEngine(SETTINGS, {model.card.name: model}) as engine:
-        return engine.submit(Work(model.card.name, "embeddings", texts, returns=kinds, **fields)).result(60)
+        return engine.submit(
+            Work(model.card.name, "embeddings", texts, params=JobParams(returns=kinds, **fields))
+        ).result(60)
 
 
 def weights(outcomes: Outcomes) -> list[dict[int, float]]:
@@ -118,7 +120,7 @@ def test_openvino_gives_the_same_vector_alone_and_with_others(
     model = load(card, backend="openvino", folder=models_dir)
     alone, with_others = compute(model, texts, "dense"), compute(model, texts, *KINDS)
     np.testing.assert_allclose(alone.values, with_others.values, atol=1e-5)
-    work = Work(card.name, "embeddings", texts, returns=KINDS, service=Service.INTERACTIVE)
+    work = Work(card.name, "embeddings", texts, params=JobParams(returns=KINDS), service=Service.INTERACTIVE)
     with DeviceEngine(SETTINGS, {card.name: model}) as engine:
         express = engine.submit(work).result(60)
     for (one,), (other,) in zip(express.extras["colbert"], with_others.extras["colbert"], strict=True):
@@ -186,7 +188,9 @@ def test_a_card_that_promises_what_its_weights_lack_is_refused_at_start(tmp_path
 
 def rerank(model: LoadedModel, queries: list[str], texts: list[str], **fields: Any) -> Outcomes:
     with DeviceEngine(SETTINGS, {model.card.name: model}) as engine:
-        return engine.submit(Work(model.card.name, "rerank", texts, queries=queries, **fields)).result(60)
+        return engine.submit(
+            Work(model.card.name, "rerank", texts, queries=queries, params=JobParams(**fields))
+        ).result(60)
 
 
 def test_scores_equal_the_weighted_ones_of_flag_embedding(card: ModelCard, texts: list[str]) -> None:

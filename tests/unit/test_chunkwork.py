@@ -9,10 +9,10 @@ from tasks import frames
 from tasks.bulk.compute import describe_failure, plan_carefully
 from tasks.bulk.device_sharing import ReaderWriterLock
 from tasks.bulk.outcomes import ChunkOutcomes, pack_outcomes
-from tasks.engine import ItemError, Outcomes
+from tasks.engine import ItemError, JobParams, Outcomes
 from tasks.errors import ItemFailed
 from tasks.jobs.claims import Claim, ClaimCode
-from tasks.jobs.model import ChunkInput, JobParams
+from tasks.jobs.model import ChunkInput
 
 
 def make_claim(items: int, **fields: object) -> Claim:

@@ -9,9 +9,9 @@ from config.catalog import ModelCard, load_catalog
 from config.settings import Settings
 from tasks import frames
 from tasks.bulk.outcomes import ChunkOutcomes
-from tasks.engine import ItemError, Outcomes
+from tasks.engine import ItemError, JobParams, Outcomes
 from tasks.jobs.claims import Claim, ClaimCode
-from tasks.jobs.model import ChunkInput, JobParams
+from tasks.jobs.model import ChunkInput
 from tasks.vectors import Parts, Ragged, join_extras, pack_extras, unpack_extras
 
 SPARSE: list[Parts | None] = [

@@ -50,22 +50,22 @@ def _check(work: Work, model: LoadedModel) -> None:
         raise WrongCapability(f"the model {name} gives no embeddings", param="model")
     elif model.backend.heads is None and _extras(work):
         raise WrongCapability(f"this worker gives dense vectors only of the model {name}", param="return")
-    if dimension is not None and work.dimensions is not None and not 0 < work.dimensions <= dimension:
+    if dimension is not None and work.params.dimensions is not None and not 0 < work.params.dimensions <= dimension:
         raise InvalidRequest(f"dimensions must be from 1 to {dimension}", param="dimensions")
 
 
 def _admit_embeddings(work: Work, model: LoadedModel) -> Request:
-    texts = instruct(work.texts, work.instruction, model)
+    texts = instruct(work.texts, work.params.instruction, model)
     unique, rows_of = _deduplicate(texts)
-    encoded = model.tokenizer.encode(unique, work.truncate)
+    encoded = model.tokenizer.encode(unique, work.params.truncate)
     extras = _extras(work)
     plan = _Plan(work, encoded, model, extras)
 
     def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
         spread, errors = plan.spread(values, failed, rows_of)
         more = {kind: plan.spread_extra(kind, rows_of, errors) for kind in extras}
-        values = _cut_dimensions(spread, work.dimensions, normalize=model.card.normalize)
-        if "dense" not in work.returns:
+        values = _cut_dimensions(spread, work.params.dimensions, normalize=model.card.normalize)
+        if "dense" not in work.params.returns:
             values = values[:, :0]
         return Outcomes(values, plan.lengths[rows_of], plan.cut[rows_of], errors, extras=more)
 
@@ -75,7 +75,7 @@ def _admit_embeddings(work: Work, model: LoadedModel) -> Request:
 def _admit_pairs(work: Work, model: LoadedModel) -> Request:
     queries = instruct(work.queries or (), _query_instruction(work, model), model)
     unique, rows_of = _deduplicate(list(zip(queries, work.texts, strict=True)))
-    encoded = model.tokenizer.encode_pairs([q for q, _ in unique], [text for _, text in unique], work.truncate)
+    encoded = model.tokenizer.encode_pairs([q for q, _ in unique], [text for _, text in unique], work.params.truncate)
     plan = _Plan(work, encoded, model)
 
     def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
@@ -89,7 +89,7 @@ def _admit_similarity(work: Work, model: LoadedModel) -> Request:
     """Embed each query and each document once; a score is their cosine, or a sum with more, moved to [0, 1]."""
     queries = instruct(work.queries or (), _query_instruction(work, model), model)
     unique, rows_of = _deduplicate([*queries, *work.texts])
-    encoded = model.tokenizer.encode(unique, work.truncate)
+    encoded = model.tokenizer.encode(unique, work.params.truncate)
     by_all = model.card.rerank_by == "multi-vector"
     plan = _Plan(work, encoded, model, ("sparse", "colbert") if by_all else ())
     of_query, of_text = rows_of[: len(queries)], rows_of[len(queries) :]
@@ -118,11 +118,11 @@ def instruct(texts: Sequence[str], instruction: str | None, model: LoadedModel) 
 
 
 def _query_instruction(work: Work, model: LoadedModel) -> str:
-    return model.card.query_instruction if work.instruction is None else work.instruction
+    return model.card.query_instruction if work.params.instruction is None else work.params.instruction
 
 
 def _extras(work: Work) -> tuple[Extra, ...]:
-    return tuple(kind for kind in work.returns if kind != "dense")
+    return tuple(kind for kind in work.params.returns if kind != "dense")
 
 
 class _Plan:
@@ -135,7 +135,7 @@ class _Plan:
         self._parts: dict[int, ExtraParts] = {}
         self.lengths = np.array([len(one.tokens) for one in encoded], np.int32)
         self.cut = np.array([one.cut for one in encoded], np.bool_)
-        refused = self.cut if work.truncate == "none" else np.zeros(len(encoded), np.bool_)
+        refused = self.cut if work.params.truncate == "none" else np.zeros(len(encoded), np.bool_)
         self._kept = np.flatnonzero(~refused)
         self._rows = [encoded[at].tokens for at in self._kept.tolist()]
         if extras:
