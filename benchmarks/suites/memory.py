@@ -12,7 +12,7 @@ __all__ = ["SUITE", "run"]
 
 SUITE = "memory"
 PLACE = (SUITE, "Twolane")
-# Kernels for new shapes are compiled until there are plenty (`KnownShapes`), which is the case after so many texts.
+# Kernels for new shapes are compiled until there are plenty (`ShapeCache`), which is the case after so many texts.
 _WARM_SHARE = 10
 # Most texts are short, or 200,000 of them would take a quarter of an hour; each twentieth is a passage, so that
 # every length keeps coming.

@@ -16,10 +16,10 @@ from config.settings import Settings
 from tasks.engine import JobParams, Work
 from tests.support.checkpoints import FAMILIES, WORDS, make_checkpoint
 from workers.engine import DeviceEngine
-from workers.models.backends.base import Tokens
 from workers.models.backends.torch import TorchBackend
 from workers.models.loaded import LoadedModel
 from workers.models.registry import load_models
+from workers.models.tokenizer import Tokens
 
 RERANKERS = [family for family in FAMILIES if family.endswith("reranker")]
 EMBEDDERS = [family for family in FAMILIES if not family.endswith("reranker")]

@@ -20,10 +20,10 @@ from tests.support.checkpoints import WORDS, make_checkpoint
 from workers.engine import DeviceEngine
 from workers.engine.admission import admit
 from workers.engine.scoring import PairScores
-from workers.models.backends.base import Tokens
 from workers.models.backends.torch import TorchBackend
 from workers.models.loaded import LoadedModel
 from workers.models.registry import load_models
+from workers.models.tokenizer import Tokens
 
 SETTINGS = Settings(_env_file=None, device="cpu", threads=2, dtype="float32")
 
@@ -122,8 +122,8 @@ def test_openvino_gives_the_same_vector_alone_and_with_others(
     np.testing.assert_allclose(alone.values, with_others.values, atol=1e-5)
     work = Work(card.name, "embeddings", texts, params=JobParams(returns=KINDS), service=Service.INTERACTIVE)
     with DeviceEngine(SETTINGS, {card.name: model}) as engine:
-        express = engine.submit(work).result(60)
-    for (one,), (other,) in zip(express.extras["colbert"], with_others.extras["colbert"], strict=True):
+        alone = engine.submit(work).result(60)
+    for (one,), (other,) in zip(alone.extras["colbert"], with_others.extras["colbert"], strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
     assert model.backend.heads is not None
     rows = [Tokens(np.array([0, 5, 6, 2], np.int32), extras=("sparse", "colbert"))]

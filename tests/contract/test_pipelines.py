@@ -10,11 +10,11 @@ import pytest
 from config.catalog import load_catalog
 from config.settings import Settings
 from tests.support.corpus import passages
-from workers.models.backends.base import Tokens
 from workers.models.backends.openvino import OpenVinoBackend
 from workers.models.backends.torch import TorchBackend
 from workers.models.loaded import LoadedModel
 from workers.models.registry import load_models
+from workers.models.tokenizer import Tokens
 
 MINILM = "all-MiniLM-L6-v2"
 ROOT = Path(__file__).parents[2]
@@ -60,19 +60,19 @@ def test_a_pass_that_fails_leaves_the_device_to_others(loaded: Parts) -> None:
     np.testing.assert_allclose(under_way(), backend.run(rows[:4]), atol=1e-5)
 
 
-def test_bulk_passes_and_express_batches_on_borrowed_streams_keep_apart() -> None:
+def test_bulk_passes_and_latency_batches_on_borrowed_streams_keep_apart() -> None:
     model = load("openvino")
     rows = sorted((one.tokens for one in model.tokenizer.encode(passages(16), "end")), key=len)
-    streams, express = model.backend, model.backend.express
+    streams, latency_stream = model.backend, model.backend.latency_stream
     assert streams.pipeline is not None
-    assert express is not None
+    assert latency_stream is not None
     expected = streams.run(rows)
     done = threading.Event()
 
     def keep_borrowing() -> int:
         runs = 0
         while not done.is_set():
-            np.testing.assert_allclose(express.run(rows), expected, atol=1e-5)
+            np.testing.assert_allclose(latency_stream.run(rows), expected, atol=1e-5)
             runs += 1
         return runs
 
@@ -85,12 +85,12 @@ def test_bulk_passes_and_express_batches_on_borrowed_streams_keep_apart() -> Non
         finally:
             done.set()
         assert borrower.result(30)
-    np.testing.assert_allclose(express.run(rows), expected, atol=1e-5)
+    np.testing.assert_allclose(latency_stream.run(rows), expected, atol=1e-5)
 
 
 def test_only_a_device_that_computes_on_its_own_is_given_work_ahead() -> None:
     assert load("torch").backend.pipeline is None
     streams = load("openvino").backend
     assert streams.pipeline is streams
-    assert streams.express is not None
-    assert streams.express.pipeline is None
+    assert streams.latency_stream is not None
+    assert streams.latency_stream.pipeline is None

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.models.shapes import (
-    KnownShapes,
+    ShapeCache,
     padded_tokens,
     round_length,
     round_rows_down,
@@ -63,7 +63,7 @@ def test_there_are_few_shapes() -> None:
 
 @given(st.lists(shapes, min_size=1, max_size=400))
 def test_a_batch_gets_a_shape_that_holds_it_and_little_more(batches: list[tuple[int, int]]) -> None:
-    known = KnownShapes(512)
+    known = ShapeCache(512)
     for rows, length in batches:
         chosen = known.choose(rows, length)
         assert chosen[0] >= rows
@@ -72,7 +72,7 @@ def test_a_batch_gets_a_shape_that_holds_it_and_little_more(batches: list[tuple[
 
 
 def test_new_shapes_become_rare_once_there_are_many() -> None:
-    known = KnownShapes(512)
+    known = ShapeCache(512)
     every_shape = [(rows, length) for rows in range(1, 257) for length in range(1, 513)]
     on_the_grid = {(round_rows_up(rows), round_length(length, sys.maxsize)) for rows, length in every_shape}
     chosen = {known.choose(*shape) for shape in sorted(every_shape, key=hash)}
@@ -81,7 +81,7 @@ def test_new_shapes_become_rare_once_there_are_many() -> None:
 
 
 def test_a_shape_that_came_early_is_computed_as_it_is() -> None:
-    known = KnownShapes(512)
+    known = ShapeCache(512)
     assert known.choose(8, 101) == (8, 104)
     for rows in range(1, 2000):
         known.choose(rows, 512)

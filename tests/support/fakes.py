@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from config.catalog import ModelCard
-from workers.models.backends.base import Tokens
 from workers.models.backends.fake import FakeBackend, FakeTokenizer
 from workers.models.loaded import LoadedModel
+from workers.models.tokenizer import Tokens
 
 __all__ = ["GatedBackend", "fake_card", "fake_model", "write_fake_card"]
 

@@ -6,13 +6,13 @@ import pytest
 from tasks.errors import OutOfMemory
 from tasks.lanes import Service
 from workers.engine.cost import CostModel, length_class
-from workers.engine.fair_share import Shares
+from workers.engine.fair_share import FairShare
 from workers.engine.guard import find_bad, run_guarded
 from workers.engine.oom import SafeSizes, run_halving
-from workers.models.backends.base import Tokens
+from workers.models.tokenizer import Tokens
 
 
-def run_turns(shares: Shares, turns: int, interactive_s: float, bulk_s: float) -> list[Service]:
+def run_turns(shares: FairShare, turns: int, interactive_s: float, bulk_s: float) -> list[Service]:
     order = []
     for _ in range(turns):
         service = shares.choose(interactive=True, bulk=True)
@@ -22,31 +22,31 @@ def run_turns(shares: Shares, turns: int, interactive_s: float, bulk_s: float) -
 
 
 def test_interactive_goes_first_while_bulk_is_not_owed_a_pass() -> None:
-    shares = Shares(0.1, quantum_s=0.02)
+    shares = FairShare(0.1, quantum_s=0.02)
     assert run_turns(shares, 5, interactive_s=0.01, bulk_s=0.02) == [Service.INTERACTIVE] * 5
 
 
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.25, 0.5])
 @pytest.mark.parametrize("bulk_s", [0.005, 0.02, 0.3])
 def test_bulk_keeps_its_share_of_device_time_under_constant_interactive_load(share: float, bulk_s: float) -> None:
-    order = run_turns(Shares(share, quantum_s=0.025), 20_000, interactive_s=0.01, bulk_s=bulk_s)
+    order = run_turns(FairShare(share, quantum_s=0.025), 20_000, interactive_s=0.01, bulk_s=bulk_s)
     bulk_time_s = order.count(Service.BULK) * bulk_s
     total_s = bulk_time_s + order.count(Service.INTERACTIVE) * 0.01
     assert bulk_time_s / total_s == pytest.approx(share, rel=0.1)
 
 
 def test_a_share_of_zero_lets_bulk_wait() -> None:
-    assert Service.BULK not in run_turns(Shares(0.0, quantum_s=0.02), 1000, interactive_s=0.01, bulk_s=0.02)
+    assert Service.BULK not in run_turns(FairShare(0.0, quantum_s=0.02), 1000, interactive_s=0.01, bulk_s=0.02)
 
 
 def test_who_waits_alone_goes() -> None:
-    shares = Shares(0.1, quantum_s=0.02)
+    shares = FairShare(0.1, quantum_s=0.02)
     assert shares.choose(interactive=False, bulk=True) is Service.BULK
     assert shares.choose(interactive=True, bulk=False) is Service.INTERACTIVE
 
 
 def test_nothing_is_owed_for_time_without_contention() -> None:
-    shares = Shares(0.1, quantum_s=0.02)
+    shares = FairShare(0.1, quantum_s=0.02)
     for _ in range(1000):
         shares.charge(Service.INTERACTIVE, 0.1, contended=False)
     assert shares.choose(interactive=True, bulk=True) is Service.INTERACTIVE
@@ -114,7 +114,7 @@ def test_a_failure_below_the_limit_halves_what_failed() -> None:
 class Scripted:
     """A backend that returns what it is told."""
 
-    kind, device, dtype, dimension, parallel, express, pipeline = "scripted", "cpu", "bfloat16", 2, 1, None, None
+    kind, device, dtype, dimension, parallel, latency_stream, pipeline = "scripted", "cpu", "bfloat16", 2, 1, None, None
 
     def __init__(self, first: list[list[float]], exact: list[list[float]]) -> None:
         self._first, self._exact = first, list(exact)

@@ -15,9 +15,10 @@ from workers.engine import DeviceEngine
 from workers.engine.cost import CostModel
 from workers.engine.oom import SafeSizes
 from workers.engine.passes import Passes
-from workers.engine.requests import Request, Row
+from workers.engine.pending import PendingWork, Row
 from workers.engine.watchdog import Watchdog
-from workers.models.backends.base import Tokens, Values
+from workers.models.backends.base import Values
+from workers.models.tokenizer import Tokens
 
 Parts = tuple[DeviceEngine, "PipelinedBackend"]
 
@@ -126,7 +127,7 @@ def test_a_failure_of_the_loop_settles_the_batch_that_it_had_taken_ahead(
         monkeypatch.undo()
         raise KeyError("a bug in the loop")
 
-    monkeypatch.setattr(engine._loops[0]._shares, "choose", fail)
+    monkeypatch.setattr(engine._loops[0]._fair_share, "choose", fail)
     backend.gate.set()
     assert first.result(10).values.any()
     assert second.result(10).values.any()
@@ -145,7 +146,7 @@ def test_the_time_of_a_pass_begins_when_the_device_was_done_with_the_one_before(
     monkeypatch.setattr("workers.engine.passes.time.perf_counter", lambda: next(now_s))
 
     def rows() -> list[Row]:
-        request = Request(model, Service.BULK, None, lambda *_: pytest.fail("nobody asked"))
+        request = PendingWork(model, Service.BULK, None, lambda *_: pytest.fail("nobody asked"))
         request.add_rows([Tokens(model.tokenizer.encode(["text"], "end")[0].tokens.ids)] * 2)
         return request.rows[:1]
 

@@ -10,9 +10,9 @@ from tasks.lanes import Service
 from tests.support.fakes import fake_model
 from tests.support.polling import wait_until
 from workers.engine.packing import Budget
+from workers.engine.pending import PendingWork
 from workers.engine.queue import WorkQueue
-from workers.engine.requests import Request
-from workers.models.backends.base import Tokens
+from workers.models.tokenizer import Tokens
 
 
 class CountingTaker:
@@ -51,8 +51,8 @@ def test_a_request_wakes_only_the_loop_that_serves_it() -> None:
     assert bulk.looks == 2, "once before it slept, once when its own row came"
 
 
-def a_request(service: Service) -> Request:
-    request = Request(fake_model(), service, None, finish)
+def a_request(service: Service) -> PendingWork:
+    request = PendingWork(fake_model(), service, None, finish)
     request.add_rows([Tokens(np.zeros(3, np.int32))])
     return request
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tasks.engine import ItemError, Outcomes, Work
 from tasks.errors import InvalidRequest, WrongCapability
 from tasks.vectors import Extra, ExtraParts, Ragged
-from workers.engine.requests import ExtraSink, Finish, Request
+from workers.engine.pending import ExtraSink, Finish, PendingWork
 from workers.engine.scoring import PairScores, cosines, to_unit_range
 from workers.models.loaded import LoadedModel
 from workers.models.tokenizer import Encoded
@@ -24,7 +24,7 @@ __all__ = ["admit"]
 T = TypeVar("T")
 
 
-def admit(work: Work, model: LoadedModel) -> Request:
+def admit(work: Work, model: LoadedModel) -> PendingWork:
     """Check and tokenize the work and return a request with its rows.
 
     Raises:
@@ -54,7 +54,7 @@ def _check(work: Work, model: LoadedModel) -> None:
         raise InvalidRequest(f"dimensions must be from 1 to {dimension}", param="dimensions")
 
 
-def _admit_embeddings(work: Work, model: LoadedModel) -> Request:
+def _admit_embeddings(work: Work, model: LoadedModel) -> PendingWork:
     texts = instruct(work.texts, work.params.instruction, model)
     unique, rows_of = _deduplicate(texts)
     encoded = model.tokenizer.encode(unique, work.params.truncate)
@@ -72,7 +72,7 @@ def _admit_embeddings(work: Work, model: LoadedModel) -> Request:
     return plan.request(finish)
 
 
-def _admit_pairs(work: Work, model: LoadedModel) -> Request:
+def _admit_pairs(work: Work, model: LoadedModel) -> PendingWork:
     queries = instruct(work.queries or (), _query_instruction(work, model), model)
     unique, rows_of = _deduplicate(list(zip(queries, work.texts, strict=True)))
     encoded = model.tokenizer.encode_pairs([q for q, _ in unique], [text for _, text in unique], work.params.truncate)
@@ -85,7 +85,7 @@ def _admit_pairs(work: Work, model: LoadedModel) -> Request:
     return plan.request(finish)
 
 
-def _admit_similarity(work: Work, model: LoadedModel) -> Request:
+def _admit_similarity(work: Work, model: LoadedModel) -> PendingWork:
     """Embed each query and each document once; a score is their cosine, or a sum with more, moved to [0, 1]."""
     queries = instruct(work.queries or (), _query_instruction(work, model), model)
     unique, rows_of = _deduplicate([*queries, *work.texts])
@@ -143,9 +143,9 @@ class _Plan:
         most = model.tokenizer.max_tokens
         self._refused = {at: _too_long(most, encoded[at].asked) for at in np.flatnonzero(refused).tolist()}
 
-    def request(self, finish: Finish, extras: ExtraSink | None = None) -> Request:
+    def request(self, finish: Finish, extras: ExtraSink | None = None) -> PendingWork:
         """Return the request that computes the rows and then calls `finish`; extras stay here if nobody takes them."""
-        request = Request(self._model, self._work.service, self._work.deadline_s, finish)
+        request = PendingWork(self._model, self._work.service, self._work.deadline_s, finish)
         request.add_rows(self._rows)
         request.extras = self._parts if extras is None else extras
         return request

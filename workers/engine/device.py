@@ -15,7 +15,7 @@ from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed, ModelNotFound
 from tasks.lanes import Service
 from workers.engine.admission import admit
-from workers.engine.fair_share import Shares
+from workers.engine.fair_share import FairShare
 from workers.engine.loop import DeviceLoop, Limits
 from workers.engine.queue import WorkQueue
 from workers.engine.warmup import warm_up
@@ -24,7 +24,7 @@ from workers.models.loaded import LoadedModel
 __all__ = ["DeviceEngine"]
 
 # Defaults by device. Measured on CPUs: throughput is flat from 1,024 tokens per stream, and 9% lower with 512. Not
-# measured on GPUs: half of what one would take, since two passes may be under way.
+# measured on GPUs: half of what one would take, since two passes may run at once.
 _CPU_BATCH_TOKENS, _CPU_STREAM_TOKENS, _GPU_BATCH_TOKENS = 2048, 1024, 32_768
 _CPU_LATENCY_MS, _GPU_LATENCY_MS = 25.0, 10.0
 # Bulk rows are sorted by length among so many passes' worth of tokens.
@@ -42,7 +42,7 @@ class DeviceEngine:
         self._lanes = settings.lanes
         self._limits = _limits(settings, models)
         self._queue = WorkQueue(settings.engine_max_tokens, _WINDOW_PASSES * self._limits.batch_tokens)
-        self._loops = self._start_loops(Shares(settings.bulk_min_share, self._limits.latency_ms / 1000))
+        self._loops = self._start_loops(FairShare(settings.bulk_min_share, self._limits.latency_ms / 1000))
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -110,11 +110,11 @@ class DeviceEngine:
         for loop in self._loops:
             loop.close(_CLOSE_S)
 
-    def _start_loops(self, shares: Shares) -> tuple[DeviceLoop, ...]:
-        """Start one thread for the device, and a second for the interactive rows of models that have an express."""
-        loops = [DeviceLoop(self._queue, self._models, self._limits, shares, interactive_only=False)]
-        if express := _express(self._models):
-            loops.append(DeviceLoop(self._queue, express, self._limits, shares, interactive_only=True))
+    def _start_loops(self, fair_share: FairShare) -> tuple[DeviceLoop, ...]:
+        """Start one thread for the device, and a second for the interactive rows of models with a latency stream."""
+        loops = [DeviceLoop(self._queue, self._models, self._limits, fair_share, interactive_only=False)]
+        if streams := _latency_streams(self._models):
+            loops.append(DeviceLoop(self._queue, streams, self._limits, fair_share, interactive_only=True))
         return tuple(loops)
 
     def _retry_after_s(self, tokens: int) -> float:
@@ -122,10 +122,10 @@ class DeviceEngine:
         return min(max(tokens / rate, _LEAST_RETRY_S), _MOST_RETRY_S) if rate else _LEAST_RETRY_S
 
 
-def _express(models: Mapping[str, LoadedModel]) -> dict[str, LoadedModel]:
-    """Return the models that have an express, with that for a backend."""
-    ways = {name: model.backend.express for name, model in models.items()}
-    return {name: replace(models[name], backend=way) for name, way in ways.items() if way is not None}
+def _latency_streams(models: Mapping[str, LoadedModel]) -> dict[str, LoadedModel]:
+    """Return the models that have a latency stream, with that for a backend."""
+    streams = {name: model.backend.latency_stream for name, model in models.items()}
+    return {name: replace(models[name], backend=stream) for name, stream in streams.items() if stream is not None}
 
 
 def _limits(settings: Settings, models: Mapping[str, LoadedModel]) -> Limits:

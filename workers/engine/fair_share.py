@@ -7,13 +7,13 @@ import threading
 
 from tasks.lanes import Service
 
-__all__ = ["Shares"]
+__all__ = ["FairShare"]
 
 # What is owed is bounded both ways, so that no phase of load is paid back for longer than this.
 _MOST_S = 1.0
 
 
-class Shares:
+class FairShare:
     """Interactive first at every batch; bulk ages towards its share while it waits. Thread-safe."""
 
     def __init__(self, bulk_min_share: float, quantum_s: float) -> None:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from tasks.engine import ItemError
 from tasks.vectors import ExtraParts
-from workers.models.backends.base import Backend, Heads, Tokens, Values
+from workers.models.backends.base import Backend, Heads, Values
+from workers.models.tokenizer import Tokens
 
 __all__ = ["INVALID", "find_bad", "run_guarded", "run_guarded_heads"]
 

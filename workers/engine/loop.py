@@ -2,7 +2,7 @@
 
 Where the backend computes on its own (`Backend.pipeline`), the next pass is started before the last one is waited for.
 Owns the backends that it is given. Every call into them comes from here, probes and warm-up too, so no backend needs
-a lock. Where the backends have an express, a second loop owns those and serves the interactive rows.
+a lock. Where backends have a latency stream, a second loop owns those and serves the interactive rows.
 """
 
 import functools
@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from tasks.errors import EngineClosed, WorkError
 from tasks.lanes import Service
 from workers.engine.cost import CostModel
-from workers.engine.fair_share import Shares
+from workers.engine.fair_share import FairShare
 from workers.engine.guard import run_guarded
-from workers.engine.health import Health
 from workers.engine.oom import SafeSizes
 from workers.engine.packing import Budget
 from workers.engine.passes import Passes, Started
 from workers.engine.queue import Batch, WorkQueue
-from workers.engine.watchdog import Watchdog, end_process
+from workers.engine.watchdog import DeviceHealth, Watchdog, end_process
 from workers.models.loaded import LoadedModel
 
 __all__ = ["DeviceLoop", "Limits"]
@@ -74,7 +73,7 @@ class DeviceLoop:
         work: WorkQueue,
         models: Mapping[str, LoadedModel],
         limits: Limits,
-        shares: Shares,
+        fair_share: FairShare,
         *,
         interactive_only: bool,
     ) -> None:
@@ -84,20 +83,20 @@ class DeviceLoop:
             work: where rows wait.
             models: the loaded models, by card name.
             limits: bound each pass.
-            shares: shared by all loops on a device.
-            interactive_only: this loop owns expresses. Another one serves their bulk rows, and leaves out the
-                interactive rows of models that have an express.
+            fair_share: shared by all loops on a device.
+            interactive_only: this loop owns latency streams. Another one serves the bulk rows of their models, and
+                leaves out the interactive rows.
         """
         self.watchdog = Watchdog(limits.pass_timeout_s)
-        self.health = Health()
+        self.health = DeviceHealth()
         self._cost = CostModel()
         self._sizes = SafeSizes(limits.batch_tokens)
         self.passes = Passes(self._cost, self._sizes, self.watchdog)
         self.models = models
         self._work, self._limits = work, limits
-        self._shares, self._interactive_only = shares, interactive_only
+        self._fair_share, self._interactive_only = fair_share, interactive_only
         self._probes = {name: model.tokenizer.encode(["probe"], "end")[0].tokens for name, model in models.items()}
-        self._errands: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+        self._device_calls: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         self._contended = False
         # What was started behind the pass that is waited for, and when the device was done with the last batch.
         self._ahead: _Taken | None = None
@@ -111,10 +110,10 @@ class DeviceLoop:
         stuck = self.watchdog.running_s() > self._limits.pass_timeout_s / 2
         return self._thread.is_alive() and self.health.well and not stuck
 
-    def call(self, errand: Callable[[], None]) -> Future[None]:
+    def call(self, function: Callable[[], None]) -> Future[None]:
         """Run a function on the device's thread, between two passes."""
         future: Future[None] = Future()
-        self._errands.put((errand, future))
+        self._device_calls.put((function, future))
         self._work.wake()
         return future
 
@@ -138,11 +137,11 @@ class DeviceLoop:
             self._work.close()
             if self._ahead is not None:
                 self._run_batch(self._ahead)
-            self._run_errands(closed=True)
+            self._run_device_calls(closed=True)
 
     def _turn(self) -> None:
         taken, self._ahead = self._ahead or self._take(self.health.probe_due_s()), None
-        self._run_errands()
+        self._run_device_calls()
         if taken is not None:
             try:
                 if self._works_ahead(taken):
@@ -168,18 +167,18 @@ class DeviceLoop:
 
     def interrupted(self) -> bool:
         """See `Taker.interrupted`."""
-        return not self._errands.empty()
+        return not self._device_calls.empty()
 
     def choose(self, interactive: bool, bulk: bool) -> Service:  # noqa: FBT001 - called by position
         """See `Taker.choose`."""
         self._contended = interactive and bulk
-        return self._shares.choose(interactive=interactive, bulk=bulk)
+        return self._fair_share.choose(interactive=interactive, bulk=bulk)
 
     def serves(self, model: str, service: Service) -> bool:
         """See `Taker.serves`."""
         if service is Service.BULK:
             return not self._interactive_only
-        return model in self.models and (self._interactive_only or self.models[model].backend.express is None)
+        return model in self.models and (self._interactive_only or self.models[model].backend.latency_stream is None)
 
     def budget(self, model: str, service: Service) -> Budget:
         """Bound a pass by memory, and by time where somebody may be waiting for the next one."""
@@ -210,7 +209,7 @@ class DeviceLoop:
                 raise
             well = False
         began_s, self._free_s = max(taken.at_s, self._free_s), time.perf_counter()
-        self._shares.charge(batch.service, self._free_s - began_s, contended=taken.contended)
+        self._fair_share.charge(batch.service, self._free_s - began_s, contended=taken.contended)
         if well:
             self.health.note(well=True)
         else:
@@ -234,14 +233,14 @@ class DeviceLoop:
             # Some failures of a device stay with the process that met them; only a fresh one can use it again.
             end_process(f"no vector for {sick_s:.1f} s")
 
-    def _run_errands(self, *, closed: bool = False) -> None:
-        while not self._errands.empty():
-            errand, future = self._errands.get()
+    def _run_device_calls(self, *, closed: bool = False) -> None:
+        while not self._device_calls.empty():
+            function, future = self._device_calls.get()
             if closed:
                 future.set_exception(EngineClosed("this worker is going away"))
                 continue
             try:
-                errand()
+                function()
             except Exception as error:  # noqa: BLE001 - an edge: somebody waits for this future
                 future.set_exception(error)
             else:

@@ -14,7 +14,7 @@ from tasks.errors import OutOfMemory
 from workers.engine.cost import CostModel
 from workers.engine.guard import INVALID, run_guarded, run_guarded_heads
 from workers.engine.oom import SafeSizes, run_halving
-from workers.engine.requests import Row
+from workers.engine.pending import Row
 from workers.engine.watchdog import Watchdog
 from workers.models.backends.base import Values
 from workers.models.loaded import LoadedModel

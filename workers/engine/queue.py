@@ -1,7 +1,7 @@
 """The engine's queue: two classes of service per model, bounded in tokens, cleaned of what nobody waits for.
 
-Owns the lock, the bounds and the deadlines. The order of rows inside a lane is `lanes`', which class goes next and
-how many rows fit into a pass are functions that the loop passes in.
+Owns the lock, the bounds and the deadlines. The order of rows inside a lane is in `row_order`; which class goes next
+and how many rows fit into a pass are questions that the queue asks its taker.
 """
 
 import heapq
@@ -17,9 +17,9 @@ from typing import Protocol
 from tasks.engine import Outcomes
 from tasks.errors import DeadlineExceeded, EngineClosed, LaneFull
 from tasks.lanes import Service
-from workers.engine.lanes import BulkLane, InteractiveLane, RowLane
 from workers.engine.packing import Budget
-from workers.engine.requests import Request, Row
+from workers.engine.pending import PendingWork, Row
+from workers.engine.row_order import BulkLane, InteractiveLane, RowLane
 
 __all__ = ["Batch", "Taker", "WorkQueue"]
 
@@ -68,15 +68,15 @@ class WorkQueue:
         self._changed: dict[Taker, threading.Condition] = {}
         self._lanes: dict[Service, dict[str, RowLane]] = {service: {} for service in Service}
         # Requests with rows in a lane, and their tokens there.
-        self._waiting: dict[Request, int] = {}
+        self._waiting: dict[PendingWork, int] = {}
         self._tokens = dict.fromkeys(Service, 0)
         # A heap; the counter keeps requests themselves from being compared.
-        self._deadlines: list[tuple[float, int, Request]] = []
+        self._deadlines: list[tuple[float, int, PendingWork]] = []
         self._order = itertools.count()
         self._interactive_at_s = float("-inf")
         self._closed = False
 
-    def put(self, request: Request, retry_after_s: Callable[[int], float]) -> None:
+    def put(self, request: PendingWork, retry_after_s: Callable[[int], float]) -> None:
         """Let a request's rows wait.
 
         Args:
@@ -126,7 +126,7 @@ class WorkQueue:
         for request in requests:
             request.fail(error)
 
-    def forget(self, request: Request) -> None:
+    def forget(self, request: PendingWork) -> None:
         """Free the places of a request that has ended."""
         with self._lock:
             self._remove({request})
@@ -150,7 +150,7 @@ class WorkQueue:
         """Return how long ago the last interactive request came; infinity if none ever did."""
         return time.monotonic() - self._interactive_at_s
 
-    def _add(self, request: Request, tokens: int) -> None:
+    def _add(self, request: PendingWork, tokens: int) -> None:
         service, model = request.service, request.model.card.name
         lanes = self._lanes[service]
         if model not in lanes:
@@ -166,7 +166,7 @@ class WorkQueue:
             self._interactive_at_s = time.monotonic()
         self._call(model, service)
 
-    def _note_deadline(self, request: Request, deadline_s: float) -> None:
+    def _note_deadline(self, request: PendingWork, deadline_s: float) -> None:
         """Keep the heap near the size of what waits: an answered request must not stay until its deadline."""
         if len(self._deadlines) > 2 * len(self._waiting) + _SLACK:
             self._deadlines = [entry for entry in self._deadlines if entry[2] in self._waiting]
@@ -203,20 +203,20 @@ class WorkQueue:
         # To the end of the line: models with waiting rows take turns.
         lanes[model] = lanes.pop(model)
         rows = lanes[model].take(taker.budget(model, service))
-        taken: defaultdict[Request, int] = defaultdict(int)
+        taken: defaultdict[PendingWork, int] = defaultdict(int)
         for row in rows:
             taken[row.request] += len(row)
         for request, tokens in taken.items():
             self._subtract(request, tokens)
         return Batch(model, service, rows)
 
-    def _subtract(self, request: Request, tokens: int) -> None:
+    def _subtract(self, request: PendingWork, tokens: int) -> None:
         self._tokens[request.service] -= tokens
         self._waiting[request] -= tokens
         if not self._waiting[request]:
             del self._waiting[request]
 
-    def _pop_expired(self) -> list[Request]:
+    def _pop_expired(self) -> list[PendingWork]:
         """Remove what is past its deadline, so that the device never sees it; the caller ends it without the lock."""
         now_s = time.monotonic()
         expired = []
@@ -227,7 +227,7 @@ class WorkQueue:
         self._remove(set(expired))
         return expired
 
-    def _remove(self, requests: set[Request]) -> None:
+    def _remove(self, requests: set[PendingWork]) -> None:
         present = {request for request in requests if request in self._waiting}
         for request in present:
             self._subtract(request, self._waiting[request])
@@ -237,11 +237,11 @@ class WorkQueue:
         if present:
             self._call_for_rest()
 
-    def _forget_cancelled(self, request: Request, future: Future[Outcomes]) -> None:
+    def _forget_cancelled(self, request: PendingWork, future: Future[Outcomes]) -> None:
         if future.cancelled():
             self.forget(request)
 
 
-def _expire(requests: list[Request]) -> None:
+def _expire(requests: list[PendingWork]) -> None:
     for request in requests:
         request.fail(DeadlineExceeded("the deadline passed before the device could take this"))

@@ -13,9 +13,9 @@ from tasks.engine import Outcomes
 from tasks.errors import WorkError
 from tasks.lanes import Service
 from workers.engine.passes import Passes
-from workers.engine.requests import Request
-from workers.models.backends.base import Tokens
+from workers.engine.pending import PendingWork
 from workers.models.loaded import LoadedModel
+from workers.models.tokenizer import Tokens
 
 __all__ = ["warm_up"]
 
@@ -36,7 +36,7 @@ def warm_up(model: LoadedModel, passes: Passes, batch_tokens: int) -> None:
     for length, rows in _shapes(model.tokenizer.max_tokens, batch_tokens):
         if time.monotonic() - started_s > _ENOUGH_S:
             return
-        request = Request(model, Service.BULK, None, _discard)
+        request = PendingWork(model, Service.BULK, None, _discard)
         request.add_rows([_dummy(model, length)] * rows)
         if not passes.run(model, request.rows):
             raise WorkError(f"{model.card.name}: the warm-up pass of {rows} rows of {length} tokens failed")

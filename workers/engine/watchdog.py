@@ -1,6 +1,8 @@
-"""A pass that never ends takes the whole process with it, so that a launcher can start a fresh one.
+"""Whether the device works: a watchdog over the running pass, and what the last pass showed.
 
-Owns the clock of the current pass. Nothing inside a process can stop a hung device call; only its end can.
+Owns the clock of the current pass: a pass that never ends ends the process, so that a launcher can start a fresh one,
+since nothing inside a process can stop a hung device call. Owns when a probe is due too; a probe is a pass of one short
+row, which the device's thread runs.
 """
 
 import logging
@@ -10,12 +12,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["EXIT_STATUS", "Watchdog", "end_process"]
+__all__ = ["EXIT_STATUS", "DeviceHealth", "Watchdog", "end_process"]
 
 log = logging.getLogger(__name__)
 
 # EX_SOFTWARE of sysexits.h: the launcher can tell it from a crash.
 EXIT_STATUS = 70
+_PROBE_SICK_S = 1.0
+_PROBE_IDLE_S = 10.0
 
 
 def end_process(reason: str) -> None:
@@ -57,3 +61,32 @@ class Watchdog:
         while not self._stop.wait(min(1.0, self._limit_s / 4)):
             if self.running_s() > self._limit_s:
                 end_process(f"a forward pass has run for {self.running_s():.1f} s (limit {self._limit_s:.1f} s)")
+
+
+class DeviceHealth:
+    """Remembers the last pass that said something about the device. Written by one thread, read by any."""
+
+    def __init__(self) -> None:
+        self._well = True
+        self._seen_s = self._well_s = time.monotonic()
+
+    @property
+    def well(self) -> bool:
+        """Whether the last pass or probe gave a vector."""
+        return self._well
+
+    def note(self, *, well: bool) -> None:
+        """Take note of how a pass or a probe ended."""
+        self._well = well
+        self._seen_s = time.monotonic()
+        if well:
+            self._well_s = self._seen_s
+
+    def sick_s(self) -> float:
+        """Return for how long no pass and no probe gave a vector; 0 if the last one did."""
+        return 0.0 if self._well else time.monotonic() - self._well_s
+
+    def probe_due_s(self) -> float:
+        """Return in how many seconds a probe is due: soon after a failure, seldom while nothing happens."""
+        wait_s = _PROBE_IDLE_S if self._well else _PROBE_SICK_S
+        return max(0.0, self._seen_s + wait_s - time.monotonic())

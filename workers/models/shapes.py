@@ -9,7 +9,7 @@ import functools
 import sys
 from collections.abc import Sequence
 
-__all__ = ["KnownShapes", "padded_tokens", "round_length", "round_rows_down", "round_rows_up", "split_evenly"]
+__all__ = ["ShapeCache", "padded_tokens", "round_length", "round_rows_down", "round_rows_up", "split_evenly"]
 
 _LENGTH_STEPS, _ROW_STEPS = 16, 4
 _LEAST_LENGTH_STEP = 4
@@ -21,11 +21,11 @@ _SHAPES_PER_LENGTH = 2
 _MOST_WASTE = 1.75
 
 
-class KnownShapes:
-    """The shapes that kernels were compiled for, and which of them a batch is padded to. Used by one thread."""
+class ShapeCache:
+    """The shapes that have compiled kernels, and which of them a batch is padded to. Used by one thread."""
 
     def __init__(self, max_tokens: int) -> None:
-        """Keep the book of a model that reads at most `max_tokens` tokens of a row."""
+        """Start empty, for a model that reads at most `max_tokens` tokens of a row."""
         self._max_tokens = max_tokens
         lengths = {round_length(length, max_tokens) for length in range(1, max_tokens + 1)}
         self._plenty = _SHAPES_PER_LENGTH * len(lengths)

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from workers.models.backends.base import Tokens
+from tasks.vectors import Extra
 
-__all__ = ["Encoded", "FastTokenizer", "TextTokenizer", "Truncate", "read_tokenizer"]
+__all__ = ["Encoded", "FastTokenizer", "TextTokenizer", "Tokens", "Truncate", "read_tokenizer"]
 
 Truncate = Literal["end", "start", "none"]
 
@@ -23,6 +24,24 @@ Truncate = Literal["end", "start", "none"]
 _CHARS_PER_TOKEN = 16
 # A query takes at most this share of a pair, as in FlagEmbedding's rerankers, so that a document is always seen.
 _QUERY_SHARE = (3, 4)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """One row for the model, special tokens included.
+
+    Attributes:
+        ids: int32, shape (length,).
+        second_at: where the second text of a pair begins; 0 for a single text.
+        extras: kinds of vectors that are wanted besides the value.
+    """
+
+    ids: NDArray[np.int32]
+    second_at: int = 0
+    extras: tuple[Extra, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +69,7 @@ class TextTokenizer(Protocol):
         ...
 
     def encode_pairs(self, queries: Sequence[str], texts: Sequence[str], truncate: Truncate) -> list[Encoded]:
-        """Encode (query, text) pairs of equal count for a cross-encoder. Only the text gives way."""
+        """Encode (query, text) pairs of equal count for a cross-encoder. Only the text is shortened."""
         ...
 
 

@@ -5,36 +5,18 @@ and no request, and it is called by one thread at a time.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.vectors import Extra, ExtraParts
+from tasks.vectors import ExtraParts
+from workers.models.tokenizer import Tokens
 
-__all__ = ["Backend", "Heads", "Pipeline", "Tokens", "Values"]
+__all__ = ["Backend", "Heads", "Pipeline", "Values"]
 
 # Waits for the values of a pass that was started, and raises what `Backend.run` raises. Called once.
 Values = Callable[[], NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Tokens:
-    """One row for the model, special tokens included.
-
-    Attributes:
-        ids: int32, shape (length,).
-        second_at: where the second text of a pair begins; 0 for a single text.
-        extras: kinds of vectors that are wanted besides the value.
-    """
-
-    ids: NDArray[np.int32]
-    second_at: int = 0
-    extras: tuple[Extra, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 class Backend(Protocol):
@@ -46,7 +28,7 @@ class Backend(Protocol):
         dtype: precision of the arithmetic: float32, bfloat16 or float16.
         dimension: length of the vectors; None when the model gives scores.
         parallel: rows that are computed side by side, each on cores of its own; a batch should be a multiple of it.
-        express: a second way to run the same weights, quick for few rows, that another thread may use while this one
+        latency_stream: the same weights set up for few rows at a time, which another thread may run while this one
             runs a batch; None where the device does one thing at a time.
         pipeline: starts a pass while the one before computes; None where a pass computes in the calling thread.
         heads: the same weights with what gives other kinds of vectors; None where there is none. Same thread.
@@ -57,7 +39,7 @@ class Backend(Protocol):
     dtype: str
     dimension: int | None
     parallel: int
-    express: "Backend | None"
+    latency_stream: "Backend | None"
     pipeline: "Pipeline | None"
     heads: "Heads | None"
 

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from config.catalog import ModelCard
 from tasks.errors import OutOfMemory
-from workers.models.backends.base import Backend, Heads, Pipeline, Tokens, Values
-from workers.models.tokenizer import Encoded, Truncate
+from workers.models.backends.base import Backend, Heads, Pipeline, Values
+from workers.models.tokenizer import Encoded, Tokens, Truncate
 
 __all__ = ["FakeBackend", "FakeTokenizer"]
 
@@ -68,7 +68,7 @@ class FakeBackend:
 
     kind = "fake"
     parallel = 1
-    express: Backend | None = None
+    latency_stream: Backend | None = None
     heads: Heads | None = None
     device = "cpu"
     dtype = "float32"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.vectors import Extra, Parts
-from workers.models.backends.base import Tokens
+from workers.models.tokenizer import Tokens
 
 __all__ = ["deal_out"]
 

@@ -2,13 +2,13 @@
 
 Owns how a batch is spread over the cores. Measured on two cores with MiniLM: two streams of one thread each compute
 10-16% more tokens per second than one stream of two threads, provided that both get the same share; one short row is
-a third faster with all threads in one stream. So the model is compiled both ways. Bulk batches take the streams; the
-other way is `express`, and since both may run at once, a short request does not wait for the batch before it: the
-system's scheduler gives it the cores in between, at no measurable cost for the batch.
+a third faster with all threads in one stream. So the model is compiled in both variants. Bulk batches run in the
+streams; the other variant is the latency stream. Both may run at once, so a short request does not wait for the batch
+before it: the system's scheduler gives it the cores in between, at no measurable cost for the batch.
 
 Many short requests at once are better off in the streams: each stream pads its rows on its own, and no thread waits for
 another after every operation. With 64 clients, 14% more requests a second, and 10% less of the processor's time for
-each. So an express batch of some rows takes the streams while no bulk batch has them.
+each. So the latency stream runs a batch of several rows in the streams while no bulk batch uses them.
 """
 
 import itertools
@@ -24,16 +24,17 @@ from numpy.typing import NDArray
 
 from tasks.errors import OutOfMemory
 from tasks.vectors import ExtraParts
-from workers.models.backends.base import Heads, Pipeline, Tokens, Values
+from workers.models.backends.base import Heads, Pipeline, Values
 from workers.models.backends.heads import deal_out
 from workers.models.backends.padding import pad
 from workers.models.export import MODEL, import_openvino
-from workers.models.shapes import KnownShapes, split_evenly
+from workers.models.shapes import ShapeCache, split_evenly
+from workers.models.tokenizer import Tokens
 
 __all__ = ["OpenVinoBackend", "Traits", "compile_exported"]
 
 T = TypeVar("T")
-# From so many rows for each stream on, an express batch is faster in the streams.
+# From so many rows for each stream on, a batch of the latency stream is faster in the streams.
 _SPREAD_ROWS = 4
 _HINTS = {"bfloat16": "bf16", "float32": "f32"}
 
@@ -58,18 +59,24 @@ class OpenVinoBackend:
     kind = "openvino"
     device = "cpu"
 
-    def __init__(self, graph: "_Graph", way: "_Way", spare: "_Way | None", express: "OpenVinoBackend | None") -> None:
-        """Run batches by a way of one's own, and large ones by a spare way that belongs to another instance."""
+    def __init__(
+        self,
+        graph: "_Graph",
+        variant: "_CompiledVariant",
+        spare: "_CompiledVariant | None",
+        latency_stream: "OpenVinoBackend | None",
+    ) -> None:
+        """Run batches in a variant of one's own, and large ones in a spare one that belongs to another instance."""
         self.dtype = graph.dtype
         self.dimension = graph.traits.dimension
-        self.parallel = way.streams
-        self.express = express
-        # An express has one request at a time to answer.
+        self.parallel = variant.streams
+        self.latency_stream = latency_stream
+        # The latency stream runs one pass at a time.
         self.pipeline: Pipeline | None = self if spare is None else None
         self._graph = graph
-        # One book for each class of work: short requests would have to borrow the shapes of long bulk rows.
-        self._shapes = KnownShapes(graph.traits.max_tokens)
-        self._way, self._spare = way, spare
+        # One cache for each class of work: short requests would have to use the shapes of long bulk rows.
+        self._shapes = ShapeCache(graph.traits.max_tokens)
+        self._variant, self._spare = variant, spare
         self.heads: Heads | None = None if graph.traits.silent is None else self
         self._all_requests: dict[str, Any] = {}
 
@@ -105,11 +112,11 @@ class OpenVinoBackend:
         return self._start_rows(rows)()
 
     def _start_rows(self, rows: Sequence[Tokens]) -> Values:
-        return self._start_parts(_split(rows, self.parallel), self._way)
+        return self._start_parts(_split(rows, self.parallel), self._variant)
 
-    def _start_parts(self, parts: Sequence[Sequence[Tokens]], way: "_Way") -> Values:
+    def _start_parts(self, parts: Sequence[Sequence[Tokens]], variant: "_CompiledVariant") -> Values:
         """Start one part per stream."""
-        requests = way.take()
+        requests = variant.take()
 
         def wait() -> NDArray[np.float32]:
             try:
@@ -117,19 +124,19 @@ class OpenVinoBackend:
                     request.wait()
                 return np.concatenate([_output(*pair) for pair in zip(requests, parts, strict=False)])
             finally:
-                way.give_back(requests)
+                variant.give_back(requests)
 
         try:
             for request, part in zip(requests, parts, strict=False):
                 request.start_async(self._graph.inputs(part, self._shapes), share_inputs=True)
         except BaseException:
-            way.give_back(requests)
+            variant.give_back(requests)
             raise
         return wait
 
 
-class _Way:
-    """A compiled form of the graph. Each pass has a set of requests for itself, one per stream. Thread-safe."""
+class _CompiledVariant:
+    """The graph compiled for a number of streams. A pass has its own set of requests, one per stream. Thread-safe."""
 
     def __init__(self, compiled: Any, streams: int) -> None:
         self.streams = streams
@@ -140,7 +147,7 @@ class _Way:
 
     @property
     def busy(self) -> bool:
-        """Whether a pass is under way."""
+        """Whether a pass is running."""
         return len(self._idle) < len(self._sets)
 
     def take(self) -> list[Any]:
@@ -155,14 +162,14 @@ class _Way:
     def give_back(self, requests: list[Any]) -> None:
         """Take back the set of a pass that ended or failed."""
         for request in requests:
-            # A request that still runs must not be used again, or its inputs freed; whoever waited knows of its error.
+            # A request that still runs must not be used again, or its inputs freed; its caller has seen the error.
             with suppress(Exception):
                 request.wait()
         self._idle.append(requests)
 
 
 class _Graph:
-    """An exported model in memory, to be compiled in several ways. Thread-safe."""
+    """An exported model in memory, to be compiled in several variants. Thread-safe."""
 
     def __init__(self, folder: Path, traits: Traits, dtype: str, threads: int) -> None:
         self.traits = traits
@@ -178,9 +185,9 @@ class _Graph:
         self._exact: Any = None
         self._lock = threading.Lock()
 
-    def compile(self, dtype: str, streams: int) -> _Way:
+    def compile(self, dtype: str, streams: int) -> _CompiledVariant:
         """Compile for the value alone; together the streams use all threads."""
-        return _Way(self._compile(self._model, dtype, streams), streams)
+        return _CompiledVariant(self._compile(self._model, dtype, streams), streams)
 
     def create_all_request(self, dtype: str) -> Any:
         """Return a request that gives all kinds of vectors.
@@ -202,7 +209,7 @@ class _Graph:
         }
         return self._core.compile_model(model, "CPU", config)
 
-    def run_exact(self, rows: Sequence[Tokens], shapes: KnownShapes) -> NDArray[np.float32]:
+    def run_exact(self, rows: Sequence[Tokens], shapes: ShapeCache) -> NDArray[np.float32]:
         """Run in float32; that model is compiled when it is first needed."""
         with self._lock:
             if self._exact is None:
@@ -211,7 +218,7 @@ class _Graph:
             return _output(self._exact, rows)
 
     def run_all(
-        self, request: Any, rows: Sequence[Tokens], shapes: KnownShapes
+        self, request: Any, rows: Sequence[Tokens], shapes: ShapeCache
     ) -> tuple[NDArray[np.float32], list[ExtraParts]]:
         """Run a request that was compiled with the heads."""
         request.infer(self.inputs(rows, shapes), share_inputs=True)
@@ -222,7 +229,7 @@ class _Graph:
         ]
         return _output(request, rows), extras
 
-    def inputs(self, rows: Sequence[Tokens], shapes: KnownShapes) -> dict[str, NDArray[np.int64]]:
+    def inputs(self, rows: Sequence[Tokens], shapes: ShapeCache) -> dict[str, NDArray[np.int64]]:
         """Pad rows to the inputs of the model, in a shape worth having: a new one costs more than some padding."""
         shape = shapes.choose(len(rows), max(map(len, rows)))
         ids, mask, types = pad(rows, self.traits.pad_id, shape)
@@ -231,10 +238,11 @@ class _Graph:
 
 
 def compile_exported(folder: Path, traits: Traits, dtype: str, threads: int) -> OpenVinoBackend:
-    """Return a backend with its express, both on the same `threads` cores; `dtype` is float32 or bfloat16."""
+    """Return a backend with its latency stream, both on the same `threads` cores; `dtype` is float32 or bfloat16."""
     graph = _Graph(folder, traits, dtype, threads)
     streams, whole = (graph.compile(dtype, count) for count in (threads, 1))
-    return OpenVinoBackend(graph, streams, None, express=OpenVinoBackend(graph, whole, streams, express=None))
+    latency_stream = OpenVinoBackend(graph, whole, spare=streams, latency_stream=None)
+    return OpenVinoBackend(graph, streams, spare=None, latency_stream=latency_stream)
 
 
 def _within_memory(rows: Sequence[Tokens], run: Callable[[], T]) -> T:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from tasks.errors import OutOfMemory
 from tasks.vectors import Extra, ExtraParts
-from workers.models.backends.base import Heads, Pipeline, Tokens, Values
+from workers.models.backends.base import Heads, Pipeline, Values
 from workers.models.backends.heads import deal_out
 from workers.models.backends.padding import pad
 from workers.models.families import MultiVectorEmbedder
+from workers.models.tokenizer import Tokens
 from workers.models.weights import Weights
 
 __all__ = ["TorchBackend"]
@@ -28,7 +29,7 @@ class TorchBackend:
 
     kind = "torch"
     parallel = 1
-    express = None
+    latency_stream = None
 
     def __init__(self, weights: Weights, device: str, dtype: str) -> None:
         """Move the weights to the device; they are already in `dtype`."""

@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 from workers.engine.packing import Budget, pick_around, pick_run
-from workers.engine.requests import Request, Row
+from workers.engine.pending import PendingWork, Row
 
 __all__ = ["BulkLane", "InteractiveLane", "RowLane"]
 
@@ -23,7 +23,7 @@ class RowLane(Protocol):
 
     def __len__(self) -> int: ...
 
-    def put(self, request: Request) -> None:
+    def put(self, request: PendingWork) -> None:
         """Let all rows of a request wait."""
         ...
 
@@ -31,7 +31,7 @@ class RowLane(Protocol):
         """Remove and return the rows of the next pass; at least one row has to wait."""
         ...
 
-    def drop(self, requests: AbstractSet[Request]) -> None:
+    def drop(self, requests: AbstractSet[PendingWork]) -> None:
         """Forget all rows of these requests."""
         ...
 
@@ -55,7 +55,7 @@ class InteractiveLane:
         """The row that goes next."""
         return self._rows[0]
 
-    def put(self, request: Request) -> None:
+    def put(self, request: PendingWork) -> None:
         """See `RowLane.put`."""
         tag = self._virtual
         for row in request.rows:
@@ -74,7 +74,7 @@ class InteractiveLane:
         self._rows = [row for row in self._rows if id(row) not in gone]
         return taken
 
-    def drop(self, requests: AbstractSet[Request]) -> None:
+    def drop(self, requests: AbstractSet[PendingWork]) -> None:
         """See `RowLane.drop`."""
         self._rows = [row for row in self._rows if row.request not in requests]
 
@@ -97,7 +97,7 @@ class BulkLane:
     def __len__(self) -> int:
         return len(self._waiting) + len(self._window)
 
-    def put(self, request: Request) -> None:
+    def put(self, request: PendingWork) -> None:
         """See `RowLane.put`."""
         self._waiting.extend(request.rows)
 
@@ -110,7 +110,7 @@ class BulkLane:
         del self._window[-count:]
         return taken
 
-    def drop(self, requests: AbstractSet[Request]) -> None:
+    def drop(self, requests: AbstractSet[PendingWork]) -> None:
         """See `RowLane.drop`."""
         self._waiting = deque(row for row in self._waiting if row.request not in requests)
         self._window = [row for row in self._window if row.request not in requests]

@@ -1,7 +1,7 @@
-"""A request is one piece of work inside the engine: rows for the device, and the future that waits for them.
+"""One piece of work inside the engine: its rows for the device, and the future of its caller.
 
-Owns scattering: every row knows its request and its place there, so a batch may mix rows of many requests. Knows
-neither the order of rows (`queue`) nor how outcomes follow from rows (`intake` gives it that as a function).
+Owns scattering: every row knows its work and its place there, so a batch may mix rows of many works. Knows
+neither the order of rows (`queue`) nor how outcomes follow from rows (`admission` gives it that as a function).
 """
 
 import threading
@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from tasks.engine import ItemError, Outcomes
 from tasks.lanes import Service
 from tasks.vectors import ExtraParts
-from workers.models.backends.base import Tokens
 from workers.models.loaded import LoadedModel
+from workers.models.tokenizer import Tokens
 
-__all__ = ["ExtraSink", "Finish", "Request", "Row"]
+__all__ = ["ExtraSink", "Finish", "PendingWork", "Row"]
 
 # From the values of all rows and the rows that failed to the outcomes of the work.
 Finish = Callable[[NDArray[np.float32], Mapping[int, ItemError]], Outcomes]
@@ -37,17 +37,17 @@ class ExtraSink(Protocol):
 class Row:
     """One row for the device: its ids, whose it is, and which of its request's rows it is."""
 
-    request: "Request"
+    request: "PendingWork"
     index: int
     tokens: Tokens
-    # Place in the order of the interactive lane, see `lanes.InteractiveLane`.
+    # Place in the order of the interactive lane, see `row_order.InteractiveLane`.
     tag: float = 0.0
 
     def __len__(self) -> int:
         return len(self.tokens)
 
 
-class Request:
+class PendingWork:
     """Collects the values of its rows and ends its future exactly once.
 
     Attributes:

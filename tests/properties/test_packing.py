@@ -1,4 +1,4 @@
-"""Batching, halving and the order inside a lane hold for every mix of lengths."""
+"""Packing, halving and the order inside a lane hold for every mix of lengths."""
 
 from concurrent.futures import Future
 from types import SimpleNamespace
@@ -10,20 +10,20 @@ from hypothesis import strategies as st
 
 from tasks.errors import OutOfMemory
 from tasks.lanes import Service
-from workers.engine.lanes import BulkLane, InteractiveLane
 from workers.engine.oom import run_halving
 from workers.engine.packing import pick_around, pick_run
-from workers.engine.requests import Request
-from workers.models.backends.base import Tokens
+from workers.engine.pending import PendingWork
+from workers.engine.row_order import BulkLane, InteractiveLane
 from workers.models.shapes import round_rows_down
+from workers.models.tokenizer import Tokens
 
 lengths = st.lists(st.integers(1, 600), min_size=1, max_size=80)
 budgets = st.integers(1, 5000)
 
 
-def a_request(row_lengths: list[int], service: Service = Service.BULK) -> Request:
+def a_request(row_lengths: list[int], service: Service = Service.BULK) -> PendingWork:
     model: Any = SimpleNamespace(backend=SimpleNamespace(dimension=2, parallel=1))
-    request = Request(model, service, None, lambda values, errors: None)  # type: ignore[arg-type, return-value]
+    request = PendingWork(model, service, None, lambda values, errors: None)  # type: ignore[arg-type, return-value]
     request.add_rows([Tokens(np.zeros(length, np.int32)) for length in row_lengths])
     return request
 
