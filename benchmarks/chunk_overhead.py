@@ -61,7 +61,7 @@ class ChunkOverhead:
         redis = connect(redis_url, name="bench")
         self._store, self._blobs = JobStore(redis, self._settings), open_blobs(redis, self._settings)
         engine = _InstantEngine(card.dimension)
-        app.twolane = WorkerContext(self._store, self._blobs, engine, self._settings, "bench")
+        app.twolane = WorkerContext(self._store.leases, self._blobs, engine, self._settings, "bench")
 
     def run(self, items: list[Any]) -> NDArray[np.float32]:
         """Return ms, one for each chunk of the texts, shape (chunks,)."""
@@ -69,7 +69,7 @@ class ChunkOverhead:
         lane = Lane(self._card.slug, Service.BULK)
         spent_ms = []
         for chunk in range(chunks):
-            publish_tickets(self._store, lane)
+            publish_tickets(self._store.leases, lane)
             started_s = time.perf_counter()
             run_chunk(job_id, chunk)
             spent_ms.append((time.perf_counter() - started_s) * 1000)

@@ -1,9 +1,8 @@
-"""Connections to the server of queues and state, as our own threads use them, and the scripts that they send.
+"""Connections to Redis, as our own threads use them.
 
-Owns the times after which a thread gives up. Opens nothing by itself. The scripts of the job state: `tasks.scripts`.
+Owns the times after which a thread gives up. Opens nothing by itself.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +11,12 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection
 from redis.retry import Retry
 
-from tasks.scripts import find_script
+from tasks.scripts import Argument
 
-__all__ = ["Command", "Line", "connect", "script_text"]
+__all__ = ["Command", "PackedConnection", "connect"]
 
-Argument = str | bytes | int | float
 Command = Sequence[Argument]
-_ANSWER_TIMEOUT_S = 1.0  # a server that is this late does not answer at all
+_ANSWER_TIMEOUT_S = 1.0  # Redis does not answer at all when it is this late
 
 
 def connect(
@@ -27,7 +25,7 @@ def connect(
     """Return a client that gives up after a second instead of the library's ten retries (59 s on a stopped server).
 
     Args:
-        url: URL of the server.
+        url: URL of Redis.
         name: shown in `CLIENT LIST`.
         block_s: longest blocking command that it is used for.
         timeout_s: how late an answer may be besides.
@@ -43,7 +41,7 @@ def connect(
     )
 
 
-class Line:
+class PackedConnection:
     """One connection of one thread, for several commands in one trip. Not thread-safe.
 
     The client's pool, retries and pipelines cost as much time as the whole trip (40 of 100 us); the threads of the
@@ -61,11 +59,11 @@ class Line:
         """Send the commands and return their answers; an answer that is an error is returned, not raised.
 
         Raises:
-            redis.RedisError: the server did not answer; the next trip opens a new connection.
+            redis.RedisError: Redis did not answer; the next trip opens a new connection.
         """
         connection = self._connection or self._open()
         try:
-            # In one piece: each send gives the interpreter's lock away, and in a busy process it comes back late.
+            # In one piece: each send releases the interpreter's lock, and in a busy process it comes back late.
             packed = b"".join(connection.pack_commands(commands))  # type: ignore[no-untyped-call]
             connection.send_packed_command([packed], check_health=False)  # type: ignore[no-untyped-call]
             return [_read(connection) for _ in commands]
@@ -90,14 +88,3 @@ def _read(connection: Connection) -> Any:
         return connection.read_response()
     except ResponseError as error:
         return error
-
-
-@functools.cache
-def script_text(name: str) -> str:
-    """Return the text of a script without its comments, to be sent whole with EVAL.
-
-    The threads of the interactive lane call a few scripts all the time: the text is a fraction of a trip's bytes, and
-    a script cache that the server forgot needs no care and no second trip.
-    """
-    lines = find_script(name).read_text("utf-8").splitlines()
-    return "\n".join(line for line in lines if not line.lstrip().startswith("-- "))

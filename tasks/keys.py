@@ -4,6 +4,8 @@ Only this file spells a key; scripts get their keys from the caller and build no
 expiry in the same step.
 """
 
+from typing import NewType
+
 from tasks.lanes import Lane
 
 __all__ = [
@@ -11,6 +13,15 @@ __all__ = [
     "BROKER_PREFIX",
     "ORDINARY",
     "PRIORITY_MARK",
+    "Key",
+    "batch",
+    "batches_active",
+    "cache_bytes",
+    "cache_lookups",
+    "cache_times",
+    "cache_values",
+    "file",
+    "files_expiry",
     "idempotency",
     "job",
     "job_chunks",
@@ -18,6 +29,7 @@ __all__ = [
     "job_input",
     "job_pending",
     "job_result",
+    "job_totals",
     "lane_clock",
     "lane_deadlines",
     "lane_inflight",
@@ -27,13 +39,23 @@ __all__ = [
     "lane_requests",
     "lane_withdrawn",
     "lane_workers",
+    "limits_prefix",
     "replies",
     "store_reserved",
     "store_reserved_until",
     "store_sweep",
     "store_uploads",
+    "tenant_batches",
+    "tenant_files",
     "tenant_jobs",
+    "tenant_queued",
+    "upload",
+    "webhooks_due",
+    "worker_facts",
 ]
+
+# What may be passed to a script as a key: only the functions of this module make one.
+Key = NewType("Key", str)
 
 _PREFIX = "twolane"
 # Celery's own keys stand under this prefix, so that a shared server shows whose they are.
@@ -45,90 +67,90 @@ PRIORITY_MARK = ":priority:"
 AGAIN, ORDINARY = 0, 1
 
 
-def job(job_id: str) -> str:
+def job(job_id: str) -> Key:
     """Hash: the job record."""
-    return f"{_PREFIX}:{{{job_id}}}:job"
+    return Key(f"{_PREFIX}:{{{job_id}}}:job")
 
 
-def job_chunks(job_id: str) -> str:
+def job_chunks(job_id: str) -> Key:
     """Hash: the chunk table."""
-    return f"{_PREFIX}:{{{job_id}}}:chunks"
+    return Key(f"{_PREFIX}:{{{job_id}}}:chunks")
 
 
-def job_pending(job_id: str) -> str:
+def job_pending(job_id: str) -> Key:
     """List: chunk numbers that have no ticket yet."""
-    return f"{_PREFIX}:{{{job_id}}}:pending"
+    return Key(f"{_PREFIX}:{{{job_id}}}:pending")
 
 
-def job_events(job_id: str) -> str:
+def job_events(job_id: str) -> Key:
     """Stream: the last change of the job; entry ids are its versions."""
-    return f"{_PREFIX}:{{{job_id}}}:events"
+    return Key(f"{_PREFIX}:{{{job_id}}}:events")
 
 
-def job_input(job_id: str, chunk: int) -> str:
+def job_input(job_id: str, chunk: int) -> Key:
     """String: the texts of a chunk, see `tasks.jobs.blobs`."""
-    return f"{_PREFIX}:{{{job_id}}}:input:{chunk}"
+    return Key(f"{_PREFIX}:{{{job_id}}}:input:{chunk}")
 
 
-def job_result(job_id: str, chunk: int) -> str:
+def job_result(job_id: str, chunk: int) -> Key:
     """String: the results of a chunk, see `tasks.jobs.blobs`."""
-    return f"{_PREFIX}:{{{job_id}}}:result:{chunk}"
+    return Key(f"{_PREFIX}:{{{job_id}}}:result:{chunk}")
 
 
-def lane_ready(lane: Lane) -> str:
+def lane_ready(lane: Lane) -> Key:
     """Sorted set: jobs of a bulk lane that have pending chunks, by the work that they were served."""
-    return f"{_PREFIX}:lane:{lane.queue}:ready"
+    return Key(f"{_PREFIX}:lane:{lane.queue}:ready")
 
 
-def lane_inflight(lane: Lane) -> str:
+def lane_inflight(lane: Lane) -> Key:
     """Sorted set: tickets and claims of a bulk lane, by the time (ms) at which they are overdue."""
-    return f"{_PREFIX}:lane:{lane.queue}:inflight"
+    return Key(f"{_PREFIX}:lane:{lane.queue}:inflight")
 
 
-def lane_clock(lane: Lane) -> str:
+def lane_clock(lane: Lane) -> Key:
     """String: the virtual time of a bulk lane, at which newcomers start."""
-    return f"{_PREFIX}:lane:{lane.queue}:clock"
+    return Key(f"{_PREFIX}:lane:{lane.queue}:clock")
 
 
-def lane_deadlines(lane: Lane) -> str:
+def lane_deadlines(lane: Lane) -> Key:
     """Sorted set: jobs of a bulk lane that have a deadline, by that time (ms)."""
-    return f"{_PREFIX}:lane:{lane.queue}:deadlines"
+    return Key(f"{_PREFIX}:lane:{lane.queue}:deadlines")
 
 
-def lane_requests(lane: Lane) -> str:
+def lane_requests(lane: Lane) -> Key:
     """List: requests of the synchronous hop; those above the limits of a small one wait in the bulk lane's list."""
-    return f"{_PREFIX}:lane:{lane.queue}:requests"
+    return Key(f"{_PREFIX}:lane:{lane.queue}:requests")
 
 
-def lane_load(lane: Lane) -> str:
+def lane_load(lane: Lane) -> Key:
     """Hash: tokens that wait in the list of `lane_requests`."""
-    return f"{_PREFIX}:lane:{lane.queue}:load"
+    return Key(f"{_PREFIX}:lane:{lane.queue}:load")
 
 
-def lane_withdrawn(lane: Lane) -> str:
+def lane_withdrawn(lane: Lane) -> Key:
     """Sorted set: names of requests that workers have and nobody wants any more, by the ms when that is forgotten."""
-    return f"{_PREFIX}:lane:{lane.queue}:withdrawn"
+    return Key(f"{_PREFIX}:lane:{lane.queue}:withdrawn")
 
 
-def lane_messages(lane: Lane) -> tuple[str, str]:
+def lane_messages(lane: Lane) -> tuple[Key, Key]:
     """Lists: Celery's messages of a bulk lane, in Celery's own format; first those that go ahead, then the ordinary."""
     first = f"{BROKER_PREFIX}{lane.queue}"
-    return first, f"{first}{PRIORITY_MARK}{ORDINARY}"
+    return Key(first), Key(f"{first}{PRIORITY_MARK}{ORDINARY}")
 
 
-def lane_workers(model: str) -> str:
+def lane_workers(model: str) -> Key:
     """Sorted set: ready workers of a model, by the time (ms) at which they count as gone."""
-    return f"{_PREFIX}:workers:{model}"
+    return Key(f"{_PREFIX}:workers:{model}")
 
 
-def worker_facts(model: str) -> str:
+def worker_facts(model: str) -> Key:
     """Hash: what each ready worker of a model says of itself (JSON), by worker id."""
-    return f"{_PREFIX}:workers:{model}:facts"
+    return Key(f"{_PREFIX}:workers:{model}:facts")
 
 
-def replies(web_id: str) -> str:
+def replies(web_id: str) -> Key:
     """List: replies of the interactive lane to one web process."""
-    return f"{_PREFIX}:replies:{web_id}"
+    return Key(f"{_PREFIX}:replies:{web_id}")
 
 
 def limits_prefix() -> str:
@@ -136,106 +158,101 @@ def limits_prefix() -> str:
     return f"{_PREFIX}:limits"
 
 
-def idempotency(tenant: str, key: str) -> str:
+def idempotency(tenant: str, key: str) -> Key:
     """String: the job that an idempotency key stands for."""
-    return f"{_PREFIX}:idempotency:{tenant}:{key}"
+    return Key(f"{_PREFIX}:idempotency:{tenant}:{key}")
 
 
-def tenant_jobs(tenant: str) -> str:
+def tenant_jobs(tenant: str) -> Key:
     """Sorted set: job ids of a tenant, by creation time."""
-    return f"{_PREFIX}:tenant:{tenant}:jobs"
+    return Key(f"{_PREFIX}:tenant:{tenant}:jobs")
 
 
-def store_reserved() -> str:
+def store_reserved() -> Key:
     """Hash: bytes that accepted jobs will still need for results, by job id and as `total`."""
-    return f"{_PREFIX}:store:reserved"
+    return Key(f"{_PREFIX}:store:reserved")
 
 
-def store_reserved_until() -> str:
+def store_reserved_until() -> Key:
     """Sorted set: the jobs of that hash, by the time (ms) at which they expire."""
-    return f"{_PREFIX}:store:reserved-until"
+    return Key(f"{_PREFIX}:store:reserved-until")
 
 
-def store_sweep() -> str:
+def store_sweep() -> Key:
     """String: present while the store was swept lately."""
-    return f"{_PREFIX}:store:sweep"
+    return Key(f"{_PREFIX}:store:sweep")
 
 
-def store_uploads() -> str:
+def store_uploads() -> Key:
     """Sorted set: ids whose inputs are being stored and that are no jobs yet, by the ms when they are given up."""
-    return f"{_PREFIX}:store:uploads"
+    return Key(f"{_PREFIX}:store:uploads")
 
 
-def upload(tenant: str, key: str) -> str:
+def upload(tenant: str, key: str) -> Key:
     """Hash: an upload under an idempotency key that is not complete, see `tasks.jobs.uploads`."""
-    return f"{_PREFIX}:upload:{tenant}:{key}"
+    return Key(f"{_PREFIX}:upload:{tenant}:{key}")
 
 
-def cache_values(scope: str) -> str:
+def cache_values(scope: str) -> Key:
     """Hash: values that were computed before, by their digest; of one tenant or one job, see `tasks.cache.store`."""
-    return f"{_PREFIX}:{{cache:{scope}}}:values"
+    return Key(f"{_PREFIX}:{{cache:{scope}}}:values")
 
 
-def cache_times(scope: str) -> str:
+def cache_times(scope: str) -> Key:
     """Sorted set: these digests by the time (ms) at which they were put."""
-    return f"{_PREFIX}:{{cache:{scope}}}:times"
+    return Key(f"{_PREFIX}:{{cache:{scope}}}:times")
 
 
-def cache_bytes(scope: str) -> str:
+def cache_bytes(scope: str) -> Key:
     """String: bytes that these values take."""
-    return f"{_PREFIX}:{{cache:{scope}}}:bytes"
+    return Key(f"{_PREFIX}:{{cache:{scope}}}:bytes")
 
 
-def job_totals() -> str:
+def job_totals() -> Key:
     """Hash: ends of jobs by state and outcomes of their items, counted for the operator."""
-    return f"{_PREFIX}:jobs:totals"
+    return Key(f"{_PREFIX}:jobs:totals")
 
 
-def cache_claims(scope: str) -> str:
-    """Hash: values that a chunk computes just now, by digest; only where a scope is one job."""
-    return f"{_PREFIX}:{{cache:{scope}}}:claims"
-
-
-def cache_lookups() -> str:
+def cache_lookups() -> Key:
     """Hash: values of all scopes that were looked for, as `hit` and `miss`."""
-    return f"{_PREFIX}:cache:lookups"
+    return Key(f"{_PREFIX}:cache:lookups")
 
 
-def webhooks_due() -> str:
+def webhooks_due() -> Key:
     """Sorted set: jobs whose end a webhook has to be told of, by the time (ms) of the next attempt."""
-    return f"{_PREFIX}:webhooks:due"
+    return Key(f"{_PREFIX}:webhooks:due")
 
 
-def tenant_queued(tenant: str) -> str:
+def tenant_queued(tenant: str) -> Key:
     """Hash: unfinished jobs of a tenant whose queue is limited, with their items, by job id."""
-    return f"{_PREFIX}:tenant:{tenant}:queued"
+    return Key(f"{_PREFIX}:tenant:{tenant}:queued")
 
 
-def file(file_id: str) -> str:
+def file(file_id: str) -> Key:
     """Hash: the record of a file."""
-    return f"{_PREFIX}:{{{file_id}}}:file"
+    return Key(f"{_PREFIX}:{{{file_id}}}:file")
 
 
-def tenant_files(tenant: str) -> str:
+def tenant_files(tenant: str) -> Key:
     """Sorted set: visible files of a tenant; all scores are 0, ids sort by creation time."""
-    return f"{_PREFIX}:tenant:{tenant}:files"
+    return Key(f"{_PREFIX}:tenant:{tenant}:files")
 
 
-def files_expiry() -> str:
+def files_expiry() -> Key:
     """Sorted set: all files as tenant/id, by the time (ms) at which their bytes are swept."""
-    return f"{_PREFIX}:files:expiry"
+    return Key(f"{_PREFIX}:files:expiry")
 
 
-def batch(batch_id: str) -> str:
+def batch(batch_id: str) -> Key:
     """Hash: the record of a batch."""
-    return f"{_PREFIX}:{{{batch_id}}}:batch"
+    return Key(f"{_PREFIX}:{{{batch_id}}}:batch")
 
 
-def tenant_batches(tenant: str) -> str:
+def tenant_batches(tenant: str) -> Key:
     """Sorted set: batches of a tenant; all scores are 0, ids sort by creation time."""
-    return f"{_PREFIX}:tenant:{tenant}:batches"
+    return Key(f"{_PREFIX}:tenant:{tenant}:batches")
 
 
-def batches_active() -> str:
+def batches_active() -> Key:
     """Sorted set: batches that are not done with, by the time (ms) at which somebody should look after them."""
-    return f"{_PREFIX}:batches:active"
+    return Key(f"{_PREFIX}:batches:active")

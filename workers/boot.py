@@ -22,13 +22,13 @@ from config.catalog import ModelCard, load_catalog
 from config.logging import configure_logging
 from config.settings import Settings
 from tasks.bulk.chunk_task import WorkerContext
-from tasks.cache.caching_engine import ReusingEngine
+from tasks.cache.caching_engine import CachingEngine
 from tasks.cache.store import ContentCache
 from tasks.celery import app
 from tasks.connections import connect
 from tasks.errors import ConfigError, TwolaneError
 from tasks.jobs.blobs import open_blobs
-from tasks.jobs.store import JobStore
+from tasks.jobs.leases import Leases
 from tasks.lanes import Lane, Service
 from tasks.presence.workers import Announcer, WorkerFacts
 from workers.hardware import plan_cores
@@ -100,11 +100,11 @@ class _Parts:
         self._models, self.engine = _load(settings, cards)
         self._worker_id = worker_id
         redis = connect(settings.redis_url, name="worker", timeout_s=_STORE_TIMEOUT_S, retries=1)
-        store = JobStore(redis, settings)
+        leases = Leases(redis, settings)
         engine = _reuse(settings, self._models, self.engine)
-        app.twolane = WorkerContext(store, open_blobs(redis, settings), engine, settings, worker_id)
+        app.twolane = WorkerContext(leases, open_blobs(redis, settings), engine, settings, worker_id)
         self._listener = Listener(settings, cards, engine)
-        self._reaper = Reaper(store, [Lane(card.slug, Service.BULK) for card in cards])
+        self._reaper = Reaper(leases, [Lane(card.slug, Service.BULK) for card in cards])
         announcing = connect(settings.redis_url, name="announce")
         self._announcer = Announcer(announcing, worker_id, self._facts, settings.worker_ttl_s)
 
@@ -179,9 +179,9 @@ def _load(settings: Settings, cards: list[ModelCard]) -> "tuple[dict[str, Loaded
     return models, engine
 
 
-def _reuse(settings: Settings, models: "Mapping[str, LoadedModel]", engine: "DeviceEngine") -> ReusingEngine:
+def _reuse(settings: Settings, models: "Mapping[str, LoadedModel]", engine: "DeviceEngine") -> CachingEngine:
     fingerprints = {name: model.fingerprint for name, model in models.items()}
-    return ReusingEngine(engine, fingerprints, ContentCache(connect(settings.redis_url, name="cache"), settings))
+    return CachingEngine(engine, fingerprints, ContentCache(connect(settings.redis_url, name="cache"), settings))
 
 
 def close_engine(**_: object) -> None:

@@ -1,12 +1,12 @@
 """Once a second: take back what dead workers held and fill the windows of the bulk lanes.
 
-Owns the rhythm. The rules are in `tasks.jobs.store`; any number of workers may do this at the same time.
+Owns the rhythm. The rules are in `tasks.jobs.leases`; any number of workers may do this at the same time.
 """
 
 from collections.abc import Sequence
 
 from tasks.bulk.chunk_task import reap
-from tasks.jobs.store import JobStore
+from tasks.jobs.leases import Leases
 from tasks.lanes import Lane
 from tasks.periodic import Rounds
 
@@ -19,8 +19,8 @@ _STOP_S = 3.0
 class Reaper:
     """Reaps these lanes from `start()` to `stop()`."""
 
-    def __init__(self, store: JobStore, lanes: Sequence[Lane]) -> None:
-        self._store = store
+    def __init__(self, leases: Leases, lanes: Sequence[Lane]) -> None:
+        self._leases = leases
         self._lanes = lanes
         self._rounds = Rounds(self._look, _PERIOD_S, "reaper")
 
@@ -34,4 +34,4 @@ class Reaper:
 
     def _look(self) -> None:
         for lane in self._lanes:
-            reap(self._store, lane)
+            reap(self._leases, lane)

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from redis import RedisError
 
 from app.access.auth import Tenant
-from app.access.quota import release_queue, reserve_queue
 from app.batches.groups import GroupTable
 from app.batches.lines import Line, Refusal, read_call, read_line
 from app.batches.lock import Hold, HoldLostError
@@ -131,7 +130,8 @@ class Intake:
         if self._hold.move(BatchState.VALIDATING, noted) is not BatchState.VALIDATING:
             raise HoldLostError
         store, desk = self._live.store, Desk(self._live, self._tenant)
-        reserve_queue(store, self._tenant, {group.job_id: group.items for group in groups})
+        items = {group.job_id: group.items for group in groups}
+        store.reserve_queue(self._tenant.name, items, self._tenant.max_queued_items)
         left_s = batch.deadline_at - self._live.clock.now_ms() / 1000
         for group in groups:
             self._hold.keep()
@@ -159,12 +159,12 @@ class Intake:
             for group in groups:
                 group.discard()
             forget_jobs(self._live, [group.job_id for group in groups], self._tenant.name)
-            release_queue(self._live.store, self._tenant, [group.job_id for group in groups])
 
 
 def forget_jobs(live: Services, job_ids: Sequence[str], tenant: str) -> None:
-    """Delete jobs of a batch with their inputs and results, as far as there are any."""
+    """Delete jobs of a batch with their inputs and results, as far as there are any, and their places in the queue."""
     for job_id in job_ids:
         with contextlib.suppress(NotFound):
             job = live.store.delete(job_id, tenant)
             live.blobs.delete(job_id, job.chunks)
+    live.store.release_queue(tenant, job_ids)

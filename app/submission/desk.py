@@ -14,7 +14,6 @@ from redis import RedisError
 
 from app.access.auth import Tenant
 from app.access.limits import charge_tokens
-from app.access.quota import release_queue, reserve_queue
 from app.jobs.ndjson import PayloadHash
 from app.services import Services
 from app.submission.deposits import Deposit
@@ -204,7 +203,6 @@ class Desk:
             self._require_items(order, deposit.items)
             tokens = sum(record.tokens for record in deposit.records)
             new = self.describe(order, deposit.job_id, deposit.items, tokens)
-            reserve_queue(store, self._tenant, {deposit.job_id: deposit.items})
             answered = False
             job, created = store.create(replace(new, input_bytes=deposit.input_bytes), deposit.records, settle())
         except BaseException as error:
@@ -222,7 +220,6 @@ class Desk:
     def _give_up(self, deposit: Deposit, error: BaseException | None) -> None:
         try:
             deposit.give_up(error)
-            release_queue(self._services.store, self._tenant, [deposit.job_id])
         except RedisError:
             _log.warning("the inputs of a job that was not created stay until they expire")
 
@@ -239,7 +236,7 @@ class Desk:
         from tasks.bulk.chunk_task import publish_tickets  # noqa: PLC0415 - Celery takes 0.2 s and 20 MB to import
 
         try:
-            publish_tickets(self._services.store, lane)
+            publish_tickets(self._services.store.leases, lane)
         except RedisError:
             _log.warning("the store went away before the tickets of a new job were published; a worker will do it")
 
@@ -259,6 +256,7 @@ class Desk:
             fingerprint=self._fingerprint(order.card),
             extra=order.extra,
             webhook=order.webhook,
+            queue_limit=self._tenant.max_queued_items,
             result_bytes=estimate_result_bytes(order, total, tokens),
         )
 

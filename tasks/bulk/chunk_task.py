@@ -25,8 +25,8 @@ from tasks.engine import Engine, ItemError
 from tasks.errors import CapacityError, EngineClosed
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.claims import Claim, Completed, Completion, Ticket
+from tasks.jobs.leases import Leases
 from tasks.jobs.model import ChunkInput
-from tasks.jobs.store import JobStore
 from tasks.lanes import Lane
 
 __all__ = ["RUN_CHUNK", "WorkerContext", "publish_tickets", "reap", "run_chunk"]
@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 class WorkerContext:
     """What a worker process has for its chunks; the boot step puts it on the Celery app as `app.twolane`."""
 
-    store: JobStore
+    leases: Leases
     blobs: Blobs
     engine: Engine
     settings: Settings
@@ -59,31 +59,33 @@ def run_chunk(job_id: str, chunk: int) -> None:
         _log.warning("chunk %s of %s is left to others: the device seems to hang", chunk, job_id)
         return
     try:
-        claim = context.store.claim(job_id, chunk, context.worker_id, device.lease_s(context.settings))
+        claim = context.leases.claim(job_id, chunk, context.worker_id, device.lease_s(context.settings))
         if claim.held:
             head = _settle(context, claim)
-            publish_tickets(context.store, context.store.lane(job_id), head)
+            job = context.leases.find(job_id)
+            if job is not None:
+                publish_tickets(context.leases, job.lane, head)
     except RedisError as error:
         _log.warning("chunk %s of %s is left to the reaper: %s", chunk, job_id, error)
 
 
-def publish_tickets(store: JobStore, lane: Lane | None, head: str | None = None) -> int:
+def publish_tickets(leases: Leases, lane: Lane, head: str | None = None) -> int:
     """Move pending chunks through the window and publish their tickets; return how many.
 
     A broker that does not answer is logged, no error: an unpublished ticket is overdue in time and published again.
 
     Args:
-        store: the store.
-        lane: the bulk lane; None: its job is gone, nothing to do.
+        leases: where the chunks are.
+        lane: the bulk lane.
         head: the job whose turn is next, where the caller knows it.
 
     Raises:
         redis.RedisError: the store does not answer.
     """
-    return _publish(store.settings, lane, store.dispatch(lane, head)) if lane is not None else 0
+    return _publish(leases.settings, lane, leases.dispatch(lane, head))
 
 
-def reap(store: JobStore, lane: Lane) -> int:
+def reap(leases: Leases, lane: Lane) -> int:
     """Take back what dead workers held, publish overdue tickets again and fill the window; return what was published.
 
     Every worker calls it once a second; any number of processes may.
@@ -91,9 +93,9 @@ def reap(store: JobStore, lane: Lane) -> int:
     Raises:
         redis.RedisError: the store does not answer.
     """
-    published = _publish(store.settings, lane, store.reap(lane)) + publish_tickets(store, lane)
-    if store.redis.set(keys.store_sweep(), "", nx=True, ex=_SWEEP_EVERY_S):
-        open_blobs(store.redis, store.settings).sweep(store.exists)
+    published = _publish(leases.settings, lane, leases.reap(lane)) + publish_tickets(leases, lane)
+    if leases.redis.set(keys.store_sweep(), "", nx=True, ex=_SWEEP_EVERY_S):
+        open_blobs(leases.redis, leases.settings).sweep(leases.exists)
     return published
 
 
@@ -122,15 +124,15 @@ def _settle(context: WorkerContext, claim: Claim) -> str | None:
     try:
         return _complete(context, claim, _compute(context, claim))
     except Stopped:
-        context.store.release(claim)
+        context.leases.release(claim)
     except (CapacityError, EngineClosed) as error:
         _log.info("chunk %s of %s goes back: %s", claim.chunk, claim.job_id, error)
-        context.store.release(claim, _BUSY_DELAY_S)
+        context.leases.release(claim, _BUSY_DELAY_S)
     except RedisError:
         raise
     except Exception:  # noqa: BLE001 - the edge of a chunk: whatever went wrong, it must not stay claimed
         _log.exception("chunk %s of %s failed at attempt %s", claim.chunk, claim.job_id, claim.attempt)
-        context.store.fail(claim)
+        context.leases.fail(claim)
     return None
 
 
@@ -145,7 +147,7 @@ def _compute(context: WorkerContext, claim: Claim) -> Completion:
         return outcomes.completion()
     before = context.blobs.get_result(claim.job_id, claim.chunk, claim.pointer) if claim.redo else None
     outcomes = ChunkOutcomes(claim, items, width, before)
-    ChunkWork(context.engine, context.store, context.sharing, claim, items).compute(outcomes)
+    ChunkWork(context.engine, context.leases, context.sharing, claim, items).compute(outcomes)
     return outcomes.completion()
 
 
@@ -159,7 +161,7 @@ def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> s
     while True:
         try:
             pointer = context.blobs.stage_result(claim, completion.frame)
-            code, head = context.store.complete(claim, completion, pointer)
+            code, head = context.leases.complete(claim, completion, pointer)
             break
         except RedisError:
             if time.monotonic() > until_s:

@@ -37,20 +37,20 @@ class ChunkWork:
 
     Args:
         engine: the worker's engine.
-        store: where the claim is held.
+        leases: where the claim is held.
         sharing: what this worker's chunks have in common.
         claim: the claim.
         items: the texts.
     """
 
-    def __init__(self, engine: Engine, store: Leases, sharing: DeviceSharing, claim: Claim, items: ChunkInput) -> None:
+    def __init__(self, engine: Engine, leases: Leases, sharing: DeviceSharing, claim: Claim, items: ChunkInput) -> None:
         self._engine = engine
-        self._store = store
+        self._leases = leases
         self._lock = sharing.lock
         self._device = sharing.progress
         self._claim = claim
         self._items = items
-        self._step_s = store.settings.lease_s / _BEATS_PER_LEASE
+        self._step_s = leases.settings.lease_s / _BEATS_PER_LEASE
         self._first_progress = engine.progress()
 
     def compute(self, outcomes: ChunkOutcomes) -> None:
@@ -74,7 +74,7 @@ class ChunkWork:
                     self._run_marked(outcomes, positions)
 
     def _run_marked(self, outcomes: ChunkOutcomes, positions: Sequence[int]) -> None:
-        if self._store.mark(self._claim, positions, self._lease_s):
+        if self._leases.mark(self._claim, positions, self._lease_s):
             raise Stopped
         try:
             outcomes.put(positions, self._run(positions))
@@ -94,7 +94,7 @@ class ChunkWork:
             return self._wait(future, watch)
         except Stopped:
             future.cancel()
-            if not watch.has_moved(self._engine.progress()) and watch.still_s >= self._store.settings.lease_s:
+            if not watch.has_moved(self._engine.progress()) and watch.still_s >= self._leases.settings.lease_s:
                 self._device.suspect(watch)
             raise
 
@@ -117,7 +117,7 @@ class ChunkWork:
         """
         progress = self._engine.progress() - self._first_progress
         try:
-            stop = self._store.heartbeat(self._claim, progress, self._lease_s)
+            stop = self._leases.heartbeat(self._claim, progress, self._lease_s)
         except RedisError:
             return
         if stop:
@@ -125,7 +125,7 @@ class ChunkWork:
 
     @property
     def _lease_s(self) -> float:
-        return self._device.lease_s(self._store.settings)
+        return self._device.lease_s(self._leases.settings)
 
     def _work(self, positions: Sequence[int]) -> Work:
         claim, items = self._claim, self._items

@@ -1,35 +1,26 @@
 """An engine that computes only what was not computed before, where the work says that it may.
 
-Owns the joining of found and computed values, for both lanes: chunks and small requests go through the same `submit`.
+Owns the joining of cached and computed values, for both lanes: chunks and small requests go through the same `submit`.
 Work that asks for nothing goes straight to the engine. Keeps nothing itself (`tasks.cache.store`).
 """
 
-import contextlib
 import logging
-import queue
-import secrets
-import threading
-import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from redis import RedisError
 
-from tasks.cache.futures import fail, merge_parts, pass_on
-from tasks.cache.store import Claimed, ContentCache, Entry, digest_items, is_job
+from tasks.cache.store import ContentCache, Entry, digest_items
 from tasks.engine import Engine, Outcomes, Work
 from tasks.errors import EngineClosed
 from tasks.vectors import DENSE_ONLY
 
-__all__ = ["ReusingEngine"]
+__all__ = ["CachingEngine"]
 
 _log = logging.getLogger(__name__)
-_CLOSE_S = 5.0
-# How often it is looked whether somebody else has computed what is waited for.
-_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +31,6 @@ class _Join:
     digests: Sequence[bytes]
     found: Mapping[bytes, Entry]
     missing: Sequence[int]
-    outer: Future[Outcomes]
-    # Who claimed what is missing; empty: nobody had to.
-    owner: str = ""
 
     def settle(self, computed: Outcomes | None) -> Outcomes:
         """Return the outcomes of all items, in their order."""
@@ -64,8 +52,8 @@ class _Join:
         errors = {self.missing[row]: error for row, error in computed.errors.items()}
         # The engine gives equal items of one work one row: those behind the first were not computed either.
         good = [self.digests[position] for position in self.missing if position not in errors]
-        taken_over = len(shown) - len(self.missing) + len(good) - len(set(good))
-        return Outcomes(values, tokens, truncated, errors, cached=taken_over)
+        hits = len(shown) - len(self.missing) + len(good) - len(set(good))
+        return Outcomes(values, tokens, truncated, errors, cached=hits)
 
     def entries(self, computed: Outcomes) -> dict[bytes, Entry]:
         """Return what is worth keeping: every item that was computed without an error."""
@@ -78,18 +66,6 @@ class _Join:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Wait:
-    """Items that somebody else computes just now."""
-
-    work: Work
-    digests: Sequence[bytes]
-    owner: str
-    until_s: float
-    outer: Future[Outcomes]
-    found: dict[bytes, Entry] = field(default_factory=dict)
-
-
 class ClosableEngine(Engine, Protocol):
     """An engine as the worker holds it."""
 
@@ -98,7 +74,7 @@ class ClosableEngine(Engine, Protocol):
         ...
 
 
-class ReusingEngine:
+class CachingEngine:
     """See `tasks.engine.Engine`.
 
     Args:
@@ -111,154 +87,66 @@ class ReusingEngine:
         self._engine = engine
         self._fingerprints = fingerprints
         self._cache = cache
-        self._ended: queue.SimpleQueue[tuple[_Join, Future[Outcomes]] | _Wait | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+        # The engine ends its futures on the device's thread, which must not wait for Redis.
+        self._settling = ThreadPoolExecutor(1, thread_name_prefix="cache")
 
     def submit(self, work: Work) -> Future[Outcomes]:
         """See `tasks.engine.Engine.submit`; looks up what is known in the calling thread."""
         fingerprint = self._fingerprints.get(work.model)
-        # Entries hold one vector or score; whoever asks for other kinds has them computed.
+        # Entries hold one vector or score; work that wants other kinds is computed.
         if not work.reuse or fingerprint is None or work.params.returns != DENSE_ONLY:
             return self._engine.submit(work)
         digests = digest_items(work, fingerprint)
-        if is_job(work.reuse):
-            return self._share(work, digests)
-        return self._join(work, digests, self._find(work.reuse, digests))
+        found = self._find(work.reuse, digests)
+        missing = [position for position, digest in enumerate(digests) if digest not in found]
+        join = _Join(work, digests, found, missing)
+        if missing or not digests:
+            return self._compute(join)
+        known = Future[Outcomes]()
+        known.set_result(join.settle(None))
+        return known
 
     def progress(self) -> int:
         """See `tasks.engine.Engine.progress`."""
         return self._engine.progress()
 
     def close(self) -> None:
-        """Close the engine, then end the thread, when it has settled what that ended. Idempotent."""
+        """Close the engine, then wait until what that ended is settled. Idempotent."""
         self._engine.close()
-        thread, self._thread = self._thread, None
-        if thread is not None:
-            self._ended.put(None)
-            thread.join(_CLOSE_S)
-
-    def _join(
-        self, work: Work, digests: Sequence[bytes], found: Mapping[bytes, Entry], owner: str = ""
-    ) -> Future[Outcomes]:
-        missing = [position for position, digest in enumerate(digests) if digest not in found]
-        join = _Join(work, digests, found, missing, Future(), owner)
-        if missing or not digests:
-            self._compute(join)
-        else:
-            join.outer.set_result(join.settle(None))
-        return join.outer
-
-    def _share(self, work: Work, digests: Sequence[bytes]) -> Future[Outcomes]:
-        """Compute what is claimed here at once, and wait only for the rest: two that wait for each other both end."""
-        owner = secrets.token_hex(8)
-        claimed = self._claim(work.reuse, digests, owner)
-        if not claimed.busy:
-            return self._join(work, digests, claimed.found, owner)
-        ours = [position for position, digest in enumerate(digests) if digest not in claimed.busy]
-        theirs = [position for position, digest in enumerate(digests) if digest in claimed.busy]
-        later = Future[Outcomes]()
-        until_s = time.monotonic() + self._cache.patience_s
-        wait = _Wait(_select(work, theirs), [digests[position] for position in theirs], owner, until_s, later)
-        parts = [(theirs, later)]
-        if ours:
-            known = [digests[position] for position in ours]
-            parts.append((ours, self._join(_select(work, ours), known, claimed.found, owner)))
-        self._start_once()
-        self._ended.put(wait)
-        return merge_parts(len(digests), parts)
-
-    def _claim(self, scope: str, digests: Sequence[bytes], owner: str) -> Claimed:
-        try:
-            return self._cache.claim(scope, list(dict.fromkeys(digests)), owner)
-        except RedisError:
-            _log.debug("the cache does not answer; all is computed")
-            return Claimed({})
+        self._settling.shutdown()
 
     def _find(self, scope: str, digests: Sequence[bytes]) -> Mapping[bytes, Entry]:
         try:
             return self._cache.find(scope, list(dict.fromkeys(digests)))
         except RedisError:
-            _log.debug("the cache does not answer; all is computed")
+            _log.debug("the cache does not answer; everything is computed")
             return {}
 
-    def _compute(self, join: _Join) -> None:
-        self._start_once()
-        work, missing = join.work, join.missing
+    def _compute(self, join: _Join) -> Future[Outcomes]:
+        outer = Future[Outcomes]()
+        inner = self._engine.submit(replace(_select(join.work, join.missing), reuse=""))
+        inner.add_done_callback(lambda ended: self._settling.submit(self._finish, join, ended, outer))
+        outer.add_done_callback(lambda ended: inner.cancel() if ended.cancelled() else None)
+        return outer
+
+    def _finish(self, join: _Join, inner: Future[Outcomes], outer: Future[Outcomes]) -> None:
+        if not outer.set_running_or_notify_cancel():
+            return
         try:
-            inner = self._engine.submit(replace(_select(work, missing), reuse=""))
-        except BaseException:
-            self._release(join)
-            raise
-        # The engine ends its futures on the device's thread, which must not wait for a server.
-        inner.add_done_callback(lambda ended: self._ended.put((join, ended)))
-        join.outer.add_done_callback(lambda outer: inner.cancel() if outer.cancelled() else None)
-
-    def _start_once(self) -> None:
-        with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._settle_forever, name="reuse", daemon=True)
-                self._thread.start()
-
-    def _settle_forever(self) -> None:
-        waits: list[_Wait] = []
-        while True:
-            try:
-                ended = self._ended.get(timeout=_POLL_S if waits else None)
-            except queue.Empty:
-                waits = [wait for wait in waits if not self._look(wait)]
-                continue
-            if ended is None:
-                for wait in waits:
-                    fail(wait.outer, EngineClosed("the worker gave this work up"))
-                return
-            if isinstance(ended, _Wait):
-                waits.append(ended)
-            else:
-                self._finish(*ended)
-
-    def _look(self, wait: _Wait) -> bool:
-        """Go on with what was waited for, if nobody computes it any more or it takes too long; return whether."""
-        if wait.outer.cancelled():
-            return True
-        try:
-            wanted = [digest for digest in wait.digests if digest not in wait.found]
-            claimed = self._claim(wait.work.reuse, wanted, wait.owner)
-            wait.found.update(claimed.found)
-            if claimed.busy and time.monotonic() < wait.until_s:
-                return False
-            pass_on(self._join(wait.work, wait.digests, wait.found, wait.owner), wait.outer)
-        except BaseException as error:  # noqa: BLE001 - the edge of this thread: somebody waits for this future
-            fail(wait.outer, error)
-        return True
-
-    def _finish(self, join: _Join, inner: Future[Outcomes]) -> None:
-        try:
-            if join.outer.set_running_or_notify_cancel():
-                join.outer.set_result(self._settle(join, inner))
-        except BaseException as error:  # noqa: BLE001 - the edge of this thread: somebody waits for this future
-            join.outer.set_exception(error)
-        finally:
-            self._release(join)
+            outer.set_result(self._settle(join, inner))
+        except BaseException as error:  # noqa: BLE001 - the edge of this thread: a caller waits for this future
+            outer.set_exception(error)
 
     def _settle(self, join: _Join, inner: Future[Outcomes]) -> Outcomes:
         if inner.cancelled():
             raise EngineClosed("the worker gave this work up")
         computed = inner.result()
-        # Kept before the answer is given, so that whoever has it and asks again finds it.
+        # Kept before the answer is given, so that a caller who has it and asks again finds it.
         try:
             self._cache.keep(join.work.reuse, join.entries(computed))
         except RedisError:
             _log.debug("the cache takes nothing now")
         return join.settle(computed)
-
-    def _release(self, join: _Join) -> None:
-        """Those who wait for these values find them now, or compute them; after a lost reply, when the claims lapse."""
-        if not join.owner:
-            return
-        with contextlib.suppress(RedisError):
-            claimed = list(dict.fromkeys(join.digests[position] for position in join.missing))
-            self._cache.release(join.work.reuse, claimed, join.owner)
 
 
 def _select(work: Work, positions: Sequence[int]) -> Work:

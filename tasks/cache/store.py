@@ -17,9 +17,10 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.engine import Work
-from tasks.scripts import Argument, Scripts
+from tasks.keys import Key
+from tasks.scripts import Argument, Script, Scripts
 
-__all__ = ["Claimed", "ContentCache", "Entry", "digest_items", "is_job", "job_scope", "tenant_scope"]
+__all__ = ["ContentCache", "Entry", "digest_items", "is_job", "job_scope", "tenant_scope"]
 
 _HEAD = struct.Struct("<iB")
 # What an entry takes in the server besides its value: its digest twice, with table and list nodes (185 measured).
@@ -28,6 +29,49 @@ _PER_CALL = 500
 _JOB = "job:"
 # Values of one job are of no use after its end: they go when none came for so long.
 _JOB_LIFE_MS = 600_000
+
+
+@dataclass(frozen=True, slots=True)
+class CacheGetScript(Script):
+    """Look up values.
+
+    Attributes:
+        values: by digest.
+        times: digests by the time at which they were put.
+        lookups: counts of hits and misses.
+        ttl_ms: how long a value holds.
+    """
+
+    values: Key
+    times: Key
+    lookups: Key
+    ttl_ms: int
+    digests: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class CachePutScript(Script):
+    """Keep values.
+
+    Attributes:
+        values: by digest.
+        times: digests by the time at which they were put.
+        bytes: what the values take.
+        budget_bytes: how much they may take.
+        ttl_ms: how long a value holds.
+        life_ms: how long all are kept when none is put any more.
+        overhead_bytes: what an entry takes besides its value.
+        entries: digest, value, and so on.
+    """
+
+    values: Key
+    times: Key
+    bytes: Key
+    budget_bytes: int
+    ttl_ms: int
+    life_ms: int
+    overhead_bytes: int
+    entries: Sequence[Argument]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +91,6 @@ class Entry:
         """Return the entry that `pack` wrote."""
         tokens, truncated = _HEAD.unpack_from(packed)
         return cls(np.frombuffer(packed, "<f4", offset=_HEAD.size), tokens, bool(truncated))
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """What is known of some digests: their entries, or whether somebody else computes them now."""
-
-    found: Mapping[bytes, Entry]
-    busy: frozenset[bytes] = frozenset()
 
 
 def is_job(scope: str) -> bool:
@@ -101,41 +137,17 @@ class ContentCache:
         self._scripts = Scripts(redis)
         self._budget_bytes = settings.cache_max_bytes
         self._ttl_ms = int(settings.cache_ttl_s * 1000)
-        self._claim_ms = int(settings.lease_s * 2000)
-        # Who waits makes no progress, and must not lose its lease by that.
-        self.patience_s = settings.lease_s / 2
 
     def find(self, scope: str, digests: Sequence[bytes]) -> dict[bytes, Entry]:
         """Return the entries that there are."""
-        names = [keys.cache_values(scope), keys.cache_times(scope), keys.cache_lookups()]
+        names = (keys.cache_values(scope), keys.cache_times(scope), keys.cache_lookups())
         found: dict[bytes, Entry] = {}
         for first in range(0, len(digests), _PER_CALL):
             asked = digests[first : first + _PER_CALL]
-            values = cast("list[bytes | None]", self._scripts.call("cache_get", names, [self._ttl_ms, *asked]))
+            values = cast("list[bytes | None]", self._scripts.call(CacheGetScript(*names, self._ttl_ms, asked)))
             known = zip(asked, values, strict=True)
             found |= {digest: Entry.unpack(value) for digest, value in known if value is not None}
         return found
-
-    def claim(self, scope: str, digests: Sequence[bytes], owner: str) -> Claimed:
-        """Find entries, and claim what is neither there nor claimed by another owner; repeatable."""
-        names = [keys.cache_values(scope), keys.cache_times(scope), keys.cache_lookups(), keys.cache_claims(scope)]
-        found, busy = dict[bytes, Entry](), set[bytes]()
-        for first in range(0, len(digests), _PER_CALL):
-            asked = digests[first : first + _PER_CALL]
-            args: list[Argument] = [self._ttl_ms, owner, self._claim_ms, *asked]
-            answers = cast("list[bytes | int]", self._scripts.call("cache_claim", names, args))
-            for digest, answer in zip(asked, answers, strict=True):
-                if isinstance(answer, bytes):
-                    found[digest] = Entry.unpack(answer)
-                elif answer == 0:
-                    busy.add(digest)
-        return Claimed(found, frozenset(busy))
-
-    def release(self, scope: str, digests: Sequence[bytes], owner: str) -> None:
-        """Give claims back: their values are kept, or will not come."""
-        for first in range(0, len(digests), _PER_CALL):
-            args: list[Argument] = [owner, *digests[first : first + _PER_CALL]]
-            self._scripts.call("cache_release", [keys.cache_claims(scope)], args)
 
     def keep(self, scope: str, entries: Mapping[bytes, Entry]) -> None:
         """Keep entries; the oldest of the scope make room.
@@ -143,11 +155,17 @@ class ContentCache:
         Raises:
             redis.OutOfMemoryError: the server is full.
         """
-        names = [keys.cache_values(scope), keys.cache_times(scope), keys.cache_bytes(scope)]
         items = list(entries.items())
-        life_ms = _JOB_LIFE_MS if is_job(scope) else self._ttl_ms
         for first in range(0, len(items), _PER_CALL):
-            args: list[Argument] = [self._budget_bytes, self._ttl_ms, min(self._ttl_ms, life_ms), _OVERHEAD_BYTES]
-            for digest, entry in items[first : first + _PER_CALL]:
-                args += [digest, entry.pack()]
-            self._scripts.call("cache_put", names, args)
+            packed = [part for digest, entry in items[first : first + _PER_CALL] for part in (digest, entry.pack())]
+            call = CachePutScript(
+                keys.cache_values(scope),
+                keys.cache_times(scope),
+                keys.cache_bytes(scope),
+                budget_bytes=self._budget_bytes,
+                ttl_ms=self._ttl_ms,
+                life_ms=min(self._ttl_ms, _JOB_LIFE_MS) if is_job(scope) else self._ttl_ms,
+                overhead_bytes=_OVERHEAD_BYTES,
+                entries=packed,
+            )
+            self._scripts.call(call)

@@ -18,7 +18,8 @@ from config.settings import Settings
 from tasks import keys
 from tasks.errors import Conflict, IdempotencyMismatch, NotFound
 from tasks.jobs.model import Idempotency
-from tasks.scripts import Argument, Scripts
+from tasks.keys import Key
+from tasks.scripts import Argument, Script, Scripts
 
 __all__ = ["Batch", "BatchGroup", "BatchProblem", "BatchState", "BatchStore", "Endpoint", "NewBatch", "new_batch_id"]
 
@@ -132,6 +133,76 @@ class Batch:
         return self.state in _TERMINAL
 
 
+@dataclass(frozen=True, slots=True)
+class BatchCreateScript(Script):
+    """Create a batch.
+
+    Attributes:
+        batch: its record.
+        active: batches that have not ended, by the time at which they are due.
+        listed: the tenant's batches.
+        idempotency: the caller's key.
+        member: name of the batch among all.
+        window_ms: how long it may take.
+        keep_ms: how long its record is kept.
+        payload_hash: empty without an idempotency key.
+        fields: names and values of the record.
+    """
+
+    batch: Key
+    active: Key
+    listed: Key
+    idempotency: Key
+    batch_id: str
+    member: str
+    window_ms: int
+    keep_ms: int
+    payload_hash: str
+    fields: Sequence[Argument]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchCancelScript(Script):
+    """Ask for the end of a batch."""
+
+    batch: Key
+    active: Key
+    member: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchHoldScript(Script):
+    """Take or renew the lock of a batch, for `hold_ms`."""
+
+    batch: Key
+    active: Key
+    member: str
+    holder: str
+    hold_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReleaseScript(Script):
+    """Give the lock back; the batch is due again after `delay_ms`."""
+
+    batch: Key
+    active: Key
+    member: str
+    holder: str
+    delay_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchWriteScript(Script):
+    """Move a batch from one of some states (separated by commas) to the state `goal`, with new fields."""
+
+    batch: Key
+    holder: str
+    sources: str
+    goal: str
+    fields: Sequence[Argument]
+
+
 def new_batch_id() -> str:
     """Return a new batch id that sorts by creation time and cannot be guessed: 11 hex digits of ms, 20 random."""
     return f"batch_{int(time.time() * 1000):011x}{secrets.token_hex(10)}"
@@ -163,16 +234,18 @@ class BatchStore:
         key, payload_hash = (f"batch/{idempotency.key}", idempotency.payload_hash) if idempotency else ("", "")
         window_s = min(self._settings.batch_window_s, self._settings.job_ttl_s * _SHARE_OF_JOB_LIFE)
         keep_ms = int((window_s + max(self._settings.file_ttl_s, new.output_ttl_s) + _GRACE_S) * 1000)
-        names = [*_keys(batch_id), keys.tenant_batches(new.tenant), keys.idempotency(new.tenant, key)]
-        arguments: list[Argument] = [
-            batch_id,
-            _member(new.tenant, batch_id),
-            int(window_s * 1000),
-            keep_ms,
-            payload_hash,
-        ]
-        arguments += [part for pair in fields.items() for part in pair]
-        code, created_id = self._scripts.call("batch_create", names, arguments)
+        call = BatchCreateScript(
+            *_keys(batch_id),
+            listed=keys.tenant_batches(new.tenant),
+            idempotency=keys.idempotency(new.tenant, key),
+            batch_id=batch_id,
+            member=_member(new.tenant, batch_id),
+            window_ms=int(window_s * 1000),
+            keep_ms=keep_ms,
+            payload_hash=payload_hash,
+            fields=[part for pair in fields.items() for part in pair],
+        )
+        code, created_id = self._scripts.call(call)
         if code == b"MISMATCH":
             raise IdempotencyMismatch("This idempotency key was used before with another payload.")
         return self.get(created_id.decode(), new.tenant)
@@ -209,7 +282,7 @@ class BatchStore:
             Conflict: it has ended.
         """
         self.get(batch_id, tenant)
-        answer = self._scripts.call("batch_cancel", _keys(batch_id), [_member(tenant, batch_id)])
+        answer = self._scripts.call(BatchCancelScript(*_keys(batch_id), _member(tenant, batch_id)))
         if answer != BatchState.CANCELLING.value.encode():
             raise Conflict(f"Cannot cancel a batch with status '{answer.decode()}'.")
         return self.get(batch_id, tenant)
@@ -226,13 +299,13 @@ class BatchStore:
 
     def hold(self, batch_id: str, tenant: str, holder: str) -> bool:
         """Take or renew the right to move a batch on; False: another process has it, or it has ended."""
-        arguments: list[Argument] = [_member(tenant, batch_id), holder, int(_HOLD_S * 1000)]
-        return bool(self._scripts.call("batch_hold", _keys(batch_id), arguments))
+        call = BatchHoldScript(*_keys(batch_id), _member(tenant, batch_id), holder, int(_HOLD_S * 1000))
+        return bool(self._scripts.call(call))
 
     def release(self, batch_id: str, tenant: str, holder: str, delay_s: float) -> None:
         """Give the right back; the batch is due again after the delay."""
-        arguments: list[Argument] = [_member(tenant, batch_id), holder, int(delay_s * 1000)]
-        self._scripts.call("batch_release", _keys(batch_id), arguments)
+        call = BatchReleaseScript(*_keys(batch_id), _member(tenant, batch_id), holder, int(delay_s * 1000))
+        self._scripts.call(call)
 
     def leave(self, batch_id: str, tenant: str) -> None:
         """Let nobody look at a batch any more: it has ended, and what was only needed on the way is gone."""
@@ -247,15 +320,15 @@ class BatchStore:
             The state that it has now; None: the hold was lost, and nothing was written.
         """
         sources = f"{batch.state.value},{BatchState.CANCELLING.value}"
-        arguments: list[Argument] = [holder, sources, goal.value]
+        written: list[Argument] = []
         for name, value in fields.items():
-            arguments += [name, orjson.dumps(value)]
-        answer = self._scripts.call("batch_write", _keys(batch.id)[:1], arguments)
+            written += [name, orjson.dumps(value)]
+        answer = self._scripts.call(BatchWriteScript(keys.batch(batch.id), holder, sources, goal.value, written))
         return BatchState(answer.decode()) if answer else None
 
 
-def _keys(batch_id: str) -> Sequence[str]:
-    return [keys.batch(batch_id), keys.batches_active()]
+def _keys(batch_id: str) -> tuple[Key, Key]:
+    return keys.batch(batch_id), keys.batches_active()
 
 
 def _member(tenant: str, batch_id: str) -> str:

@@ -18,7 +18,8 @@ from redis import Redis, RedisError
 from config.settings import Settings
 from tasks import keys
 from tasks.errors import CapacityError, NotFound, StoreUnavailable
-from tasks.scripts import Argument, Scripts
+from tasks.keys import Key
+from tasks.scripts import Script, Scripts
 from tasks.storage.objects import ByteStore
 
 __all__ = ["FileStore", "FileWriter", "NewFile", "Order", "Purpose", "StoredFile"]
@@ -62,6 +63,63 @@ class StoredFile:
     size_bytes: int
     created_at: float
     expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class FileBeginScript(Script):
+    """Announce a file for `hold_ms`; `fields` are those of its record."""
+
+    file: Key
+    expiry: Key
+    member: str
+    hold_ms: int
+    fields: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FileCommitScript(Script):
+    """Make a written file visible.
+
+    Attributes:
+        file: its record.
+        expiry: all files by the time at which their bytes go.
+        listed: the tenant's visible files.
+        member: name of the file among all.
+        file_id: empty for a file that is not listed.
+        ttl_ms: how long it is kept.
+        grace_ms: how long its record outlives it.
+    """
+
+    file: Key
+    expiry: Key
+    listed: Key
+    member: str
+    file_id: str
+    ttl_ms: int
+    grace_ms: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileHideScript(Script):
+    """Take a file out of sight."""
+
+    file: Key
+    expiry: Key
+    listed: Key
+    member: str
+    file_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileForgetScript(Script):
+    """Forget a file whose bytes are gone."""
+
+    file: Key
+    expiry: Key
+    listed: Key
+    member: str
+    file_id: str
 
 
 class FileStore:
@@ -134,10 +192,10 @@ class FileStore:
         Raises:
             StoreUnavailable: the bytes cannot be removed now; the file is out of sight, and the sweep tries again.
         """
-        names, arguments = _keys(file_id, tenant), [_member(file_id, tenant), file_id]
-        self._scripts.call("file_hide", names, arguments)
-        self.bytes.remove(_member(file_id, tenant))
-        self._scripts.call("file_forget", names, arguments)
+        names, member = _keys(file_id, tenant), _member(file_id, tenant)
+        self._scripts.call(FileHideScript(*names, member, file_id))
+        self.bytes.remove(member)
+        self._scripts.call(FileForgetScript(*names, member, file_id))
 
     def sweep(self) -> int:
         """Remove files that have expired or were left behind and return how many. Any process may call it.
@@ -159,8 +217,9 @@ class FileStore:
     def announce(self, file_id: str, new: NewFile) -> None:
         """Say that bytes of this file are being written."""
         fields = ["tenant", new.tenant, "filename", new.filename, "purpose", new.purpose]
-        arguments: list[Argument] = [_member(file_id, new.tenant), int(_HOLD_S * 1000), *fields]
-        self._scripts.call("file_begin", _keys(file_id, new.tenant)[:2], arguments)
+        file, expiry, _ = _keys(file_id, new.tenant)
+        call = FileBeginScript(file, expiry, _member(file_id, new.tenant), int(_HOLD_S * 1000), fields)
+        self._scripts.call(call)
 
     def publish(self, file_id: str, new: NewFile, size_bytes: int) -> StoredFile:
         """Make a written file visible and return its record.
@@ -168,9 +227,15 @@ class FileStore:
         Raises:
             StoreUnavailable: writing took so long that the file was swept.
         """
-        listed, ttl_ms, grace_ms = "" if new.hidden else file_id, int(new.ttl_s * 1000), int(_GRACE_S * 1000)
-        arguments: list[Argument] = [_member(file_id, new.tenant), listed, ttl_ms, grace_ms, size_bytes]
-        if not self._scripts.call("file_commit", _keys(file_id, new.tenant), arguments):
+        call = FileCommitScript(
+            *_keys(file_id, new.tenant),
+            member=_member(file_id, new.tenant),
+            file_id="" if new.hidden else file_id,
+            ttl_ms=int(new.ttl_s * 1000),
+            grace_ms=int(_GRACE_S * 1000),
+            size_bytes=size_bytes,
+        )
+        if not self._scripts.call(call):
             raise StoreUnavailable("The file took too long to arrive and was given up.")
         return self.get(file_id, new.tenant, hidden=new.hidden)
 
@@ -249,8 +314,8 @@ def _member(file_id: str, tenant: str) -> str:
     return f"{tenant}/{file_id}"
 
 
-def _keys(file_id: str, tenant: str) -> Sequence[str]:
-    return [keys.file(file_id), keys.files_expiry(), keys.tenant_files(tenant)]
+def _keys(file_id: str, tenant: str) -> tuple[Key, Key, Key]:
+    return keys.file(file_id), keys.files_expiry(), keys.tenant_files(tenant)
 
 
 def _read_record(file_id: str, raw: Mapping[Any, Any]) -> StoredFile | None:

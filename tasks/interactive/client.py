@@ -12,8 +12,9 @@ import secrets
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import ConnectionError as RedisConnectionError
@@ -22,11 +23,13 @@ from redis import Redis, RedisError
 from config.catalog import slug_of
 from config.settings import Settings
 from tasks import keys
-from tasks.connections import Command, Line, connect, script_text
+from tasks.connections import Command, PackedConnection, connect
 from tasks.engine import Outcomes, Work
 from tasks.errors import CallerGone, DeadlineExceeded, LaneFull, NoWorker, StoreUnavailable, TwolaneError
 from tasks.interactive import protocol
+from tasks.keys import Key
 from tasks.lanes import Lane
+from tasks.scripts import Script, command
 
 __all__ = ["InteractiveClient", "Watch"]
 
@@ -42,6 +45,38 @@ _WITHDRAWN_MS = 5000
 
 # Entered when a call waits long; calls its argument when the caller went away.
 Watch = Callable[[Callable[[], None]], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class PushRequestScript(Script):
+    """Admit requests to a lane.
+
+    Attributes:
+        waiting_list: requests that wait.
+        load: tokens that wait in it.
+        workers: ready workers of the model.
+        facts: what they are.
+        max_tokens: most tokens that may wait.
+        requests: as `tasks.interactive.protocol` lays them out, with the time left.
+    """
+
+    waiting_list: Key
+    load: Key
+    workers: Key
+    facts: Key
+    max_tokens: int
+    requests: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class WithdrawRequestsScript(Script):
+    """Take back requests whose callers went away."""
+
+    waiting_list: Key
+    load: Key
+    withdrawn: Key
+    forget_ms: int
+    names: Sequence[bytes]
 
 
 class _Call:
@@ -182,7 +217,7 @@ class InteractiveClient:
 
     def _send_forever(self) -> None:
         with connect(self._url, name="ask") as redis:
-            line = Line(redis)
+            line = PackedConnection(redis)
             while batch := self._collect():
                 try:
                     self._send(line, batch)
@@ -218,7 +253,7 @@ class InteractiveClient:
         for call in batch:
             call.settle(error=StoreUnavailable("the server of the queues does not answer"))
 
-    def _send(self, line: Line, batch: list[_Call]) -> None:
+    def _send(self, line: PackedConnection, batch: list[_Call]) -> None:
         lanes: dict[Lane, list[_Call]] = defaultdict(list)
         now_s = time.monotonic()
         gone = [call for call in batch if call.gone]
@@ -238,22 +273,20 @@ class InteractiveClient:
         for calls, answer in zip(lanes.values(), answers, strict=True):
             self._admit(calls, answer)
 
-    def _push(self, line: Line, lanes: dict[Lane, list[_Call]], now_s: float) -> list[Any]:
+    def _push(self, line: PackedConnection, lanes: dict[Lane, list[_Call]], now_s: float) -> list[Any]:
         commands: list[Command] = []
         for lane, calls in lanes.items():
             requests = [protocol.with_time_left(call.body, (call.expires_s - now_s) * 1000) for call in calls]
-            script, limit = script_text("push_request"), self._settings.lane_max_tokens
-            commands.append(("EVAL", script, 4, *_lane_keys(lane), limit, *requests))
+            commands.append(command(PushRequestScript(*_lane_keys(lane), self._settings.lane_max_tokens, requests)))
         return line.trip(*commands)
 
-    def _withdraw(self, line: Line, gone: list[_Call]) -> None:
+    def _withdraw(self, line: PackedConnection, gone: list[_Call]) -> None:
         """Take requests back that nobody waits for. When it fails they are computed for nobody, and that is all."""
         lanes: dict[Lane, list[bytes]] = defaultdict(list)
         for call in gone:
             lanes[call.lane].append(protocol.name_request(call.number, self._reply_key))
-        script = script_text("withdraw_requests")
         commands: list[Command] = [
-            ("EVAL", script, 3, *_lane_keys(lane)[:2], keys.lane_withdrawn(lane), _WITHDRAWN_MS, *names)
+            command(WithdrawRequestsScript(*_lane_keys(lane)[:2], keys.lane_withdrawn(lane), _WITHDRAWN_MS, names))
             for lane, names in lanes.items()
         ]
         try:
@@ -283,7 +316,7 @@ class InteractiveClient:
     def _read_forever(self) -> None:
         known_run = ""
         with connect(self._url, name="replies", block_s=_BLOCK_S) as redis:
-            line, connected = Line(redis), False
+            line, connected = PackedConnection(redis), False
             while not self._closing.is_set():
                 try:
                     if not connected:
@@ -309,7 +342,7 @@ class InteractiveClient:
             self._settle_all("the server of the queues was started anew")
         return run
 
-    def _read(self, line: Line) -> None:
+    def _read(self, line: PackedConnection) -> None:
         (popped,) = line.trip(("BLMPOP", _BLOCK_S, 1, self._reply_key, "LEFT", "COUNT", _PER_TRIP))
         if isinstance(popped, RedisError):
             raise popped
@@ -325,6 +358,6 @@ class InteractiveClient:
             _log.debug("the reply list stays until its expiry")
 
 
-def _lane_keys(lane: Lane) -> list[str]:
+def _lane_keys(lane: Lane) -> tuple[Key, Key, Key, Key]:
     workers, facts = keys.lane_workers(lane.model), keys.worker_facts(lane.model)
-    return [keys.lane_requests(lane), keys.lane_load(lane), workers, facts]
+    return keys.lane_requests(lane), keys.lane_load(lane), workers, facts

@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import cast
 
 from redis import ConnectionError as RedisConnectionError
@@ -23,12 +23,14 @@ from redis import Redis, RedisError
 from config.catalog import ModelCard
 from tasks import keys
 from tasks.clock import ServerClock
-from tasks.connections import Command, Line, script_text
+from tasks.connections import Command, PackedConnection
 from tasks.engine import Engine, Outcomes
 from tasks.errors import EngineClosed, LaneFull
 from tasks.frames import FrameError
 from tasks.interactive import protocol
+from tasks.keys import Key
 from tasks.lanes import Lane, Service
+from tasks.scripts import Script, command
 
 __all__ = ["serve"]
 
@@ -43,6 +45,34 @@ _DRAIN_S = 6.0
 # A request that is answered sooner was not withdrawn: web processes look after callers only when they wait long.
 _UNWATCHED_S = 0.1
 _WITHDRAWN_PER_TRIP = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PushRepliesScript(Script):
+    """Send replies to one web process, which are kept for `keep_ms`."""
+
+    replies: Key
+    keep_ms: int
+    elements: Sequence[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class SettleRequestsScript(Script):
+    """Count out requests that a worker took off a lane's list, and put those back that it refused.
+
+    Attributes:
+        waiting_list: requests that wait.
+        load: tokens that wait in it.
+        tokens: of the requests that left.
+        keep_ms: how long what is put back is kept.
+        refused: in their order.
+    """
+
+    waiting_list: Key
+    load: Key
+    tokens: int
+    keep_ms: int
+    refused: Sequence[bytes]
 
 
 def serve(redis: Redis, cards: Sequence[ModelCard], engine: Engine, stop: threading.Event) -> None:
@@ -71,7 +101,7 @@ class _Replies:
     """Sends what futures end with; their callbacks run on the device's thread and only put it into a queue."""
 
     def __init__(self, redis: Redis) -> None:
-        self._line = Line(redis)
+        self._line = PackedConnection(redis)
         self._done: queue.SimpleQueue[tuple[protocol.Request, Callable[[], bytes]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = 0
@@ -149,9 +179,8 @@ class _Replies:
             self._push(replies)
 
     def _push(self, replies: dict[str, list[bytes]]) -> None:
-        script = script_text("push_replies")
         commands: list[Command] = [
-            ("EVAL", script, 1, reply_key, _KEEP_MS, *elements) for reply_key, elements in replies.items()
+            command(PushRepliesScript(Key(reply_key), _KEEP_MS, elements)) for reply_key, elements in replies.items()
         ]
         for answer in self._line.trip(*commands):
             if isinstance(answer, RedisError):
@@ -173,7 +202,7 @@ class _Intake:
     def __init__(
         self, redis: Redis, cards: Iterable[ModelCard], service: Service, engine: Engine, replies: _Replies
     ) -> None:
-        self._line = Line(redis)
+        self._line = PackedConnection(redis)
         self._clock = ServerClock(redis)
         self._lanes = [Lane(card.slug, service) for card in cards]
         self._engine = engine
@@ -211,7 +240,7 @@ class _Intake:
         if not popped:
             return
         name, elements = cast("tuple[bytes, list[bytes]]", popped)
-        lane = self._lanes[names.index(name.decode())]
+        lane = self._lanes[names.index(Key(name.decode()))]
         tokens, refused = self._take(elements, withdrawn)
         self._unsettled = (lane, tokens, refused)
         if refused:
@@ -226,8 +255,8 @@ class _Intake:
             return []
         lane, tokens, refused = self._unsettled
         self._unsettled = None
-        script_keys = keys.lane_requests(lane), keys.lane_load(lane)
-        return [["EVAL", script_text("settle_requests"), 2, *script_keys, tokens, _KEEP_MS, *refused]]
+        call = SettleRequestsScript(keys.lane_requests(lane), keys.lane_load(lane), tokens, _KEEP_MS, refused)
+        return [command(call)]
 
     def _ask_withdrawn(self) -> list[Command]:
         """Return the commands that tell what nobody wants any more; none while everything is answered quickly."""

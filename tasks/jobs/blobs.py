@@ -7,7 +7,7 @@ Owns no state: which chunks there are is the job record's business.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import count
 from typing import Protocol, cast
 
@@ -21,7 +21,8 @@ from tasks import keys
 from tasks.errors import CapacityError, ConfigError, StoreFull
 from tasks.jobs.claims import IN_REDIS, Claim
 from tasks.jobs.model import ChunkInput
-from tasks.scripts import Scripts
+from tasks.keys import Key
+from tasks.scripts import Script, Scripts
 from tasks.storage.objects import ResultFiles
 
 __all__ = ["INPUT_GRACE_MS", "Blobs", "FileBlobs", "RedisBlobs", "open_blobs", "pack_input", "store_full"]
@@ -36,6 +37,32 @@ _BATCH = 500
 _FULL_RETRY_AFTER_S = 30.0
 # An upload to which nothing was added for so long has broken off.
 _ABANDONED_MS = 3_600_000
+
+
+@dataclass(frozen=True, slots=True)
+class PutInputScript(Script):
+    """Store the texts of a chunk whose job does not exist yet.
+
+    Attributes:
+        input: where the texts go.
+        uploads: jobs to be, by the time at which they count as abandoned.
+        ttl_ms: how long the texts are kept.
+        abandoned_ms: how long nothing may follow.
+    """
+
+    input: Key
+    uploads: Key
+    packed: bytes
+    ttl_ms: int
+    job_id: str
+    abandoned_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class AbandonedScript(Script):
+    """List jobs that never came to be and whose time is over."""
+
+    uploads: Key
 
 
 def pack_input(items: ChunkInput) -> bytes:
@@ -100,9 +127,16 @@ class RedisBlobs:
     def put_input(self, job_id: str, chunk: int, items: ChunkInput) -> int:
         """See `Blobs`. The upload is noted, so that what never becomes a job can be swept."""
         packed = pack_input(items)
-        names = [keys.job_input(job_id, chunk), keys.store_uploads()]
+        call = PutInputScript(
+            keys.job_input(job_id, chunk),
+            keys.store_uploads(),
+            packed=packed,
+            ttl_ms=self._ttl_ms,
+            job_id=job_id,
+            abandoned_ms=_ABANDONED_MS,
+        )
         try:
-            self._scripts.call("put_input", names, [packed, self._ttl_ms, job_id, _ABANDONED_MS])
+            self._scripts.call(call)
         except OutOfMemoryError as error:
             raise store_full() from error
         return len(packed)
@@ -139,7 +173,7 @@ class RedisBlobs:
 
     def sweep(self, is_job: Callable[[str], bool]) -> None:
         """See `Blobs`: uploads that broke off. Everything else expires by itself."""
-        for found in self._scripts.call("abandoned", [keys.store_uploads()], []):
+        for found in self._scripts.call(AbandonedScript(keys.store_uploads())):
             job_id = found.decode()
             if not is_job(job_id):
                 self._delete_inputs(job_id)

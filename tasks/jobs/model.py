@@ -188,6 +188,7 @@ class NewJob:
         total: number of items.
         input_bytes, result_bytes: stored size of the inputs, expected size of the results; the latter is reserved.
         deadline_in_s: after so many seconds the job ends as `expired`; None never.
+        queue_limit: items that the tenant may have in the queue; None: any number.
     """
 
     id: str
@@ -205,6 +206,7 @@ class NewJob:
     result_bytes: int = 0
     deadline_in_s: float | None = None
     webhook: Webhook | None = None
+    queue_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,8 @@ from config.settings import Settings
 from tasks import keys
 from tasks.jobs.model import Job, Webhook
 from tasks.jobs.records import read_job
-from tasks.scripts import Scripts
+from tasks.keys import Key
+from tasks.scripts import Script, Scripts
 
 __all__ = ["Attempt", "Delivery", "Outbox"]
 
@@ -64,6 +65,41 @@ class Attempt:
     final: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class WebhookClaimScript(Script):
+    """Take up to `most` ends that are due, and hold them for `hold_ms`."""
+
+    due: Key
+    hold_ms: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSettleScript(Script):
+    """Note one attempt.
+
+    Attributes:
+        job: the record.
+        events: the last change of the job.
+        due: ends by the time of the next attempt.
+        number: of the end.
+        status: `delivered`, `retrying` or `failed`.
+        answer: HTTP status of the attempt.
+        error: a sentence, or empty.
+        delay_ms: time until the next attempt.
+    """
+
+    job: Key
+    events: Key
+    due: Key
+    job_id: str
+    number: int
+    status: str
+    answer: int | None
+    error: str
+    delay_ms: int
+
+
 class Outbox:
     """The ends that have to be told. Thread-safe; any number of processes may use it at a time.
 
@@ -82,7 +118,7 @@ class Outbox:
 
     def take(self, most: int) -> list[Delivery]:
         """Return ends that are due; nobody else gets them until the hold runs out."""
-        job_ids: list[bytes] = self._scripts.call("webhook_claim", [keys.webhooks_due()], [self._hold_ms, most])
+        job_ids: list[bytes] = self._scripts.call(WebhookClaimScript(keys.webhooks_due(), self._hold_ms, most))
         return [delivery for job_id in job_ids if (delivery := self._read(job_id.decode())) is not None]
 
     def settle(self, delivery: Delivery, attempt: Attempt) -> str:
@@ -91,9 +127,18 @@ class Outbox:
         status = "delivered" if not attempt.error else "failed" if last else "retrying"
         delay_ms = 0 if last else int(self._first_delay_ms * _STEPS[delivery.attempts])
         job_id = delivery.job.id
-        names = [keys.job(job_id), keys.job_events(job_id), keys.webhooks_due()]
-        answer = "" if attempt.answer is None else attempt.answer
-        self._scripts.call("webhook_settle", names, [job_id, delivery.number, status, answer, attempt.error, delay_ms])
+        call = WebhookSettleScript(
+            keys.job(job_id),
+            keys.job_events(job_id),
+            keys.webhooks_due(),
+            job_id=job_id,
+            number=delivery.number,
+            status=status,
+            answer=attempt.answer,
+            error=attempt.error,
+            delay_ms=delay_ms,
+        )
+        self._scripts.call(call)
         return status
 
     def _read(self, job_id: str) -> Delivery | None:

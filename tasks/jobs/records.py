@@ -24,8 +24,8 @@ from tasks.jobs.model import (
     NewJob,
     WebhookState,
 )
+from tasks.jobs.transitions import CreateScript, JobKeys
 from tasks.lanes import Lane, Service
-from tasks.scripts import Argument
 
 __all__ = [
     "WEIGHTS",
@@ -53,18 +53,17 @@ class Outcome:
     tokens: int
     frame: bytes
 
-    def arguments(self) -> list[Argument]:
-        """Return the script's last two arguments."""
-        error = "" if self.counts.completed else "no item could be computed"
+    def describe(self) -> bytes:
+        """Return the counts as the script takes them."""
         values = {
             "completed": self.counts.completed,
             "failed": self.counts.failed,
             "truncated": self.counts.truncated,
             "tokens": self.tokens,
             "cached": self.counts.cached,
-            "error": error,
+            "error": "" if self.counts.completed else "no item could be computed",
         }
-        return [orjson.dumps(values), self.frame]
+        return orjson.dumps(values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,28 +75,36 @@ class Creation:
     idempotency: Idempotency | None = None
     outcome: Outcome | None = None
 
-    def more_keys(self) -> list[str]:
-        """Return the keys behind those of every transition."""
-        key = self.idempotency.key if self.idempotency else ""
-        named = [keys.tenant_jobs(self.job.tenant), keys.idempotency(self.job.tenant, key)]
-        return [*named, keys.store_uploads(), keys.job_result(self.job.id, 0)]
-
-    def arguments(self, settings: Settings, replaces: str) -> list[Argument]:
-        """Return the script's own arguments.
+    def script(self, settings: Settings, replaces: str) -> CreateScript:
+        """Return the call of the script.
 
         Args:
-            settings: how long a job lives, and the store's limit.
+            settings: how long a job lives, and the limit for new jobs.
             replaces: a vanished job that the idempotency key may still name; empty: none.
         """
-        job = self.job
-        table = orjson.dumps([write_chunk(chunk) for chunk in self.chunks])
-        payload_hash = self.idempotency.payload_hash if self.idempotency else ""
-        deadline_in_ms = "" if job.deadline_in_s is None else int(job.deadline_in_s * 1000)
+        job, outcome = self.job, self.outcome
+        key, payload_hash = (self.idempotency.key, self.idempotency.payload_hash) if self.idempotency else ("", "")
         outside = bool(settings.results_url) and job.result_bytes > settings.results_inline_bytes
-        described: list[Argument] = [orjson.dumps(write_job(job, outside=outside)), table, payload_hash, replaces]
-        limits: list[Argument] = [int(settings.job_ttl_s * 1000), settings.store_max_bytes]
-        sizes: list[Argument] = [job.input_bytes, 0 if outside else job.result_bytes, deadline_in_ms]
-        return [*described, *limits, *sizes, *(self.outcome.arguments() if self.outcome else ["", ""])]
+        return CreateScript(
+            JobKeys.of(job, settings),
+            tenant_jobs=keys.tenant_jobs(job.tenant),
+            idempotency=keys.idempotency(job.tenant, key),
+            uploads=keys.store_uploads(),
+            result=keys.job_result(job.id, 0),
+            fields=orjson.dumps(write_job(job, outside=outside)),
+            table_lines=orjson.dumps([write_chunk(chunk) for chunk in self.chunks]),
+            payload_hash=payload_hash,
+            replaces=replaces,
+            ttl_ms=int(settings.job_ttl_s * 1000),
+            store_max_bytes=settings.store_max_bytes,
+            input_bytes=job.input_bytes,
+            result_bytes=0 if outside else job.result_bytes,
+            deadline_in_ms=None if job.deadline_in_s is None else int(job.deadline_in_s * 1000),
+            queue_limit=job.queue_limit,
+            items=job.total,
+            outcome=outcome.describe() if outcome else b"",
+            frame=outcome.frame if outcome else b"",
+        )
 
 
 def write_job(job: NewJob, *, outside: bool) -> list[str]:

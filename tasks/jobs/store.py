@@ -1,26 +1,36 @@
-"""JobStore: the state of all jobs, the truth that tickets only point at.
+"""What users do with jobs: create, read, wait, cancel, pause, resume, retry, delete.
 
-Owns what a user may do with a job: create, read, wait, cancel, pause, resume, retry, delete. Each change is one Lua
-script (`tasks/jobs/lua`) that is safe to run twice. Owns no bytes of inputs (`tasks.jobs.blobs`);
-`tasks.bulk.chunk_task` publishes.
+Owns the calls of those transitions and the reading of records; the record is the truth that chunk messages only point
+at. What workers do with chunks is in `tasks.jobs.leases`, bytes of inputs are in `tasks.jobs.blobs`.
 """
 
 import contextlib
 import time
-from collections.abc import Collection, Sequence
-from typing import cast
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, cast
 
 import orjson
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 
+from config.settings import Settings
 from tasks import keys
-from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, TooLarge
+from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, RateLimited, TooLarge
 from tasks.jobs.blobs import store_full
 from tasks.jobs.leases import Leases
 from tasks.jobs.model import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobProgress, JobState, NewJob
 from tasks.jobs.records import Creation, Outcome, read_chunk, read_job, read_progress
-from tasks.scripts import Argument
+from tasks.jobs.transitions import (
+    CancelScript,
+    DeleteScript,
+    JobKeys,
+    PauseScript,
+    QueueReserveScript,
+    ResumeScript,
+    RetryScript,
+    RoomScript,
+)
+from tasks.scripts import Script, Scripts
 
 __all__ = ["JobStore"]
 
@@ -28,15 +38,26 @@ _WAIT_STEP_MS = 500
 _PAGE = 100
 _DURABLE_WITHIN_MS = 200
 _INPUTS_PER_TRIP = 1000
+_QUEUE_RETRY_AFTER_S = 10.0
+_DAY_MS = 86_400_000
 
 
-class JobStore(Leases):
-    """Jobs of all tenants. Thread-safe. All methods raise `redis.RedisError` when the server does not answer.
+class JobStore:
+    """Jobs of all tenants. Thread-safe. All methods raise `redis.RedisError` when Redis does not answer.
 
     Args:
         redis: client without `decode_responses`.
         settings: limits and times.
+
+    Attributes:
+        leases: what workers do with the chunks of these jobs.
     """
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self.redis = redis
+        self.settings = settings
+        self.leases = Leases(redis, settings)
+        self._scripts = Scripts(redis)
 
     # -- create
 
@@ -51,8 +72,44 @@ class JobStore(Leases):
             TooLarge: the store can never hold so much.
             StoreFull: not now.
         """
-        reserved = [keys.store_reserved(), keys.store_reserved_until()]
-        _refuse(self._scripts.call("room", reserved, [self.settings.store_max_bytes, size_bytes, new_bytes]))
+        call = RoomScript(
+            keys.store_reserved(),
+            keys.store_reserved_until(),
+            store_max_bytes=self.settings.store_max_bytes,
+            size_bytes=size_bytes,
+            new_bytes=new_bytes,
+        )
+        _refuse(self._scripts.call(call))
+
+    def reserve_queue(self, tenant: str, items: Mapping[str, int], limit: int | None) -> None:
+        """Reserve places in the tenant's queue for several jobs that are about to be created: for all, or for none.
+
+        One job needs none: it is counted in the step that creates it.
+
+        Args:
+            tenant: whose they are.
+            items: how many items each has, by job id.
+            limit: items that the tenant may have in the queue; None: any number.
+
+        Raises:
+            RateLimited: with them, the tenant would have too many items in the queue.
+            TooLarge: they are too many by themselves.
+        """
+        if limit is None:
+            return
+        _check_queue(sum(items.values()), limit)
+        jobs, ttl_ms = orjson.dumps(list(items.items())), int(self.settings.job_ttl_s * 1000)
+        call = QueueReserveScript(
+            keys.tenant_queued(tenant), limit, ttl_ms=ttl_ms, lane_ttl_ms=ttl_ms + _DAY_MS, jobs=jobs
+        )
+        waiting = self._scripts.call(call)
+        if waiting is not None:
+            raise _queue_full(waiting, limit)
+
+    def release_queue(self, tenant: str, job_ids: Collection[str]) -> None:
+        """Give back the places of jobs that were not created after all."""
+        if job_ids:
+            self.redis.hdel(keys.tenant_queued(tenant), *job_ids)
 
     def named(self, tenant: str, key: str) -> str | None:
         """Return the job that the idempotency key stands for, whatever its payload was; None: there is none."""
@@ -86,10 +143,12 @@ class JobStore(Leases):
 
         Raises:
             InvalidRequest: there is nothing to compute.
-            IdempotencyMismatch, StoreFull, TooLarge: nothing was created; the caller removes the inputs.
+            IdempotencyMismatch, RateLimited, StoreFull, TooLarge: nothing was created; the caller removes the inputs.
         """
         if not chunks:
             raise InvalidRequest("a job needs at least one item")
+        if job.queue_limit is not None:
+            _check_queue(job.total, job.queue_limit)
         with self.redis.client() as connection:  # type: ignore[no-untyped-call]
             known, created = self._create(Creation(job, chunks, idempotency), connection)
             if created:
@@ -129,7 +188,7 @@ class JobStore(Leases):
 
     def exists(self, job_id: str) -> bool:
         """Return whether there is a job of that id, of whatever tenant."""
-        return bool(self.redis.exists(keys.job(job_id)))
+        return self.leases.exists(job_id)
 
     def list(
         self, tenant: str, limit: int = 20, after: str | None = None, states: Collection[JobState] | None = None
@@ -209,15 +268,15 @@ class JobStore(Leases):
             NotFound: there is no such job.
             Conflict: it has ended by itself.
         """
-        return self._move(job_id, tenant, "cancel", ("cancelled",))
+        return self._move(job_id, tenant, "cancelled")
 
     def pause(self, job_id: str, tenant: str = "default") -> Job:
         """Let the job wait until `resume`; errors as `cancel`. Repeatable."""
-        return self._move(job_id, tenant, "pause")
+        return self._move(job_id, tenant, "paused")
 
     def resume(self, job_id: str, tenant: str = "default") -> Job:
         """Let a paused job go on; errors as `cancel`. Repeatable."""
-        return self._move(job_id, tenant, "resume")
+        return self._move(job_id, tenant, "resumed")
 
     def retry_failed(self, job_id: str, tenant: str = "default") -> Job:
         """Queue the failed items of an ended job again, and only those.
@@ -226,7 +285,7 @@ class JobStore(Leases):
             NotFound: there is no such job.
             Conflict: it has not ended by itself, or nothing failed.
         """
-        return self._move(job_id, tenant, "retry")
+        return self._move(job_id, tenant, "retried")
 
     def delete(self, job_id: str, tenant: str = "default") -> Job:
         """Forget the job, whatever its state, and return what it was; the caller removes its blobs.
@@ -235,8 +294,7 @@ class JobStore(Leases):
             NotFound: there is no such job.
         """
         job = self.get(job_id, tenant)
-        self._run("delete", job_id, job.lane, (), [keys.tenant_jobs(tenant)])
-        self._lanes.pop(job_id, None)
+        self._scripts.call(DeleteScript(JobKeys.of(job, self.settings), keys.tenant_jobs(tenant)))
         return job
 
     # -- inside
@@ -244,12 +302,13 @@ class JobStore(Leases):
     def _create(self, creation: Creation, client: Redis) -> tuple[Job, bool]:
         job, replaces = creation.job, ""
         while True:
-            args = creation.arguments(self.settings, replaces)
             try:
-                answer = self._run("create", job.id, job.lane, args, creation.more_keys(), client)
+                answer = self._scripts.call(creation.script(self.settings, replaces), client)
             except OutOfMemoryError as error:
                 raise store_full() from error
             code, job_id = answer[0], answer[1].decode()
+            if code == b"QUEUE_FULL":
+                raise _queue_full(answer[2], job.queue_limit)
             _refuse(code)
             known = self._read(job_id)
             if known is None:
@@ -271,18 +330,23 @@ class JobStore(Leases):
 
     def _settle(self, job: Job) -> Job | None:
         """Let time take its effect on a job that ends, even where no worker is alive to reap."""
-        lane = job.lane
-        self._run("cancel", job.id, lane, ("expired",))
+        self._scripts.call(CancelScript(JobKeys.of(job, self.settings), ending="expired"))
         if job.state is JobState.CANCELLING:
-            own = f"{job.id}:".encode()
-            self._reap(lane, [entry for entry in self._overdue(lane)[0] if entry.startswith(own)])
+            self.leases.reap_job(job)
         return self._read(job.id)
 
-    def _move(self, job_id: str, tenant: str, name: str, args: Sequence[Argument] = ()) -> Job:
+    def _move(self, job_id: str, tenant: str, goal: Literal["cancelled", "paused", "resumed", "retried"]) -> Job:
         job = self.get(job_id, tenant)
-        answer = self._run(name, job_id, job.lane, args)
+        names = JobKeys.of(job, self.settings)
+        calls: dict[str, Script] = {
+            "cancelled": CancelScript(names, ending="cancelled"),
+            "paused": PauseScript(names),
+            "resumed": ResumeScript(names),
+            "retried": RetryScript(names),
+        }
+        answer = self._scripts.call(calls[goal])
         if answer in (b"CONFLICT", b"ENDED"):
-            raise Conflict(f"the job is {job.state.value}: it cannot be {_PARTICIPLES[name]}")
+            raise Conflict(f"the job is {job.state.value}: it cannot be {goal}")
         if answer == b"NOTHING":
             raise Conflict("no item of the job failed: there is nothing to retry")
         return self.get(job_id, tenant)
@@ -306,9 +370,6 @@ def _expire_inputs(connection: Redis, job: Job, chunks: int) -> None:
             pipe.execute()
 
 
-_PARTICIPLES = {"cancel": "cancelled", "pause": "paused", "resume": "resumed", "retry": "retried"}
-
-
 def _refuse(code: bytes) -> None:
     if code == b"TOO_LARGE":
         raise TooLarge("the job needs more memory than the store may ever use for jobs")
@@ -318,3 +379,13 @@ def _refuse(code: bytes) -> None:
 
 def _mismatch() -> IdempotencyMismatch:
     return IdempotencyMismatch("this idempotency key was used before with another payload")
+
+
+def _check_queue(items: int, limit: int) -> None:
+    if items > limit:
+        raise TooLarge(f"This job has {items} items; your key's limit is {limit} queued items.")
+
+
+def _queue_full(waiting: int, limit: int | None) -> RateLimited:
+    message = f"Your key's limit is {limit} queued items; {waiting} are waiting."
+    return RateLimited(message, retry_after_s=_QUEUE_RETRY_AFTER_S)

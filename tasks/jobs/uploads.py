@@ -20,7 +20,8 @@ from tasks.errors import Conflict, IdempotencyMismatch
 from tasks.jobs.blobs import INPUT_GRACE_MS, pack_input, store_full
 from tasks.jobs.model import ChunkInput, ChunkRecord
 from tasks.jobs.records import write_chunk
-from tasks.scripts import Argument, Scripts
+from tasks.keys import Key
+from tasks.scripts import Script, Scripts
 
 __all__ = ["Position", "Upload", "UploadStore"]
 
@@ -64,6 +65,45 @@ class Upload:
     def items(self) -> int:
         """How many items are stored."""
         return sum(record.items for record in self.records)
+
+
+@dataclass(frozen=True, slots=True)
+class UploadOpenScript(Script):
+    """Become the writer of an upload, or begin it."""
+
+    upload: Key
+    owner: str
+    described: str
+    job_id: str
+    life_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class UploadPutScript(Script):
+    """Store one more chunk of an upload."""
+
+    upload: Key
+    input: Key
+    uploads: Key
+    owner: str
+    job_id: str
+    number: int
+    line: str
+    packed: bytes
+    life_ms: int
+    input_ms: int
+    offset_bytes: int
+    lines: int
+    digest: str
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class UploadEndScript(Script):
+    """Forget an upload."""
+
+    upload: Key
+    owner: str
 
 
 class UploadStore:
@@ -129,13 +169,24 @@ class UploadStore:
             StoreFull: the server's memory is used up.
         """
         packed, record = pack_input(items), after.records[-1]
-        names = [keys.upload(tenant, key), keys.job_input(after.job_id, record.index), keys.store_uploads()]
-        offset_bytes, lines, digest = after.position
-        place: list[Argument] = [offset_bytes, lines, digest.hex(), packed_before + len(packed)]
-        times: list[Argument] = [self._life_ms, self._input_ms]
-        args: list[Argument] = [after.owner, after.job_id, record.index, write_chunk(record), packed, *times, *place]
+        call = UploadPutScript(
+            keys.upload(tenant, key),
+            keys.job_input(after.job_id, record.index),
+            keys.store_uploads(),
+            owner=after.owner,
+            job_id=after.job_id,
+            number=record.index,
+            line=write_chunk(record),
+            packed=packed,
+            life_ms=self._life_ms,
+            input_ms=self._input_ms,
+            offset_bytes=after.position.offset_bytes,
+            lines=after.position.lines,
+            digest=after.position.digest.hex(),
+            stored_bytes=packed_before + len(packed),
+        )
         try:
-            answer = self._scripts.call("upload_put", names, args)
+            answer = self._scripts.call(call)
         except OutOfMemoryError as error:
             raise store_full() from error
         if answer != b"OK":
@@ -144,12 +195,12 @@ class UploadStore:
 
     def end(self, tenant: str, key: str, owner: str) -> bool:
         """Forget an upload; return whether it was still this owner's. Its chunks are the caller's business."""
-        return bool(self._scripts.call("upload_end", [keys.upload(tenant, key)], [owner]))
+        return bool(self._scripts.call(UploadEndScript(keys.upload(tenant, key), owner)))
 
     def _open(self, tenant: str, key: str, described: str, job_id: str) -> Upload | None:
         owner = secrets.token_hex(8)
-        args: list[Argument] = [owner, described, job_id, self._life_ms]
-        answer = cast("list[Any]", self._scripts.call("upload_open", [keys.upload(tenant, key)], args))
+        call = UploadOpenScript(keys.upload(tenant, key), owner, described, job_id, self._life_ms)
+        answer = cast("list[Any]", self._scripts.call(call))
         if answer[0] == b"MISMATCH":
             raise IdempotencyMismatch("this idempotency key was used before with other parameters")
         if answer[0] == b"NONE":

@@ -7,17 +7,17 @@ whose clock is wrong counts as gone neither too early nor too late.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import cast
 
 import orjson
 from redis import Redis, RedisError
 
 from tasks import keys
-from tasks.connections import script_text
 from tasks.errors import StoreUnavailable
+from tasks.keys import Key
 from tasks.periodic import Rounds
+from tasks.scripts import Script, command
 
 __all__ = ["Announcer", "Presence", "WorkerFacts"]
 
@@ -50,6 +50,24 @@ class WorkerFacts:
     fingerprint: str
     tokens_per_s: float
     healthy: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class AnnounceScript(Script):
+    """Note that a worker is ready for a model, for `ttl_ms`; `info` is JSON."""
+
+    workers: Key
+    facts: Key
+    worker_id: str
+    ttl_ms: int
+    info: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyWorkersScript(Script):
+    """Read which workers are ready; for each model the key of its workers and that of what they are."""
+
+    models: Sequence[Key]
 
 
 class Announcer:
@@ -90,8 +108,14 @@ class Announcer:
     def _announce(self, facts: Mapping[str, WorkerFacts]) -> None:
         pipeline = self._redis.pipeline(transaction=False)
         for model, fact in facts.items():
-            args = (self._worker_id, self._ttl_ms, orjson.dumps(asdict(fact)))
-            pipeline.eval(script_text("announce"), 2, keys.lane_workers(model), keys.worker_facts(model), *args)
+            call = AnnounceScript(
+                keys.lane_workers(model),
+                keys.worker_facts(model),
+                self._worker_id,
+                self._ttl_ms,
+                orjson.dumps(asdict(fact)),
+            )
+            pipeline.execute_command(*command(call))  # type: ignore[no-untyped-call]
         for model in self._announced - facts.keys():
             pipeline.zrem(keys.lane_workers(model), self._worker_id)
             pipeline.hdel(keys.worker_facts(model), self._worker_id)
@@ -129,7 +153,7 @@ class Presence:
     def _read(self) -> dict[str, list[WorkerFacts]]:
         names = [name for model in self._models for name in (keys.lane_workers(model), keys.worker_facts(model))]
         try:
-            answer = cast("list[list[bytes]]", self._redis.eval(script_text("ready_workers"), len(names), *names))
+            answer: list[list[bytes]] = self._redis.execute_command(*command(ReadyWorkersScript(names)))  # type: ignore[no-untyped-call]
         except RedisError as error:
             raise StoreUnavailable("the server of the queues does not answer") from error
         found = {

@@ -10,7 +10,7 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks.cache.caching_engine import ReusingEngine
+from tasks.cache.caching_engine import CachingEngine
 from tasks.cache.store import ContentCache, Entry, digest_items, job_scope, tenant_scope
 from tasks.connections import connect
 from tasks.engine import JobParams, Work
@@ -43,8 +43,8 @@ def backend(model: LoadedModel) -> GatedBackend:
 @pytest.fixture
 def engine(
     settings: Settings, model: LoadedModel, backend: GatedBackend, cache: ContentCache
-) -> Iterator[ReusingEngine]:
-    reusing = ReusingEngine(DeviceEngine(settings, {"fake": model}), {"fake": model.fingerprint}, cache)
+) -> Iterator[CachingEngine]:
+    reusing = CachingEngine(DeviceEngine(settings, {"fake": model}), {"fake": model.fingerprint}, cache)
     yield reusing
     backend.gate.set()
     reusing.close()
@@ -123,7 +123,7 @@ def test_items_are_the_same_only_if_everything_that_makes_their_value_is() -> No
 # -- the engine in front of it
 
 
-def test_only_what_was_not_computed_before_is_computed(engine: ReusingEngine, backend: GatedBackend) -> None:
+def test_only_what_was_not_computed_before_is_computed(engine: CachingEngine, backend: GatedBackend) -> None:
     first = engine.submit(work(["a", "b"])).result(10)
     second = engine.submit(work(["b", "c", "a", "c"])).result(10)
     assert (first.cached, second.cached) == (0, 3)
@@ -137,7 +137,7 @@ def test_only_what_was_not_computed_before_is_computed(engine: ReusingEngine, ba
 
 
 def test_work_that_was_all_computed_before_never_reaches_the_device(
-    engine: ReusingEngine, backend: GatedBackend
+    engine: CachingEngine, backend: GatedBackend
 ) -> None:
     first = engine.submit(work(["a long text " * 50, "b"])).result(10)
     backend.gate.clear()
@@ -147,7 +147,7 @@ def test_work_that_was_all_computed_before_never_reaches_the_device(
     np.testing.assert_array_equal(again.values, first.values)
 
 
-def test_scores_are_taken_over_like_vectors(engine: ReusingEngine, backend: GatedBackend) -> None:
+def test_scores_are_taken_over_like_vectors(engine: CachingEngine, backend: GatedBackend) -> None:
     pairs = Work("fake", "rerank", ["x", "y"], queries=["q", "q"], reuse=A)
     first, again = (engine.submit(pairs).result(10) for _ in range(2))
     assert again.cached == 2
@@ -157,13 +157,13 @@ def test_scores_are_taken_over_like_vectors(engine: ReusingEngine, backend: Gate
     assert engine.submit(other).result(10).cached == 1
 
 
-def test_one_scope_sees_nothing_of_another(engine: ReusingEngine, backend: GatedBackend) -> None:
+def test_one_scope_sees_nothing_of_another(engine: CachingEngine, backend: GatedBackend) -> None:
     engine.submit(work(["a"])).result(10)
     assert engine.submit(work(["a"], reuse=B)).result(10).cached == 0
     assert rows(backend) == 2
 
 
-def test_an_item_that_failed_is_not_kept(engine: ReusingEngine, backend: GatedBackend) -> None:
+def test_an_item_that_failed_is_not_kept(engine: CachingEngine, backend: GatedBackend) -> None:
     long = "word " * 500
     for _ in range(2):
         outcomes = engine.submit(work([long, "short", long], truncate="none")).result(10)
@@ -175,14 +175,14 @@ def test_a_cache_that_does_not_answer_is_done_without(
     settings: Settings, model: LoadedModel, backend: GatedBackend
 ) -> None:
     nobody = ContentCache(connect("redis://127.0.0.1:1/0", name="test-cache"), settings)
-    engine = ReusingEngine(DeviceEngine(settings, {"fake": model}), {"fake": model.fingerprint}, nobody)
+    engine = CachingEngine(DeviceEngine(settings, {"fake": model}), {"fake": model.fingerprint}, nobody)
     try:
         assert [engine.submit(work(["a"])).result(10).cached for _ in range(2)] == [0, 0]
     finally:
         engine.close()
 
 
-def test_errors_and_cancellation_pass_through(engine: ReusingEngine, backend: GatedBackend) -> None:
+def test_errors_and_cancellation_pass_through(engine: CachingEngine, backend: GatedBackend) -> None:
     with pytest.raises(ModelNotFound):
         engine.submit(Work("other", "embeddings", ["a"], reuse=A))
     backend.gate.clear()
@@ -196,7 +196,7 @@ def test_errors_and_cancellation_pass_through(engine: ReusingEngine, backend: Ga
     assert rows(backend) == 2
 
 
-def test_work_that_waits_when_the_engine_closes_ends(engine: ReusingEngine, backend: GatedBackend) -> None:
+def test_work_that_waits_when_the_engine_closes_ends(engine: CachingEngine, backend: GatedBackend) -> None:
     backend.gate.clear()
     running = engine.submit(work(["a"]))
     assert backend.entered.wait(10)

@@ -8,7 +8,7 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.errors import ConfigError, NotFound, StoreUnavailable
-from tasks.files.store import FileStore, FileWriter, NewFile, StoredFile
+from tasks.files.store import FileHideScript, FileStore, FileWriter, NewFile, StoredFile
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -111,8 +111,8 @@ def test_bytes_that_a_killed_process_left_are_swept(folder: tuple[FileStore, Pat
 def test_a_process_killed_within_a_delete_leaves_no_bytes(folder: tuple[FileStore, Path], redis: Redis) -> None:
     files, path = folder
     stored = put(files)
-    names = [keys.file(stored.id), keys.files_expiry(), keys.tenant_files("ada")]
-    files._scripts.call("file_hide", names, [f"ada/{stored.id}", stored.id])
+    names = (keys.file(stored.id), keys.files_expiry(), keys.tenant_files("ada"))
+    files._scripts.call(FileHideScript(*names, f"ada/{stored.id}", stored.id))
     with pytest.raises(NotFound):
         files.get(stored.id, "ada")
     assert files.sweep() == 1

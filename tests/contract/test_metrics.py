@@ -74,10 +74,10 @@ def test_failed_items_are_counted_once_however_often_their_result_comes(
 ) -> None:
     store = services_of(app).store
     job_maker.submit(store, blobs, ["x"] * 4, chunk_items=4)
-    (ticket,) = store.dispatch(LANE)
-    claim = store.claim(ticket.job_id, ticket.chunk, "w")
+    (ticket,) = store.leases.dispatch(LANE)
+    claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
     for _ in range(3):
-        store.complete(claim, job_maker.make_completion(claim, failed=3))
+        store.leases.complete(claim, job_maker.make_completion(claim, failed=3))
     seen = scrape(client)
     assert seen["twolane_job_items_total", ("completed",)] == 1
     assert seen["twolane_job_items_total", ("failed",)] == 3
@@ -112,7 +112,7 @@ def test_the_age_of_a_ticket_runs_on_when_it_is_published_again(client: FlaskCli
 
 def test_a_claimed_chunk_is_no_ticket_and_a_paused_job_is_not_lost(app: Flask, client: FlaskClient) -> None:
     live, job_id = services_of(app), submit(client, 100)
-    live.store.claim(job_id, 0, "w")
+    live.store.leases.claim(job_id, 0, "w")
     seen = scrape(client)
     assert seen["twolane_lane_chunks_in_flight", ("bulk.fake", "claimed")] == 1
     assert seen["twolane_lane_chunks_in_flight", ("bulk.fake", "ticket")] == 3

@@ -82,16 +82,16 @@ def test_a_sweep_leaves_alone_what_is_not_named_like_a_job(redis: Redis, on_s3: 
     audit(store, blobs, job.id)
     other = blobs._files.write("backup-of-somebody", "0-1", b"precious")  # type: ignore[attr-defined]
     redis.delete(keys.job(job.id))
-    chunk_task.reap(store, LANE)
+    chunk_task.reap(store.leases, LANE)
     assert job.id not in s3.list()
     assert blobs.get_result("backup-of-somebody", 0, other) == b"precious"
 
 
 def compute_all(store: JobStore, blobs: Any) -> None:
-    for ticket in store.dispatch(LANE):
-        claim = store.claim(ticket.job_id, ticket.chunk, "w")
+    for ticket in store.leases.dispatch(LANE):
+        claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
         completion = make_completion(claim)
-        store.complete(claim, completion, blobs.stage_result(claim, completion.frame))
+        store.leases.complete(claim, completion, blobs.stage_result(claim, completion.frame))
 
 
 def test_files_on_s3_come_back_and_an_upload_that_is_given_up_leaves_no_parts(
@@ -124,7 +124,7 @@ def test_a_storage_that_is_gone_costs_the_reader_a_503_and_the_chunk_no_attempt(
         settings = on_s3.model_copy(update={"results_url": f"{on_s3.results_url}-gone"})
         store, blobs = JobStore(redis, settings), open_blobs(redis, settings)
         job = submit(store, blobs, ["x"] * 4, result_bytes=101)
-        first, second = (store.claim(ticket.job_id, ticket.chunk, "w") for ticket in store.dispatch(LANE))
+        first, second = (store.leases.claim(ticket.job_id, ticket.chunk, "w") for ticket in store.leases.dispatch(LANE))
         pointer = blobs.stage_result(first, b"frame")
     with pytest.raises(StoreUnavailable):
         blobs.get_result(job.id, 0, pointer)

@@ -7,20 +7,24 @@ from typing import Any
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from redis import Redis
 
-from app.access.auth import Tenant
-from app.access.quota import reserve_queue
 from app.batches.scheduler import Steward
 from config.settings import Settings
 from stack.server import EmbeddedServer
+from tasks import keys
 from tasks.errors import RateLimited, TooLarge
+from tasks.jobs.blobs import open_blobs
+from tasks.jobs.store import JobStore
 from tests.support.batch_requests import GOOD, embed, ndjson
+from tests.support.job_maker import assert_expiry, begin, make_completion, submit
 from tests.support.web import running_steward, running_worker, services_of, settings_of, write_keys
 
 KEYS = {
     "ada": "",
     "bob": "",
     "small": "max_queued_items = 100",
+    "crowd": "max_queued_items = 100",
     "narrow": 'models = ["fake"]\npriority = "low"',
     "poor": "tokens_per_minute = 200\nrequests_per_minute = 50",
 }
@@ -155,20 +159,60 @@ def test_a_tenants_queue_is_limited(app_here: Flask) -> None:
 
 
 def test_the_queue_limit_holds_for_jobs_that_are_created_at_once(app_here: Flask) -> None:
-    live = services_of(app_here)
-    tenant = Tenant("crowd", max_queued_items=10)
+    crowd = Caller(app_here, "crowd")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: crowd.job(9), range(20)))
+    assert sorted(answer.status_code for answer in answers) == [202] * 11 + [429] * 9
+
+
+def test_the_jobs_of_a_batch_are_reserved_together_or_not_at_all(app_here: Flask, redis: Redis) -> None:
+    store = services_of(app_here).store
 
     def reserve(number: int) -> bool:
         try:
-            reserve_queue(live.store, tenant, {f"job_{number}": 1})
+            store.reserve_queue("group", {f"job_{number}a": 2, f"job_{number}b": 1}, 10)
         except RateLimited:
             return False
         return True
 
     with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(reserve, range(40))).count(True) == 10
+        reserved = list(pool.map(reserve, range(40)))
+    assert reserved.count(True) == 3
+    assert redis.hlen(keys.tenant_queued("group")) == 6
+    taken = reserved.index(True)
+    assert reserve(taken), "a call whose answer was lost is repeated"
     with pytest.raises(TooLarge):
-        reserve_queue(live.store, tenant, {"job_x": 11})
+        store.reserve_queue("group", {"job_x": 6, "job_y": 5}, 10)
+    with pytest.raises(RateLimited, match="limit is 10 queued items; 9 are waiting"):
+        store.reserve_queue("group", {"job_x": 1, "job_y": 1}, 10)
+    store.release_queue("group", [f"job_{taken}a", f"job_{taken}b"])
+    store.reserve_queue("group", {"job_x": 4}, 10)
+
+
+def test_items_that_are_done_leave_the_queue_and_a_job_is_counted_once(redis: Redis, settings: Settings) -> None:
+    store, blobs = JobStore(redis, settings), open_blobs(redis, settings)
+    store.reserve_queue("default", {"job_1": 4}, 10)
+    job, claim = begin(store, blobs, ["a", "b", "c", "d"], id="job_1", queue_limit=10)
+    submit(store, blobs, ["e"] * 6, queue_limit=10)
+    with pytest.raises(RateLimited, match="10 are waiting"):
+        submit(store, blobs, ["f"], queue_limit=10)
+    for _ in range(2):
+        store.leases.complete(claim, make_completion(claim))
+    submit(store, blobs, ["f"] * 2, queue_limit=10)
+    with pytest.raises(RateLimited, match="10 are waiting"):
+        submit(store, blobs, ["g"], queue_limit=10)
+    store.cancel(job.id)
+    submit(store, blobs, ["g"] * 2, queue_limit=10)
+    assert_expiry(redis)
+
+
+def test_a_job_that_expired_in_the_queue_makes_room(redis: Redis, settings: Settings) -> None:
+    store, blobs = JobStore(redis, settings), open_blobs(redis, settings)
+    job = submit(store, blobs, ["a"] * 10, queue_limit=10)
+    long_ago_ms = int((job.created_at - settings.job_ttl_s - 1) * 1000)
+    redis.hset(keys.tenant_queued("default"), job.id, f"10 {long_ago_ms}")
+    submit(store, blobs, ["b"] * 10, queue_limit=10)
+    assert redis.hlen(keys.tenant_queued("default")) == 1
 
 
 def test_a_batch_over_the_queue_limit_fails_and_says_why(app_here: Flask) -> None:

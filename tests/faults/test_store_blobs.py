@@ -27,10 +27,10 @@ def settings(settings: Settings, folder: Path) -> Settings:
 
 
 def compute(store: JobStore, blobs: Blobs) -> None:
-    for ticket in store.dispatch(LANE):
-        claim = store.claim(ticket.job_id, ticket.chunk, "w")
+    for ticket in store.leases.dispatch(LANE):
+        claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
         completion = make_completion(claim)
-        store.complete(claim, completion, blobs.stage_result(claim, completion.frame))
+        store.leases.complete(claim, completion, blobs.stage_result(claim, completion.frame))
 
 
 def files(folder: Path) -> list[str]:
@@ -75,12 +75,12 @@ def test_results_of_a_small_job_stay_in_redis(store: JobStore, blobs: Blobs, fol
 def test_a_late_result_does_not_touch_the_one_that_was_counted(store: JobStore, blobs: Blobs, folder: Path) -> None:
     job, claim = begin(store, blobs, ["x"] * 2, result_bytes=101)
     staged = blobs.stage_result(claim, b"late")
-    store.fail(claim)
-    store.dispatch(LANE)
-    winner = store.claim(job.id, 0, "v")
+    store.leases.fail(claim)
+    store.leases.dispatch(LANE)
+    winner = store.leases.claim(job.id, 0, "v")
     completion = make_completion(winner)
-    store.complete(winner, completion, blobs.stage_result(winner, completion.frame))
-    store.complete(claim, make_completion(claim), staged)
+    store.leases.complete(winner, completion, blobs.stage_result(winner, completion.frame))
+    store.leases.complete(claim, make_completion(claim), staged)
     blobs.discard(staged)
     blobs.discard(IN_REDIS)
     assert blobs.get_result(job.id, 0, staged) is None
@@ -92,7 +92,7 @@ def test_the_files_of_a_job_that_expired_are_swept(store: JobStore, blobs: Blobs
     kept, gone = (submit(store, blobs, ["x"] * 2, result_bytes=101) for _ in range(2))
     compute(store, blobs)
     store.redis.delete(keys.job(gone.id))
-    chunk_task.reap(store, LANE)
+    chunk_task.reap(store.leases, LANE)
     assert [path.name for path in folder.iterdir()] == [kept.id]
     audit(store, blobs, kept.id)
 
@@ -125,7 +125,7 @@ def test_reaping_sweeps_once_in_a_while(store: JobStore, blobs: Blobs, redis: Re
     for expected in (0, 1):
         blobs.put_input("job_broken", 0, ChunkInput(["x"]))
         redis.zadd(keys.store_uploads(), {"job_broken": 1})
-        chunk_task.reap(store, LANE)
+        chunk_task.reap(store.leases, LANE)
         assert redis.exists(keys.job_input("job_broken", 0)) == expected
     assert_expiry(redis)
 

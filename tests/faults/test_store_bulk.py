@@ -19,6 +19,7 @@ from tasks.celery import app, publisher
 from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed, ItemFailed, ModelNotFound
 from tasks.jobs.blobs import Blobs
+from tasks.jobs.leases import Leases
 from tasks.jobs.model import Counts, JobState
 from tasks.jobs.store import JobStore
 from tests.support.echo_engine import echo
@@ -71,7 +72,7 @@ def engine() -> Engine:
 def worker(store: JobStore, blobs: Blobs, engine: Engine, settings: Settings) -> Iterator[Redis]:
     """This process as a worker."""
     outlive_restart_grace(store)
-    app.twolane = WorkerContext(store, blobs, engine, settings, "this process")
+    app.twolane = WorkerContext(store.leases, blobs, engine, settings, "this process")
     publisher.cache_clear()
     yield store.redis
     publisher(settings).close()
@@ -81,7 +82,7 @@ def worker(store: JobStore, blobs: Blobs, engine: Engine, settings: Settings) ->
 
 def work(store: JobStore, times: int = 1) -> None:
     """Deliver every ticket so many times; a worker that dies leaves its claim to the reaper."""
-    publish_tickets(store, LANE)
+    publish_tickets(store.leases, LANE)
     while tickets := take_tickets(store.redis):
         for job_id, chunk in tickets * times:
             try:
@@ -89,11 +90,11 @@ def work(store: JobStore, times: int = 1) -> None:
             except WorkerDied:
                 app.twolane = revive(app.twolane)
                 make_overdue(store.redis, job_id, chunk)
-                chunk_task.reap(store, LANE)
+                chunk_task.reap(store.leases, LANE)
 
 
 def revive(context: WorkerContext) -> WorkerContext:
-    return WorkerContext(context.store, context.blobs, context.engine, context.settings, context.worker_id)
+    return WorkerContext(context.leases, context.blobs, context.engine, context.settings, context.worker_id)
 
 
 def results(store: JobStore, blobs: Blobs, job_id: str) -> tuple[list[float], dict[int, str]]:
@@ -191,7 +192,7 @@ def test_a_worker_that_goes_away_gives_its_chunk_back_without_an_attempt(
     assert (chunk.state, chunk.attempts) == ("ticket", 0)
     engine.raises = None
     make_overdue(store.redis, job.id, 0)
-    assert chunk_task.reap(store, LANE) == 1
+    assert chunk_task.reap(store.leases, LANE) == 1
     work(store)
     assert audit(store, blobs, job.id).counts == Counts(1, 1)
 
@@ -219,11 +220,11 @@ def test_retrying_the_failed_items_computes_nothing_else(
 
 def test_tickets_that_the_broker_loses_are_published_again(store: JobStore, blobs: Blobs, worker: Redis) -> None:
     job = submit(store, blobs, ["a"] * 6)
-    publish_tickets(store, LANE)
+    publish_tickets(store.leases, LANE)
     assert len(take_tickets(store.redis)) == 3  # and nobody got them
     for chunk in range(3):
         make_overdue(store.redis, job.id, chunk)
-    assert chunk_task.reap(store, LANE) == 3
+    assert chunk_task.reap(store.leases, LANE) == 3
     work(store)
     assert audit(store, blobs, job.id).state is JobState.SUCCEEDED
 
@@ -233,10 +234,10 @@ def test_a_broker_that_is_away_leaves_a_created_job_to_the_reaper(
 ) -> None:
     away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
     job = submit(store, blobs, ["a"])
-    assert publish_tickets(JobStore(store.redis, away), LANE) == 0
+    assert publish_tickets(Leases(store.redis, away), LANE) == 0
     publisher(away).close()
     make_overdue(store.redis, job.id, 0)
-    assert chunk_task.reap(store, LANE) == 1
+    assert chunk_task.reap(store.leases, LANE) == 1
     work(store)
     assert audit(store, blobs, job.id).state is JobState.SUCCEEDED
 
@@ -245,7 +246,7 @@ def test_a_job_that_is_cancelled_while_it_is_computed_stops(
     store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
 ) -> None:
     job = submit(store, blobs, ["a", "b"])
-    store.dispatch(LANE)
+    store.leases.dispatch(LANE)
     held: Future[Outcomes] = Future()
     engine.submit = lambda work: (store.cancel(job.id), held)[1]  # type: ignore[method-assign]
     run_chunk(job.id, 0)
@@ -258,13 +259,13 @@ def test_a_device_that_hangs_loses_its_claim_and_takes_no_other_chunk_until_it_m
 ) -> None:
     impatient = settings.model_copy(update={"lease_s": 0.2, "ticket_timeout_s": 0.2})
     hasty = JobStore(store.redis, impatient)
-    app.twolane = WorkerContext(hasty, blobs, engine, impatient, "this process")
+    app.twolane = WorkerContext(hasty.leases, blobs, engine, impatient, "this process")
     job = submit(store, blobs, ["a", "b", "c"])
-    hasty.dispatch(LANE)
+    hasty.leases.dispatch(LANE)
     compute = engine.submit
     engine.submit = lambda work: Future()  # type: ignore[method-assign]
     stop = threading.Event()
-    reaper = threading.Thread(target=lambda: [store.reap(LANE) for _ in iter(lambda: stop.wait(0.02), True)])
+    reaper = threading.Thread(target=lambda: [store.leases.reap(LANE) for _ in iter(lambda: stop.wait(0.02), True)])
     reaper.start()
     try:
         run_chunk(job.id, 0)
@@ -277,10 +278,10 @@ def test_a_device_that_hangs_loses_its_claim_and_takes_no_other_chunk_until_it_m
         reaper.join()
     engine.submit = compute  # type: ignore[method-assign]
     engine.passes += 1
-    app.twolane = WorkerContext(store, blobs, engine, settings, "this process", app.twolane.sharing)
+    app.twolane = WorkerContext(store.leases, blobs, engine, settings, "this process", app.twolane.sharing)
     work(store)
     store.redis.zadd(keys.lane_inflight(LANE), {f"{job.id}:1": 1}, xx=True)
-    chunk_task.reap(store, LANE)
+    chunk_task.reap(store.leases, LANE)
     work(store)
     assert audit(store, blobs, job.id).counts == Counts(3, 3)
 
@@ -303,7 +304,7 @@ def test_a_deleted_job_leaves_nothing_to_the_worker_that_still_computes_it(
     store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
 ) -> None:
     job = submit(store, blobs, ["a", "b"])
-    store.dispatch(LANE)
+    store.leases.dispatch(LANE)
     compute = engine.submit
 
     def delete_meanwhile(work: Work) -> Future[Outcomes]:

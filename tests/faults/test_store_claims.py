@@ -15,25 +15,25 @@ from tests.support.job_maker import LANE, audit, begin, lapse, make_completion, 
 
 def test_a_claim_is_answered_by_what_became_of_the_chunk(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 20)
-    assert store.claim(job.id, 0, "w").code is ClaimCode.BUSY  # it has no ticket
-    store.dispatch(LANE)
-    claim = store.claim(job.id, 0, "w")
+    assert store.leases.claim(job.id, 0, "w").code is ClaimCode.BUSY  # it has no ticket
+    store.leases.dispatch(LANE)
+    claim = store.leases.claim(job.id, 0, "w")
     assert (claim.code, claim.attempt, claim.items) == (ClaimCode.OK, 1, 2)
-    assert store.claim(job.id, 0, "v").code is ClaimCode.BUSY
-    store.complete(claim, make_completion(claim))
-    assert store.claim(job.id, 0, "v").code is ClaimCode.DONE
+    assert store.leases.claim(job.id, 0, "v").code is ClaimCode.BUSY
+    store.leases.complete(claim, make_completion(claim))
+    assert store.leases.claim(job.id, 0, "v").code is ClaimCode.DONE
     store.cancel(job.id)
-    assert store.claim(job.id, 1, "v").code is ClaimCode.STOP
+    assert store.leases.claim(job.id, 1, "v").code is ClaimCode.STOP
     store.delete(job.id)
-    assert store.claim(job.id, 2, "v").code is ClaimCode.GONE
-    assert store.claim("job_never", 0, "v").code is ClaimCode.GONE
+    assert store.leases.claim(job.id, 2, "v").code is ClaimCode.GONE
+    assert store.leases.claim("job_never", 0, "v").code is ClaimCode.GONE
 
 
 def test_a_claim_starts_the_job(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"])
-    store.dispatch(LANE)
+    store.leases.dispatch(LANE)
     assert store.get(job.id).state is JobState.QUEUED
-    store.claim(job.id, 0, "w")
+    store.leases.claim(job.id, 0, "w")
     running = store.get(job.id)
     assert running.state is JobState.RUNNING
     assert running.started_at is not None
@@ -46,8 +46,8 @@ def test_a_chunk_that_ends_worker_after_worker_without_a_culprit_is_given_up_at_
     job = submit(store, blobs, ["x"])
     codes = []
     for _ in range(settings.max_attempts * 10 + 1):
-        store.dispatch(LANE)
-        codes.append(store.claim(job.id, 0, "w").code)
+        store.leases.dispatch(LANE)
+        codes.append(store.leases.claim(job.id, 0, "w").code)
         lapse(store, job.id)
     assert codes == [ClaimCode.OK] * settings.max_attempts * 10 + [ClaimCode.POISON]
 
@@ -60,27 +60,27 @@ def test_a_heartbeat_renews_the_lease_only_when_work_has_moved(store: JobStore, 
     entry = f"{job.id}:0"
     for progress, renewed in [(0, False), (1, True), (1, False), (5, True), (4, False)]:
         store.redis.zadd(keys.lane_inflight(LANE), {entry: 1})
-        assert store.heartbeat(claim, progress) is False
+        assert store.leases.heartbeat(claim, progress) is False
         assert (store.redis.zscore(keys.lane_inflight(LANE), entry) != 1) is renewed
 
 
 def test_the_heartbeat_of_a_lost_claim_says_stop_and_renews_nothing(store: JobStore, blobs: Blobs) -> None:
     job, old = begin(store, blobs, ["x"])
     lapse(store, job.id)
-    store.dispatch(LANE)
-    new = store.claim(job.id, 0, "v")
+    store.leases.dispatch(LANE)
+    new = store.leases.claim(job.id, 0, "v")
     make_overdue(store.redis, job.id, 0)
-    assert store.heartbeat(old, 9) is True
-    assert store.mark(old, [0]) is True
+    assert store.leases.heartbeat(old, 9) is True
+    assert store.leases.mark(old, [0]) is True
     assert store.redis.zscore(keys.lane_inflight(LANE), f"{job.id}:0") == 1
-    assert store.heartbeat(new, 1) is False
+    assert store.leases.heartbeat(new, 1) is False
 
 
 @pytest.mark.parametrize("move", ["cancel", "pause"])
 def test_a_heartbeat_says_stop_when_the_job_does(store: JobStore, blobs: Blobs, move: str) -> None:
     job, claim = begin(store, blobs, ["x"])
     getattr(store, move)(job.id)
-    assert store.heartbeat(claim, 1) is True
+    assert store.leases.heartbeat(claim, 1) is True
 
 
 # -- 6: complete
@@ -98,55 +98,55 @@ def test_the_last_completion_ends_the_job_and_leaves_nothing_behind(store: JobSt
 def test_a_late_result_counts_if_nobody_was_faster(store: JobStore, blobs: Blobs) -> None:
     job, old = begin(store, blobs, ["x"])
     lapse(store, job.id)
-    assert store.complete(old, make_completion(old))[0] is Completed.OK
-    assert store.dispatch(LANE) == []
+    assert store.leases.complete(old, make_completion(old))[0] is Completed.OK
+    assert store.leases.dispatch(LANE) == []
     audit(store, blobs, job.id)
 
 
 def test_a_late_result_takes_the_chunk_from_whoever_holds_it_since(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 6)
-    store.dispatch(LANE)
-    old, held = store.claim(job.id, 0, "w"), store.claim(job.id, 1, "w")
+    store.leases.dispatch(LANE)
+    old, held = store.leases.claim(job.id, 0, "w"), store.leases.claim(job.id, 1, "w")
     lapse(store, job.id)
-    store.complete(old, make_completion(old))
+    store.leases.complete(old, make_completion(old))
     # The claim that was taken back is not counted off a second time.
     assert store.cancel(job.id).state is JobState.CANCELLING
-    assert store.release(old) is False
-    assert store.fail(old) is False
+    assert store.leases.release(old) is False
+    assert store.leases.fail(old) is False
     assert store.get(job.id).state is JobState.CANCELLING
-    store.release(held)
+    store.leases.release(held)
     assert audit(store, blobs, job.id).counts == Counts(6, 2)
 
 
 def test_who_lost_a_claim_cannot_give_it_back(store: JobStore, blobs: Blobs) -> None:
     job, old = begin(store, blobs, ["x"])
     lapse(store, job.id)
-    store.dispatch(LANE)
-    new = store.claim(job.id, 0, "v")
-    assert store.release(old) is False
-    assert store.claim(job.id, 0, "u").code is ClaimCode.BUSY
-    assert store.heartbeat(new, 1) is False
+    store.leases.dispatch(LANE)
+    new = store.leases.claim(job.id, 0, "v")
+    assert store.leases.release(old) is False
+    assert store.leases.claim(job.id, 0, "u").code is ClaimCode.BUSY
+    assert store.leases.heartbeat(new, 1) is False
 
 
 def test_of_two_results_the_first_one_counts(store: JobStore, blobs: Blobs) -> None:
     job, frozen = begin(store, blobs, ["x", "y"])
     lapse(store, job.id)
-    store.dispatch(LANE)
-    other = store.claim(job.id, 0, "v")
-    assert store.complete(other, make_completion(other))[0] is Completed.OK
-    assert store.complete(frozen, make_completion(frozen, failed=2))[0] is Completed.DUP
+    store.leases.dispatch(LANE)
+    other = store.leases.claim(job.id, 0, "v")
+    assert store.leases.complete(other, make_completion(other))[0] is Completed.OK
+    assert store.leases.complete(frozen, make_completion(frozen, failed=2))[0] is Completed.DUP
     assert audit(store, blobs, job.id).counts == Counts(2, 2)
 
 
 def test_a_job_fails_only_if_nothing_could_be_computed(store: JobStore, blobs: Blobs) -> None:
     half, none = submit(store, blobs, ["a"] * 4), submit(store, blobs, ["b"] * 4)
-    for ticket in [*store.dispatch(LANE), *store.dispatch(LANE)]:
-        claim = store.claim(ticket.job_id, ticket.chunk, "w")
+    for ticket in [*store.leases.dispatch(LANE), *store.leases.dispatch(LANE)]:
+        claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
         failed = 2 if ticket.job_id == none.id or ticket.chunk == 0 else 0
-        store.complete(claim, make_completion(claim, failed=failed))
-    for ticket in store.dispatch(LANE):
-        claim = store.claim(ticket.job_id, ticket.chunk, "w")
-        store.complete(claim, make_completion(claim, failed=2 if ticket.job_id == none.id else 0))
+        store.leases.complete(claim, make_completion(claim, failed=failed))
+    for ticket in store.leases.dispatch(LANE):
+        claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
+        store.leases.complete(claim, make_completion(claim, failed=2 if ticket.job_id == none.id else 0))
     assert audit(store, blobs, half.id).state is JobState.SUCCEEDED
     failed_job = audit(store, blobs, none.id)
     assert (failed_job.state, failed_job.error) == (JobState.FAILED, "item 0: bad")
@@ -157,53 +157,53 @@ def test_a_job_fails_only_if_nothing_could_be_computed(store: JobStore, blobs: B
 
 def crash(store: JobStore, job_id: str) -> None:
     lapse(store, job_id)
-    store.dispatch(LANE)
+    store.leases.dispatch(LANE)
 
 
 def test_an_item_that_was_alone_on_the_device_in_two_deaths_is_the_culprit(store: JobStore, blobs: Blobs) -> None:
     job, _ = begin(store, blobs, ["x"] * 9, chunk_items=9)
     crash(store, job.id)
-    second = store.claim(job.id, 0, "w")
+    second = store.leases.claim(job.id, 0, "w")
     assert second.suspects == ()
-    store.mark(second, [3])
-    store.mark(second, [7])
+    store.leases.mark(second, [3])
+    store.leases.mark(second, [7])
     crash(store, job.id)
-    third = store.claim(job.id, 0, "w")
+    third = store.leases.claim(job.id, 0, "w")
     assert (third.suspects, third.poison) == ((7,), ())
-    store.mark(third, [7])
+    store.leases.mark(third, [7])
     crash(store, job.id)
-    fourth = store.claim(job.id, 0, "w")
+    fourth = store.leases.claim(job.id, 0, "w")
     assert (fourth.suspects, fourth.poison) == ((), (7,))
-    store.complete(fourth, make_completion(fourth, failed=1))
+    store.leases.complete(fourth, make_completion(fourth, failed=1))
     store.retry_failed(job.id)
-    store.dispatch(LANE)
-    assert store.claim(job.id, 0, "w").poison == ()
+    store.leases.dispatch(LANE)
+    assert store.leases.claim(job.id, 0, "w").poison == ()
 
 
 def test_a_chunk_whose_workers_are_killed_at_random_moments_has_no_culprit(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 9, chunk_items=9)
-    store.dispatch(LANE)
+    store.leases.dispatch(LANE)
     for killed_at in [4, 2, 7, 2, 4, 8, 1, 2, 6, 5]:
-        claim = store.claim(job.id, 0, "w")
+        claim = store.leases.claim(job.id, 0, "w")
         assert claim.poison == ()
         # Suspects come early in the plan, and a worker that gets past them clears them.
         for position in [*claim.suspects, *range(killed_at + 1)]:
-            store.mark(claim, [position])
+            store.leases.mark(claim, [position])
         crash(store, job.id)
-    assert store.claim(job.id, 0, "w").poison == ()
+    assert store.leases.claim(job.id, 0, "w").poison == ()
 
 
 def test_a_group_that_died_accuses_its_items_but_convicts_none(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 9, chunk_items=9)
-    store.dispatch(LANE)
+    store.leases.dispatch(LANE)
     for _ in range(3):
-        claim = store.claim(job.id, 0, "w")
-        store.mark(claim, [1, 2])
+        claim = store.leases.claim(job.id, 0, "w")
+        store.leases.mark(claim, [1, 2])
         crash(store, job.id)
-    claim = store.claim(job.id, 0, "w")
+    claim = store.leases.claim(job.id, 0, "w")
     assert (claim.suspects, claim.poison) == ((1, 2), ())
-    store.mark(claim, [1])
-    store.mark(claim, [2])
+    store.leases.mark(claim, [1])
+    store.leases.mark(claim, [2])
     crash(store, job.id)
-    claim = store.claim(job.id, 0, "w")
+    claim = store.leases.claim(job.id, 0, "w")
     assert (claim.suspects, claim.poison) == ((), (2,))

@@ -24,19 +24,19 @@ from tests.support.job_maker import (
 
 def test_no_more_tickets_are_out_than_the_window_holds(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 20)
-    assert [ticket.chunk for ticket in store.dispatch(LANE)] == [0, 1, 2]
-    assert store.dispatch(LANE) == []
-    claim = store.claim(job.id, 1, "w")
-    assert store.dispatch(LANE) == []
-    _, head = store.complete(claim, make_completion(claim))
+    assert [ticket.chunk for ticket in store.leases.dispatch(LANE)] == [0, 1, 2]
+    assert store.leases.dispatch(LANE) == []
+    claim = store.leases.claim(job.id, 1, "w")
+    assert store.leases.dispatch(LANE) == []
+    _, head = store.leases.complete(claim, make_completion(claim))
     assert head == job.id
-    assert [ticket.chunk for ticket in store.dispatch(LANE, head)] == [3]
+    assert [ticket.chunk for ticket in store.leases.dispatch(LANE, head)] == [3]
 
 
 def test_the_window_grows_with_the_ready_workers(store: JobStore, blobs: Blobs, settings: Settings) -> None:
     submit(store, blobs, ["x"] * 100)
     store.redis.zadd(keys.lane_workers("fake"), {"a": 2**50, "b": 2**50, "gone": 1})
-    assert len(store.dispatch(LANE)) == 2 * 2 * settings.chunks_in_flight
+    assert len(store.leases.dispatch(LANE)) == 2 * 2 * settings.chunks_in_flight
 
 
 def test_a_small_job_behind_a_huge_one_is_served_within_two_windows(store: JobStore, blobs: Blobs) -> None:
@@ -91,41 +91,41 @@ def test_an_overdue_claim_goes_back_and_its_attempt_stays_counted(store: JobStor
     outlive_restart_grace(store)
     job, _ = begin(store, blobs, ["x"] * 10)
     make_overdue(store.redis, job.id, 0)
-    assert store.reap(LANE) == []
-    assert [ticket.chunk for ticket in store.dispatch(LANE)] == [0]
-    assert store.claim(job.id, 0, "v").attempt == 2
+    assert store.leases.reap(LANE) == []
+    assert [ticket.chunk for ticket in store.leases.dispatch(LANE)] == [0]
+    assert store.leases.claim(job.id, 0, "v").attempt == 2
 
 
 def test_the_chunk_of_a_dead_worker_goes_ahead_of_the_tickets_that_wait(store: JobStore, blobs: Blobs) -> None:
     outlive_restart_grace(store)
     job = submit(store, blobs, ["x"] * 50)
-    publish_tickets(store, LANE)
+    publish_tickets(store.leases, LANE)
     waiting = take_tickets(store.redis)
     assert [chunk for _, chunk in waiting] == [0, 1, 2]
-    store.claim(job.id, 1, "w")
+    store.leases.claim(job.id, 1, "w")
     make_overdue(store.redis, job.id, 1)
     # The tickets of 0 and 2 still wait; this is their second copy, behind which the first claim's chunk would stand.
     for chunk in (0, 2):
         make_overdue(store.redis, job.id, chunk)
-    assert reap(store, LANE) == 3
+    assert reap(store.leases, LANE) == 3
     assert take_tickets(store.redis)[0] == (job.id, 1)
 
 
 def test_what_another_process_has_reaped_already_is_left_alone(store: JobStore, blobs: Blobs) -> None:
     job, _ = begin(store, blobs, ["x"])
-    assert store._reap(LANE, [f"{job.id}:0".encode()]) == []
+    assert store.leases._reap(LANE, [f"{job.id}:0".encode()]) == []
     assert store.chunk_table(job.id)[0].state == "claimed"
 
 
 def test_an_overdue_ticket_is_published_again_with_growing_delays(store: JobStore, blobs: Blobs) -> None:
     outlive_restart_grace(store)
     job = submit(store, blobs, ["x"])
-    store.dispatch(LANE)
+    store.leases.dispatch(LANE)
     delays_s = []
     for _ in range(6):
         make_overdue(store.redis, job.id, 0)
-        assert [ticket.chunk for ticket in store.reap(LANE)] == [0]
-        assert store.reap(LANE) == []
+        assert [ticket.chunk for ticket in store.leases.reap(LANE)] == [0]
+        assert store.leases.reap(LANE) == []
         (_, until_ms) = store.redis.zrange(keys.lane_inflight(LANE), 0, -1, withscores=True)[0]
         delays_s.append(round(until_ms / 1000 - store.redis.time()[0], -1))
     assert delays_s == [40, 80, 160, 300, 300, 300]
@@ -134,12 +134,12 @@ def test_an_overdue_ticket_is_published_again_with_growing_delays(store: JobStor
 def test_what_is_left_of_a_vanished_job_is_swept_out(store: JobStore, blobs: Blobs) -> None:
     outlive_restart_grace(store)
     gone, waiting = submit(store, blobs, ["x"] * 4), submit(store, blobs, ["y"] * 20)
-    store.dispatch(LANE)
+    store.leases.dispatch(LANE)
     store.redis.delete(keys.job(gone.id), keys.job_chunks(gone.id), keys.job_pending(gone.id))
     for entry in store.redis.zrange(keys.lane_inflight(LANE), 0, -1):
         make_overdue(store.redis, *entry.decode().rsplit(":", 1))
-    store.reap(LANE)
-    store.dispatch(LANE)
+    store.leases.reap(LANE)
+    store.leases.dispatch(LANE)
     assert {entry.split(b":")[0] for entry in store.redis.zrange(keys.lane_inflight(LANE), 0, -1)} == {
         waiting.id.encode()
     }
@@ -149,5 +149,5 @@ def test_nothing_is_reaped_just_after_the_server_came_back(store: JobStore, blob
     patient = JobStore(store.redis, settings.model_copy(update={"lease_s": 10_000.0}))
     job, claim = begin(store, blobs, ["x"])
     make_overdue(store.redis, job.id, 0)
-    assert patient.reap(LANE) == []
-    assert store.heartbeat(claim, 1) is False
+    assert patient.leases.reap(LANE) == []
+    assert store.leases.heartbeat(claim, 1) is False

@@ -28,13 +28,13 @@ from tests.support.job_maker import (
 
 def test_cancelling_drops_what_waits_and_keeps_what_is_done(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 20)
-    store.dispatch(LANE)
-    done, held = store.claim(job.id, 0, "w"), store.claim(job.id, 1, "w")
-    store.complete(done, make_completion(done))
+    store.leases.dispatch(LANE)
+    done, held = store.leases.claim(job.id, 0, "w"), store.leases.claim(job.id, 1, "w")
+    store.leases.complete(done, make_completion(done))
     assert store.cancel(job.id).state is JobState.CANCELLING
     assert store.cancel(job.id).state is JobState.CANCELLING
-    assert store.dispatch(LANE) == []
-    store.release(held)
+    assert store.leases.dispatch(LANE) == []
+    store.leases.release(held)
     cancelled = audit(store, blobs, job.id)
     assert (cancelled.state, cancelled.counts) == (JobState.CANCELLED, Counts(20, 2))
     assert [chunk.state for chunk in store.chunk_table(job.id)] == ["done"] + ["dropped"] * 9
@@ -44,7 +44,7 @@ def test_cancelling_drops_what_waits_and_keeps_what_is_done(store: JobStore, blo
 def test_a_claim_may_finish_while_its_job_is_cancelled(store: JobStore, blobs: Blobs) -> None:
     job, claim = begin(store, blobs, ["x"] * 20)
     store.cancel(job.id)
-    assert store.complete(claim, make_completion(claim))[0] is Completed.OK
+    assert store.leases.complete(claim, make_completion(claim))[0] is Completed.OK
     assert audit(store, blobs, job.id).counts == Counts(20, 2)
 
 
@@ -71,12 +71,12 @@ def test_a_paused_job_lets_others_pass_and_goes_on_where_it_was(store: JobStore,
     job, claim = begin(store, blobs, ["x"] * 8)
     assert store.pause(job.id).state is JobState.PAUSED
     other = submit(store, blobs, ["y"])
-    assert [ticket.job_id for ticket in store.dispatch(LANE)] == [other.id]
-    assert store.claim(job.id, 1, "w").code is ClaimCode.STOP
-    store.release(claim)
+    assert [ticket.job_id for ticket in store.leases.dispatch(LANE)] == [other.id]
+    assert store.leases.claim(job.id, 1, "w").code is ClaimCode.STOP
+    store.leases.release(claim)
     assert store.resume(job.id).state is JobState.RUNNING
-    assert [ticket.chunk for ticket in store.dispatch(LANE)] == [0, 1]
-    assert store.claim(job.id, 0, "w").attempt == 1
+    assert [ticket.chunk for ticket in store.leases.dispatch(LANE)] == [0, 1]
+    assert store.leases.claim(job.id, 0, "w").attempt == 1
     store.cancel(job.id)
 
 
@@ -92,53 +92,53 @@ def test_the_reaper_ends_a_job_at_its_deadline_when_its_claims_are_over(store: J
     job, claim = begin(store, blobs, ["x"] * 8, deadline_in_s=1000)
     store.redis.hset(keys.job(job.id), "deadline_ms", 1)
     store.redis.zadd(keys.lane_deadlines(LANE), {job.id: 1})
-    store.reap(LANE)
-    assert store.heartbeat(claim, 1) is True
-    store.complete(claim, make_completion(claim))
+    store.leases.reap(LANE)
+    assert store.leases.heartbeat(claim, 1) is True
+    store.leases.complete(claim, make_completion(claim))
     assert audit(store, blobs, job.id).state is JobState.EXPIRED
 
 
 def test_only_the_failed_items_are_computed_again(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 6)
-    claims = [store.claim(job.id, ticket.chunk, "w") for ticket in store.dispatch(LANE)]
+    claims = [store.leases.claim(job.id, ticket.chunk, "w") for ticket in store.leases.dispatch(LANE)]
     for claim in claims:
-        store.complete(claim, make_completion(claim, failed=1 if claim.chunk == 1 else 0))
+        store.leases.complete(claim, make_completion(claim, failed=1 if claim.chunk == 1 else 0))
     assert store.get(job.id).counts == Counts(6, 5, 1)
     again = store.retry_failed(job.id)
     assert (again.state, again.counts) == (JobState.RUNNING, Counts(6, 5, 0))
     # A message from before the retry must not pass for its result.
-    assert store.complete(claims[1], make_completion(claims[1]))[0] is Completed.DUP
-    assert [ticket.chunk for ticket in store.dispatch(LANE)] == [1]
-    claim = store.claim(job.id, 1, "w")
+    assert store.leases.complete(claims[1], make_completion(claims[1]))[0] is Completed.DUP
+    assert [ticket.chunk for ticket in store.leases.dispatch(LANE)] == [1]
+    claim = store.leases.claim(job.id, 1, "w")
     assert (claim.redo, claim.attempt, claim.pointer) == (True, 1, "redis")
     repeat = make_completion(claim)
-    store.complete(claim, type(repeat)(1, 0, 0, 3, repeat.frame, ""))
+    store.leases.complete(claim, type(repeat)(1, 0, 0, 3, repeat.frame, ""))
     assert audit(store, blobs, job.id).counts == Counts(6, 6, 0)
 
 
 def test_a_retry_that_is_cancelled_leaves_the_job_as_it_was(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 6)
-    for ticket in store.dispatch(LANE):
-        claim = store.claim(job.id, ticket.chunk, "w")
-        store.complete(claim, make_completion(claim, failed=1))
+    for ticket in store.leases.dispatch(LANE):
+        claim = store.leases.claim(job.id, ticket.chunk, "w")
+        store.leases.complete(claim, make_completion(claim, failed=1))
     store.retry_failed(job.id)
-    store.dispatch(LANE)
-    claim = store.claim(job.id, 0, "w")
+    store.leases.dispatch(LANE)
+    claim = store.leases.claim(job.id, 0, "w")
     store.cancel(job.id)
-    store.release(claim)
+    store.leases.release(claim)
     assert audit(store, blobs, job.id).counts == Counts(6, 3, 3)
 
 
 def test_a_deleted_job_is_gone_for_everybody(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 8, result_bytes=100, deadline_in_s=100)
-    store.dispatch(LANE)
-    claim, held = store.claim(job.id, 0, "w"), store.claim(job.id, 1, "w")
-    store.complete(claim, make_completion(claim))
+    store.leases.dispatch(LANE)
+    claim, held = store.leases.claim(job.id, 0, "w"), store.leases.claim(job.id, 1, "w")
+    store.leases.complete(claim, make_completion(claim))
     blobs.delete(job.id, store.delete(job.id).chunks)
     with pytest.raises(NotFound):
         store.get(job.id)
-    assert store.heartbeat(held, 1) is True
-    assert store.complete(held, make_completion(held))[0] is Completed.GONE
+    assert store.leases.heartbeat(held, 1) is True
+    assert store.leases.complete(held, make_completion(held))[0] is Completed.GONE
     assert store.redis.keys(f"*{job.id}*") == []
     assert store.redis.zcard(keys.lane_inflight(LANE)) == 0
     assert store.list("default") == []

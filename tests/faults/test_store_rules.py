@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -14,6 +15,8 @@ from tasks.jobs.claims import Claim, ClaimCode, Completed
 from tasks.jobs.model import Counts, Idempotency, JobState, NewJob, new_job_id
 from tasks.jobs.records import read_claim
 from tasks.jobs.store import JobStore
+from tasks.jobs.transitions import ClaimScript, JobKeys
+from tasks.scripts import Scripts
 from tests.support.job_maker import LANE, assert_expiry, audit, make_completion, run_out, submit
 
 # -- 1: safe to run twice, server's time, expiry at birth
@@ -22,19 +25,19 @@ from tests.support.job_maker import LANE, assert_expiry, audit, make_completion,
 def test_a_job_from_its_creation_to_its_end_has_no_key_without_expiry(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["a", "b", "c"], result_bytes=1000, deadline_in_s=60, idempotency=Idempotency("k", "h"))
     assert_expiry(store.redis)
-    (first, second) = store.dispatch(LANE)
+    (first, second) = store.leases.dispatch(LANE)
     assert_expiry(store.redis)
-    claim = store.claim(job.id, first.chunk, "w")
-    store.mark(claim, [0])
-    store.release(claim)
+    claim = store.leases.claim(job.id, first.chunk, "w")
+    store.leases.mark(claim, [0])
+    store.leases.release(claim)
     assert_expiry(store.redis)
     store.pause(job.id)
     store.resume(job.id)
     assert_expiry(store.redis)
-    claim = store.claim(job.id, second.chunk, "w")
+    claim = store.leases.claim(job.id, second.chunk, "w")
     store.cancel(job.id)
     assert_expiry(store.redis)
-    store.complete(claim, make_completion(claim))
+    store.leases.complete(claim, make_completion(claim))
     audit(store, blobs, job.id)
 
 
@@ -47,21 +50,22 @@ def test_creating_the_same_job_twice_makes_one(store: JobStore, blobs: Blobs) ->
 
 def test_a_claim_that_is_sent_twice_by_the_client_counts_one_attempt(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["a"])
-    store.dispatch(LANE)
-    args = (0, "w", "nonce", 1000, 30)
-    first, second = (read_claim(job.id, 0, store._run("claim", job.id, LANE, args)) for _ in range(2))
+    store.leases.dispatch(LANE)
+    scripts, names = Scripts(store.redis), JobKeys.of(job, store.settings)
+    call = ClaimScript(names, 0, "w", "nonce", lease_ms=1000, max_attempts=30)
+    first, second = (read_claim(job.id, 0, scripts.call(call)) for _ in range(2))
     assert first == second
     assert store.chunk_table(job.id)[0].attempts == 1
-    assert store._run("claim", job.id, LANE, (0, "w", "other nonce", 1000, 30)) == [b"BUSY"]
+    assert scripts.call(replace(call, nonce="other nonce")) == [b"BUSY"]
 
 
 def test_a_completion_that_is_sent_twice_counts_once(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["a", "b", "c"])
-    ticket, _ = store.dispatch(LANE)
-    claim = store.claim(ticket.job_id, ticket.chunk, "w")
-    assert store.complete(claim, make_completion(claim))[0] is Completed.OK
+    ticket, _ = store.leases.dispatch(LANE)
+    claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
+    assert store.leases.complete(claim, make_completion(claim))[0] is Completed.OK
     once = store.get(job.id)
-    assert store.complete(claim, make_completion(claim))[0] is Completed.DUP
+    assert store.leases.complete(claim, make_completion(claim))[0] is Completed.DUP
     assert store.get(job.id) == once
     assert once.counts == Counts(3, 2)
 
@@ -126,7 +130,7 @@ def test_a_small_job_that_was_answered_at_once_is_kept_like_any_other(store: Job
         Idempotency("key", "payload"),
     ) == (job, False)
     assert blobs.get_result(job.id, 0) == frame
-    assert store.dispatch(LANE) == []
+    assert store.leases.dispatch(LANE) == []
     audit(store, blobs, job.id)
 
 
@@ -173,9 +177,9 @@ def test_what_accepted_jobs_still_need_is_reserved_and_given_back(
     job = submit(limited, blobs, ["x"] * 4, result_bytes=room // 2)
     with pytest.raises(StoreFull):
         submit(limited, blobs, ["x"], result_bytes=room // 2)
-    ticket, _ = limited.dispatch(LANE)
-    claim = limited.claim(ticket.job_id, ticket.chunk, "w")
-    limited.complete(claim, make_completion(claim))
+    ticket, _ = limited.leases.dispatch(LANE)
+    claim = limited.leases.claim(ticket.job_id, ticket.chunk, "w")
+    limited.leases.complete(claim, make_completion(claim))
     assert redis.hget(keys.store_reserved(), "total") == str(room // 4).encode()
     limited.cancel(job.id)
     submit(limited, blobs, ["x"], result_bytes=room // 2)

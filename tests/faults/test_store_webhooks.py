@@ -61,9 +61,9 @@ def test_the_last_completion_notes_the_end_and_a_copy_of_it_does_not(
     store: JobStore, blobs: Blobs, outbox: Outbox
 ) -> None:
     job = begin(store, blobs)
-    claims = [store.claim(ticket.job_id, ticket.chunk, "w") for ticket in store.dispatch(LANE)]
+    claims = [store.leases.claim(ticket.job_id, ticket.chunk, "w") for ticket in store.leases.dispatch(LANE)]
     for claim in (*claims, *claims):
-        store.complete(claim, make_completion(claim))
+        store.leases.complete(claim, make_completion(claim))
     check_noted(store, outbox, job, "succeeded")
 
 
@@ -71,9 +71,9 @@ def test_a_job_of_which_nothing_could_be_computed_notes_that_it_failed(
     store: JobStore, blobs: Blobs, outbox: Outbox
 ) -> None:
     job = begin(store, blobs)
-    for ticket in store.dispatch(LANE):
-        claim = store.claim(ticket.job_id, ticket.chunk, "w")
-        store.complete(claim, make_completion(claim, failed=claim.items))
+    for ticket in store.leases.dispatch(LANE):
+        claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
+        store.leases.complete(claim, make_completion(claim, failed=claim.items))
     check_noted(store, outbox, job, "failed")
 
 
@@ -81,12 +81,12 @@ def test_a_cancelled_job_notes_its_end_when_its_last_claim_is_gone(
     store: JobStore, blobs: Blobs, outbox: Outbox
 ) -> None:
     job = begin(store, blobs)
-    ticket = store.dispatch(LANE)[0]
-    claim = store.claim(ticket.job_id, ticket.chunk, "w")
+    ticket = store.leases.dispatch(LANE)[0]
+    claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
     for _ in range(2):
         store.cancel(job.id)
     assert outbox.take(10) == []
-    store.release(claim)
+    store.leases.release(claim)
     check_noted(store, outbox, job, "cancelled")
 
 
@@ -94,8 +94,8 @@ def test_a_claim_that_died_in_a_cancelled_job_lets_the_reaper_note_its_end(
     store: JobStore, blobs: Blobs, outbox: Outbox
 ) -> None:
     job = begin(store, blobs)
-    ticket = store.dispatch(LANE)[0]
-    store.claim(ticket.job_id, ticket.chunk, "w")
+    ticket = store.leases.dispatch(LANE)[0]
+    store.leases.claim(ticket.job_id, ticket.chunk, "w")
     store.cancel(job.id)
     lapse(store, job.id, ticket.chunk)
     check_noted(store, outbox, job, "cancelled")
@@ -103,7 +103,7 @@ def test_a_claim_that_died_in_a_cancelled_job_lets_the_reaper_note_its_end(
 
 def test_a_job_whose_deadline_has_passed_notes_that_it_expired(store: JobStore, blobs: Blobs, outbox: Outbox) -> None:
     job = begin(store, blobs, deadline_in_s=0.001)
-    store.reap(LANE)
+    store.leases.reap(LANE)
     assert store.get(job.id).state is JobState.EXPIRED
     check_noted(store, outbox, job, "expired")
 
@@ -112,9 +112,9 @@ def test_a_retried_job_forgets_the_end_that_was_not_told_and_notes_the_next_one(
     store: JobStore, blobs: Blobs, outbox: Outbox
 ) -> None:
     job = begin(store, blobs)
-    for ticket in store.dispatch(LANE):
-        claim = store.claim(ticket.job_id, ticket.chunk, "w")
-        store.complete(claim, make_completion(claim, failed=1))
+    for ticket in store.leases.dispatch(LANE):
+        claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
+        store.leases.complete(claim, make_completion(claim, failed=1))
     (first,) = outbox.take(10)
     store.retry_failed(job.id)
     assert store.redis.zcard(keys.webhooks_due()) == 0

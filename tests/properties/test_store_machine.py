@@ -152,7 +152,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.redis.hset(keys.job(job), "deadline_ms", 1)
         self.redis.zadd(keys.lane_deadlines(LANE), {job: 1})
         self.redis.pexpire(keys.lane_deadlines(LANE), 10**6)
-        self.impatient.reap(LANE)
+        self.impatient.leases.reap(LANE)
 
     @rule(job=jobs)
     def pause(self, job: str) -> None:
@@ -205,7 +205,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(target=tickets)
     def dispatch(self) -> Any:
-        found = self.store.dispatch(LANE)
+        found = self.store.leases.dispatch(LANE)
         for ticket in found:
             model = self.models[ticket.job_id]
             assert model.chunks[ticket.chunk] == "pending"
@@ -217,7 +217,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(target=claims, ticket=tickets, worker=st.sampled_from(["v", "w"]))
     def claim(self, ticket: Ticket, worker: str) -> Any:
         model = self.models.get(ticket.job_id)
-        claim = self.store.claim(ticket.job_id, ticket.chunk, worker)
+        claim = self.store.leases.claim(ticket.job_id, ticket.chunk, worker)
         if model is None:
             assert claim.code is ClaimCode.GONE
             return multiple()
@@ -244,12 +244,12 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(claim=claims, progress=st.integers(0, 3))
     def heartbeat(self, claim: Claim, progress: int) -> None:
         goes_on = self.holds(claim) and self.models[claim.job_id].mode == "running"
-        assert self.store.heartbeat(claim, progress) is not goes_on
+        assert self.store.leases.heartbeat(claim, progress) is not goes_on
 
     @rule(claim=claims, position=st.integers(0, ITEMS - 1))
     def mark(self, claim: Claim, position: int) -> None:
         goes_on = self.holds(claim) and self.models[claim.job_id].mode == "running"
-        assert self.store.mark(claim, [position]) is not goes_on
+        assert self.store.leases.mark(claim, [position]) is not goes_on
 
     @rule(claim=claims, failed=st.integers(0, ITEMS))
     def complete(self, claim: Claim, failed: int) -> None:
@@ -257,7 +257,7 @@ class StoreMachine(RuleBasedStateMachine):
         asked = model.redo.get(claim.chunk, ITEMS) if model is not None else ITEMS
         failed = min(failed, asked)
         completion = replace(make_completion(claim), completed=asked - failed, failed=failed)
-        code, _ = self.store.complete(claim, completion)
+        code, _ = self.store.leases.complete(claim, completion)
         if model is None:
             assert code is Completed.GONE
             return
@@ -273,7 +273,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(claim=claims, counted=st.booleans())
     def give_back(self, claim: Claim, counted: bool) -> None:
         holds = self.holds(claim)
-        assert (self.store.fail(claim) if counted else self.store.release(claim)) is holds
+        assert (self.store.leases.fail(claim) if counted else self.store.leases.release(claim)) is holds
         if holds:
             model = self.models[claim.job_id]
             model.attempts[claim.chunk] -= not counted
@@ -287,9 +287,9 @@ class StoreMachine(RuleBasedStateMachine):
             return multiple()
         job_id, _, chunk = entries[number % len(entries)].decode().rpartition(":")
         make_overdue(self.redis, job_id, int(chunk))
-        again = self.impatient.reap(LANE)
+        again = self.impatient.leases.reap(LANE)
         if twice:
-            assert self.impatient.reap(LANE) == []
+            assert self.impatient.leases.reap(LANE) == []
         model = self.models[job_id]
         if model.chunks[int(chunk)] == "ticket":
             assert again == [Ticket(job_id, int(chunk))]

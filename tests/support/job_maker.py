@@ -61,8 +61,8 @@ def submit(
 def begin(store: JobStore, blobs: Blobs, texts: Sequence[str], **fields: Any) -> tuple[Job, Claim]:
     """Submit a job whose first chunk is claimed by the worker `w`."""
     job = submit(store, blobs, texts, **fields)
-    store.dispatch(LANE)
-    return job, store.claim(job.id, 0, "w")
+    store.leases.dispatch(LANE)
+    return job, store.leases.claim(job.id, 0, "w")
 
 
 def make_completion(claim: Claim, *, failed: int = 0) -> Completion:
@@ -92,7 +92,7 @@ def lapse(store: JobStore, job_id: str, chunk: int = 0) -> None:
     """Let the time of a ticket or a claim run out, and the reaper see it."""
     outlive_restart_grace(store)
     make_overdue(store.redis, job_id, chunk)
-    store.reap(LANE)
+    store.leases.reap(LANE)
 
 
 def take_tickets(redis: Redis) -> list[tuple[str, int]]:
@@ -107,10 +107,10 @@ def take_tickets(redis: Redis) -> list[tuple[str, int]]:
 
 def run_out(store: JobStore) -> None:
     """Work until nothing has a turn any more."""
-    while tickets := store.dispatch(LANE):
+    while tickets := store.leases.dispatch(LANE):
         for ticket in tickets:
-            claim = store.claim(ticket.job_id, ticket.chunk, "w")
-            store.complete(claim, make_completion(claim))
+            claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
+            store.leases.complete(claim, make_completion(claim))
 
 
 def work_off(store: JobStore, chunks: int) -> list[str]:
@@ -118,12 +118,12 @@ def work_off(store: JobStore, chunks: int) -> list[str]:
     queue = [(entry.decode().rsplit(":", 1)) for entry in store.redis.zrange(keys.lane_inflight(LANE), 0, -1)]
     served = []
     for _ in range(chunks):
-        queue += [[ticket.job_id, str(ticket.chunk)] for ticket in store.dispatch(LANE)]
+        queue += [[ticket.job_id, str(ticket.chunk)] for ticket in store.leases.dispatch(LANE)]
         if not queue:
             break
         job_id, number = queue.pop(0)
-        claim = store.claim(job_id, int(number), "w")
-        store.complete(claim, make_completion(claim))
+        claim = store.leases.claim(job_id, int(number), "w")
+        store.leases.complete(claim, make_completion(claim))
         served.append(job_id)
     return served
 

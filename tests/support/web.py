@@ -25,13 +25,13 @@ from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks.bulk import chunk_task
 from tasks.bulk.chunk_task import WorkerContext
-from tasks.cache.caching_engine import ReusingEngine
+from tasks.cache.caching_engine import CachingEngine
 from tasks.cache.store import ContentCache
 from tasks.celery import make_app
 from tasks.connections import connect
 from tasks.interactive.server import serve
 from tasks.jobs.blobs import open_blobs
-from tasks.jobs.store import JobStore
+from tasks.jobs.leases import Leases
 from tasks.lanes import Lane, Service
 from tasks.presence.workers import Announcer, Presence, WorkerFacts
 from workers.engine.device import DeviceEngine
@@ -111,9 +111,9 @@ def running_worker(settings: Settings) -> Iterator[DeviceEngine]:
         hop = stack.enter_context(connect(settings.redis_url, name="test-serve", block_s=1))
         state = stack.enter_context(connect(settings.redis_url, name="test-state"))
         fingerprints = {name: model.fingerprint for name, model in models.items()}
-        reusing = ReusingEngine(engine, fingerprints, ContentCache(state, settings))
+        reusing = CachingEngine(engine, fingerprints, ContentCache(state, settings))
         stack.callback(reusing.close)
-        context = WorkerContext(JobStore(state, settings), open_blobs(state, settings), reusing, settings, "w-test")
+        context = WorkerContext(Leases(state, settings), open_blobs(state, settings), reusing, settings, "w-test")
         facts = {card.slug: WorkerFacts("w-test", "here", 1, "cpu", "float32", "fp-1", 1000.0) for card in cards}
         announcer = Announcer(state, "w-test", lambda: facts, settings.worker_ttl_s)
         threads = [
@@ -153,7 +153,7 @@ def _take_tickets(settings: Settings, cards: list[ModelCard], context: WorkerCon
                 try:
                     message = box.get(timeout=0.05)
                 except (queue.Empty, box.Empty):
-                    chunk_task.reap(context.store, lane)
+                    chunk_task.reap(context.leases, lane)
                     continue
                 message.ack()
                 chunk_task.run_chunk(*message.payload[0])

@@ -1,27 +1,21 @@
 #!lua flags=allow-oom
 -- Admit requests of the synchronous hop to a lane's list, all or some, in their order.
 -- A store that is full of jobs still serves small requests: their bytes are bounded by the lane's limit.
--- KEYS[1] list   requests that wait (tasks.keys.lane_requests)
--- KEYS[2] hash   tokens that wait in it (lane_load)
--- KEYS[3] zset   ready workers by the ms at which they count as gone (lane_workers)
--- KEYS[4] hash   what the workers say of themselves, JSON (worker_facts)
--- ARGV[1] most tokens that may wait; then the requests: float64 ms until the deadline, uint32 tokens, frame
 -- Returns three integers for each request that was refused: its place (0 is the first), then 1 0: no worker is ready,
 -- or 2 n: the lane is full for about n ms.
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-local limit = tonumber(ARGV[1])
 local answer = {}
 
 local function refuse(i, why, value)
-  answer[#answer + 1] = i - 2
+  answer[#answer + 1] = i - 1
   answer[#answer + 1] = why
   answer[#answer + 1] = value
 end
 
-local live = redis.call('ZRANGE', KEYS[3], string.format('(%.0f', now_ms), '+inf', 'BYSCORE')
+local live = redis.call('ZRANGE', WORKERS, string.format('(%.0f', now_ms), '+inf', 'BYSCORE')
 if #live == 0 then
-  for i = 2, #ARGV do
+  for i = 1, #requests do
     refuse(i, 1, 0)
   end
   return answer
@@ -29,16 +23,16 @@ end
 
 -- While the list is empty, what is counted is in the hands of workers: they may have died, so it refuses nothing, and
 -- they may put it back, so it stays counted. The next settlement that finds the list empty forgets it.
-local counted = tonumber(redis.call('HGET', KEYS[2], 'waiting') or 0)
+local counted = tonumber(redis.call('HGET', LOAD, 'waiting') or 0)
 local waiting = 0
-if redis.call('LLEN', KEYS[1]) > 0 then
+if redis.call('LLEN', WAITING_LIST) > 0 then
   waiting = counted
 end
 
 local function milliseconds_to_drain(tokens)
   local rate = 0
   for _, worker in ipairs(live) do
-    local facts = redis.call('HGET', KEYS[4], worker)
+    local facts = redis.call('HGET', FACTS, worker)
     if facts then
       rate = rate + (tonumber(cjson.decode(facts).tokens_per_s) or 0)
     end
@@ -50,13 +44,13 @@ local function milliseconds_to_drain(tokens)
 end
 
 local keep_ms = 0
-for i = 2, #ARGV do
-  local left_ms, tokens = struct.unpack('<dI', ARGV[i])
+for i = 1, #requests do
+  local left_ms, tokens = struct.unpack('<dI', requests[i])
   -- An empty lane takes a request of any size, else one above the limit would be refused for ever.
-  if waiting > 0 and waiting + tokens > limit then
+  if waiting > 0 and waiting + tokens > max_tokens then
     refuse(i, 2, milliseconds_to_drain(waiting))
   else
-    redis.call('RPUSH', KEYS[1], struct.pack('<d', now_ms + left_ms) .. string.sub(ARGV[i], 9))
+    redis.call('RPUSH', WAITING_LIST, struct.pack('<d', now_ms + left_ms) .. string.sub(requests[i], 9))
     waiting = waiting + tokens
     counted = counted + tokens
     keep_ms = math.max(keep_ms, left_ms)
@@ -65,9 +59,9 @@ end
 
 if keep_ms > 0 then
   -- Nobody wants what is in the list after the last deadline.
-  keep_ms = math.ceil(math.max(keep_ms, redis.call('PTTL', KEYS[1])))
-  redis.call('HSET', KEYS[2], 'waiting', string.format('%.0f', counted))
-  redis.call('PEXPIRE', KEYS[1], keep_ms)
-  redis.call('PEXPIRE', KEYS[2], keep_ms)
+  keep_ms = math.ceil(math.max(keep_ms, redis.call('PTTL', WAITING_LIST)))
+  redis.call('HSET', LOAD, 'waiting', string.format('%.0f', counted))
+  redis.call('PEXPIRE', WAITING_LIST, keep_ms)
+  redis.call('PEXPIRE', LOAD, keep_ms)
 end
 return answer

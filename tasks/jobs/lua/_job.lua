@@ -1,13 +1,5 @@
--- Shared piece: one job's keys and the steps that several transitions have in common. Put before every script of a job.
--- KEYS 1 job record, 2 chunk table, 3 pending chunk numbers, 4 events, 5 lane: ready jobs, 6 lane: tickets and claims,
---      7 lane: virtual clock, 8 lane: deadlines, 9 reserved bytes, 10 reservations by expiry,
---      11 ends that a webhook has to be told of; the last one: totals for the operator
--- ARGV 1 job id, 2 how long the lane's keys live untouched (ms)
-local JOB, CHUNKS, PENDING, EVENTS, READY, INFLIGHT = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local CLOCK, DEADLINES, RESERVED, RESERVED_UNTIL, WEBHOOKS = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
-local TOTALS = KEYS[#KEYS]
-local JOB_ID, LANE_TTL_MS = ARGV[1], ARGV[2]
-
+-- Shared piece: the steps that several transitions of a job have in common. Their keys are those of
+-- `tasks.jobs.transitions.JobKeys`.
 local TIME = redis.call('TIME')
 local NOW_MS = TIME[1] * 1000 + math.floor(TIME[2] / 1000)
 
@@ -47,7 +39,7 @@ local function write_chunk(number, chunk)
   redis.call('HSET', CHUNKS, number, cjson.encode(chunk))
 end
 
--- Tell readers that something changed; the entry's id is the version, so a reader waits for "anything above mine".
+-- Let readers know that something changed; the entry's id is the version, so a reader waits for "anything above mine".
 local function announce(job)
   local version = redis.call('HINCRBY', JOB, 'version', 1)
   redis.call('XADD', EVENTS, 'MAXLEN', 1, version .. '-0', 'state', job.state)
@@ -55,12 +47,12 @@ local function announce(job)
 end
 
 local function entry(number)
-  return JOB_ID .. ':' .. number
+  return job_id .. ':' .. number
 end
 
 local function hold(number, until_ms)
   redis.call('ZADD', INFLIGHT, until_ms, entry(number))
-  redis.call('PEXPIRE', INFLIGHT, LANE_TTL_MS)
+  redis.call('PEXPIRE', INFLIGHT, lane_ttl_ms)
 end
 
 local function let_go(number)
@@ -70,13 +62,13 @@ end
 -- Join the jobs that take turns. A newcomer, or one that was away, starts at the lane's clock: waiting earns no credit.
 local function enter_ready(job)
   if job.state ~= 'queued' and job.state ~= 'running' then return end
-  if redis.call('LLEN', PENDING) == 0 or redis.call('ZSCORE', READY, JOB_ID) then return end
+  if redis.call('LLEN', PENDING) == 0 or redis.call('ZSCORE', READY, job_id) then return end
   set(job, 'vtime', math.max(job.vtime, tonumber(redis.call('GET', CLOCK) or 0)))
-  redis.call('ZADD', READY, job.vtime, JOB_ID)
-  redis.call('PEXPIRE', READY, LANE_TTL_MS)
+  redis.call('ZADD', READY, job.vtime, job_id)
+  redis.call('PEXPIRE', READY, lane_ttl_ms)
 end
 
--- A chunk goes back to the head of the line, so that it runs again before new ones.
+-- A chunk goes back to the head of the queue, so that it runs again before new ones.
 local function put_back(job, number, chunk)
   chunk.state, chunk.nonce, chunk.worker, chunk.marked, chunk.progress, chunk.delay = 'pending', nil, nil, nil, nil, nil
   write_chunk(number, chunk)
@@ -101,32 +93,32 @@ local function drop(job, number, chunk)
 end
 
 local function unreserve(amount)
-  local held = tonumber(redis.call('HGET', RESERVED, JOB_ID) or 0)
+  local held = tonumber(redis.call('HGET', RESERVED, job_id) or 0)
   if held == 0 then return end
   amount = math.min(math.ceil(amount), held)
   redis.call('HINCRBY', RESERVED, 'total', 0 - amount)
   if amount < held then
-    redis.call('HINCRBY', RESERVED, JOB_ID, 0 - amount)
+    redis.call('HINCRBY', RESERVED, job_id, 0 - amount)
   else
-    redis.call('HDEL', RESERVED, JOB_ID)
-    redis.call('ZREM', RESERVED_UNTIL, JOB_ID)
+    redis.call('HDEL', RESERVED, job_id)
+    redis.call('ZREM', RESERVED_UNTIL, job_id)
   end
 end
 
--- Note in the same step that somebody has to be told of the end, so that no death of a process can lose it.
+-- Note in the same step that a webhook has to be sent for the end, so that no death of a process can lose it.
 local function note_end(state)
   if redis.call('HEXISTS', JOB, 'webhook') == 0 then return end
   local number = redis.call('HINCRBY', JOB, 'ends', 1)
   local delivery = { number = number, event = state, at_ms = NOW_MS, attempts = 0, status = 'pending', next_ms = NOW_MS }
   redis.call('HSET', JOB, 'delivery', cjson.encode(delivery))
-  redis.call('ZADD', WEBHOOKS, NOW_MS, JOB_ID)
-  redis.call('PEXPIRE', WEBHOOKS, LANE_TTL_MS)
+  redis.call('ZADD', WEBHOOKS, NOW_MS, job_id)
+  redis.call('PEXPIRE', WEBHOOKS, lane_ttl_ms)
 end
 
 -- Count for the operator. In the step that makes it true, so that neither a replay nor a dead process counts wrong.
 local function tally(name, amount)
   redis.call('HINCRBY', TOTALS, name, amount)
-  redis.call('PEXPIRE', TOTALS, LANE_TTL_MS)
+  redis.call('PEXPIRE', TOTALS, lane_ttl_ms)
 end
 
 local function end_job(job, state)
@@ -134,10 +126,20 @@ local function end_job(job, state)
   tally('jobs:' .. state, 1)
   redis.call('HSET', JOB, 'ended_ms', NOW_MS)
   redis.call('DEL', PENDING)
-  redis.call('ZREM', READY, JOB_ID)
-  redis.call('ZREM', DEADLINES, JOB_ID)
+  redis.call('ZREM', READY, job_id)
+  redis.call('ZREM', DEADLINES, job_id)
+  redis.call('HDEL', QUEUED, job_id)
   unreserve(math.huge)
   note_end(state)
+end
+
+-- Count items of a limited tenant out of its queue: each unfinished job has a line of items that wait and the time of
+-- its creation (ms).
+local function leave_queue(items)
+  local line = redis.call('HGET', QUEUED, job_id)
+  if not line then return end
+  local waiting, created_ms = line:match('^(%d+) (%d+)$')
+  redis.call('HSET', QUEUED, job_id, string.format('%.0f %s', math.max(0, waiting - items), created_ms))
 end
 
 -- End the job if nothing more can happen to it; call after every step that may have been its last.
@@ -149,14 +151,14 @@ local function settle(job)
   end
 end
 
--- Stop a job that has not ended: what waits is dropped at once, what is claimed is told by its next heartbeat.
+-- Stop a job that has not ended: what waits is dropped at once, what is claimed stops at its next heartbeat.
 local function begin_ending(job, ending)
   set(job, 'state', 'cancelling')
   set(job, 'ending', ending)
-  redis.call('ZREM', READY, JOB_ID)
+  redis.call('ZREM', READY, job_id)
   for _, member in ipairs(redis.call('ZRANGE', INFLIGHT, 0, -1)) do
-    local job_id, number = member:match('^(.*):(%d+)$')
-    local chunk = job_id == JOB_ID and read_chunk(number)
+    local owner, number = member:match('^(.*):(%d+)$')
+    local chunk = owner == job_id and read_chunk(number)
     if chunk and chunk.state == 'ticket' then drop(job, number, chunk) end
   end
   -- Lines of pending chunks are left alone: that they are dropped follows from the job's state. Only repeats are undone.

@@ -1,10 +1,7 @@
 #!lua flags=allow-oom
 -- A worker takes a chunk. The attempt is counted here, before the device is touched.
--- KEYS 1-11 see _job
--- ARGV 1-2 see _job, 3 chunk number, 4 worker id, 5 nonce of this call, 6 lease (ms), 7 attempts before the chunk is given up
 -- Answers {code} or, for OK and POISON, {code, fence, chunk (JSON), operation, model, params, outside, tenant}
 -- include: _job
-local number, nonce, lease_ms = ARGV[3], ARGV[5], tonumber(ARGV[6])
 local job = read_job()
 local chunk = job and read_chunk(number)
 if not chunk then
@@ -18,7 +15,7 @@ local function claimed(code)
 end
 
 local function ceiling()
-  return tonumber(ARGV[7]) + 2 * (chunk.poison and #chunk.poison or 0)
+  return max_attempts + 2 * (chunk.poison and #chunk.poison or 0)
 end
 
 -- The reply to this very call was lost and the client asks again.
@@ -38,7 +35,7 @@ end
 
 -- The fence is a time, so that a server which lost its last second of writes does not give the same one twice.
 set(job, 'fence', math.max(NOW_MS, job.fence + 1))
-chunk.state, chunk.fence, chunk.nonce, chunk.worker = 'claimed', job.fence, nonce, ARGV[4]
+chunk.state, chunk.fence, chunk.nonce, chunk.worker = 'claimed', job.fence, nonce, worker_id
 chunk.attempts = (chunk.attempts or 0) + 1
 chunk.marked, chunk.progress, chunk.delay = nil, nil, nil
 write_chunk(number, chunk)

@@ -1,43 +1,39 @@
 #!lua
 -- Create a job, or keep one that was answered at once. Its inputs are stored already.
--- KEYS 1-11 see _job, 12 the tenant's jobs, 13 idempotency key, 14 unfinished uploads, 15 result of chunk 0
--- ARGV 1-2 see _job, 3 fields of the record (JSON, flat), 4 lines of the chunk table (JSON list), 5 payload hash or '',
---      6 id of a vanished job that the idempotency key may still name or '', 7 how long the job lives (ms),
---      8 limit of the store where the server has none (bytes), 9 input bytes, 10 result bytes, 11 deadline from now (ms)
---      or '', 12 outcome of a finished job (JSON) or '', 13 its result frame
--- Answers {CREATED | EXISTS | MISMATCH | FULL | TOO_LARGE, job id}
+-- Answers {CREATED | EXISTS | MISMATCH | FULL | TOO_LARGE, job id} or {QUEUE_FULL, job id, items that wait}
 -- include: _room
+-- include: _queue
 -- include: _job
-local TENANT_JOBS, IDEMPOTENCY, UPLOADS, RESULT = KEYS[12], KEYS[13], KEYS[14], KEYS[15]
-local payload_hash, ttl_ms = ARGV[5], tonumber(ARGV[7])
-
-if redis.call('EXISTS', JOB) == 1 then return { 'CREATED', JOB_ID } end
+if redis.call('EXISTS', JOB) == 1 then return { 'CREATED', job_id } end
 if payload_hash ~= '' then
   local known = redis.call('GET', IDEMPOTENCY)
   if known then
     local first = cjson.decode(known)
-    if first.job ~= ARGV[6] then return { first.hash == payload_hash and 'EXISTS' or 'MISMATCH', first.job } end
+    if first.job ~= replaces then return { first.hash == payload_hash and 'EXISTS' or 'MISMATCH', first.job } end
   end
 end
 
-local finished = ARGV[12] ~= '' and cjson.decode(ARGV[12])
-local input_bytes, result_bytes = tonumber(ARGV[9]), tonumber(ARGV[10])
-local new_bytes = finished and #ARGV[13] or result_bytes
-local refused = refusal(RESERVED, RESERVED_UNTIL, tonumber(ARGV[8]), input_bytes + result_bytes, new_bytes)
-if refused then return { refused, JOB_ID } end
+local finished = outcome ~= '' and cjson.decode(outcome)
+-- A batch has reserved the places of its jobs before.
+local joins = queue_limit and not finished and redis.call('HEXISTS', QUEUED, job_id) == 0
+local waiting = joins and count_queued(NOW_MS, ttl_ms) or 0
+if joins and waiting + items > queue_limit then return { 'QUEUE_FULL', job_id, waiting } end
+local new_bytes = finished and #frame or result_bytes
+local refused = refusal(RESERVED, RESERVED_UNTIL, store_max_bytes, input_bytes + result_bytes, new_bytes)
+if refused then return { refused, job_id } end
 
 local expires_ms = NOW_MS + ttl_ms
-local chunks = cjson.decode(ARGV[4])
-redis.call('HSET', JOB, unpack(cjson.decode(ARGV[3])))
+local chunks = cjson.decode(table_lines)
+redis.call('HSET', JOB, unpack(cjson.decode(fields)))
 redis.call('HSET', JOB, 'state', 'queued', 'created_ms', NOW_MS, 'expires_ms', expires_ms, 'chunks', #chunks,
   'chunks_done', 0, 'completed', 0, 'failed', 0, 'truncated', 0, 'tokens', 0, 'done_estimate', 0, 'claimed', 0,
   'vtime', 0, 'fence', 0, 'version', 0, 'result_bytes', result_bytes)
 redis.call('PEXPIREAT', JOB, expires_ms)
-redis.call('ZADD', TENANT_JOBS, NOW_MS, JOB_ID)
-redis.call('PEXPIRE', TENANT_JOBS, LANE_TTL_MS)
-redis.call('ZREM', UPLOADS, JOB_ID)
+redis.call('ZADD', TENANT_JOBS, NOW_MS, job_id)
+redis.call('PEXPIRE', TENANT_JOBS, lane_ttl_ms)
+redis.call('ZREM', UPLOADS, job_id)
 if payload_hash ~= '' then
-  redis.call('SET', IDEMPOTENCY, cjson.encode({ job = JOB_ID, hash = payload_hash }), 'PXAT', expires_ms)
+  redis.call('SET', IDEMPOTENCY, cjson.encode({ job = job_id, hash = payload_hash }), 'PXAT', expires_ms)
 end
 
 -- In slices: one call per chunk would hold up the server for long when a job has tens of thousands.
@@ -56,9 +52,9 @@ redis.call('PEXPIREAT', PENDING, expires_ms)
 
 local job = read_job()
 if finished then
-  redis.call('SET', RESULT, ARGV[13], 'PXAT', expires_ms)
+  redis.call('SET', RESULT, frame, 'PXAT', expires_ms)
   local chunk = read_chunk(0)
-  chunk.state, chunk.pointer, chunk.size = 'done', 'redis', #ARGV[13]
+  chunk.state, chunk.pointer, chunk.size = 'done', 'redis', #frame
   chunk.completed, chunk.failed, chunk.truncated = finished.completed, finished.failed, finished.truncated
   chunk.spent = finished.tokens
   write_chunk(0, chunk)
@@ -70,19 +66,20 @@ if finished then
   tally('tokens', finished.tokens)
   settle(job)
 else
+  if joins then join_queue(job_id, items, NOW_MS, lane_ttl_ms) end
   if result_bytes > 0 then
-    redis.call('HSET', RESERVED, JOB_ID, result_bytes)
+    redis.call('HSET', RESERVED, job_id, result_bytes)
     redis.call('HINCRBY', RESERVED, 'total', result_bytes)
-    redis.call('ZADD', RESERVED_UNTIL, expires_ms, JOB_ID)
-    redis.call('PEXPIRE', RESERVED, LANE_TTL_MS)
-    redis.call('PEXPIRE', RESERVED_UNTIL, LANE_TTL_MS)
+    redis.call('ZADD', RESERVED_UNTIL, expires_ms, job_id)
+    redis.call('PEXPIRE', RESERVED, lane_ttl_ms)
+    redis.call('PEXPIRE', RESERVED_UNTIL, lane_ttl_ms)
   end
-  if ARGV[11] ~= '' then
-    set(job, 'deadline_ms', NOW_MS + tonumber(ARGV[11]))
-    redis.call('ZADD', DEADLINES, job.deadline_ms, JOB_ID)
-    redis.call('PEXPIRE', DEADLINES, LANE_TTL_MS)
+  if deadline_in_ms then
+    set(job, 'deadline_ms', NOW_MS + deadline_in_ms)
+    redis.call('ZADD', DEADLINES, job.deadline_ms, job_id)
+    redis.call('PEXPIRE', DEADLINES, lane_ttl_ms)
   end
   enter_ready(job)
 end
 announce(job)
-return { 'CREATED', JOB_ID }
+return { 'CREATED', job_id }

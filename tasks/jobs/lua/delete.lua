@@ -1,16 +1,15 @@
 #!lua flags=allow-oom
--- Forget a job. From here on every claim of it is told GONE; the caller removes inputs and results.
--- KEYS 1-11 see _job, 12 the tenant's jobs
--- ARGV 1-2 see _job
+-- Forget a job. From here on every claim of it is answered GONE; the caller removes inputs and results.
 -- Answers OK
 -- include: _job
-redis.call('ZREM', KEYS[12], JOB_ID)
-redis.call('ZREM', READY, JOB_ID)
-redis.call('ZREM', DEADLINES, JOB_ID)
-redis.call('ZREM', WEBHOOKS, JOB_ID)
+redis.call('ZREM', TENANT_JOBS, job_id)
+redis.call('ZREM', READY, job_id)
+redis.call('ZREM', DEADLINES, job_id)
+redis.call('ZREM', WEBHOOKS, job_id)
 for _, member in ipairs(redis.call('ZRANGE', INFLIGHT, 0, -1)) do
-  if member:match('^(.*):%d+$') == JOB_ID then redis.call('ZREM', INFLIGHT, member) end
+  if member:match('^(.*):%d+$') == job_id then redis.call('ZREM', INFLIGHT, member) end
 end
+redis.call('HDEL', QUEUED, job_id)
 unreserve(math.huge)
 redis.call('UNLINK', JOB, CHUNKS, PENDING, EVENTS)
 return 'OK'

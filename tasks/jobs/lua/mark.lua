@@ -1,17 +1,14 @@
 #!lua flags=allow-oom
 -- Note which items go to the device next; those noted before came back alive. Renews the lease.
--- KEYS 1-11 see _job
--- ARGV 1-2 see _job, 3 chunk number, 4 fence, 5 positions (JSON list), 6 lease (ms)
 -- Answers GO or STOP
 -- include: _job
-local number = ARGV[3]
 local job = read_job()
 local chunk = job and read_chunk(number)
-if not chunk or chunk.state ~= 'claimed' or chunk.fence ~= tonumber(ARGV[4]) then return 'STOP' end
+if not chunk or chunk.state ~= 'claimed' or chunk.fence ~= fence then return 'STOP' end
 overdue(job)
 if job.state ~= 'running' then return 'STOP' end
 
-local positions = cjson.decode(ARGV[5])
+local positions = cjson.decode(noted)
 local repeated = chunk.marked and cjson.encode(chunk.marked) == cjson.encode(positions)
 if chunk.deaths and chunk.marked and not repeated then
   for _, position in ipairs(chunk.marked) do chunk.deaths[tostring(position)] = nil end
@@ -19,5 +16,5 @@ if chunk.deaths and chunk.marked and not repeated then
 end
 chunk.marked = #positions > 0 and positions or nil
 write_chunk(number, chunk)
-hold(number, NOW_MS + tonumber(ARGV[6]))
+hold(number, NOW_MS + lease_ms)
 return 'GO'

@@ -1,7 +1,5 @@
 #!lua flags=allow-oom
 -- Pause a job: its tickets go back at once, its claims at their next heartbeat. Repeatable.
--- KEYS 1-11 see _job
--- ARGV 1-2 see _job
 -- Answers OK, GONE, or CONFLICT (it has ended or is ending)
 -- include: _job
 local job = read_job()
@@ -9,10 +7,10 @@ if not job then return 'GONE' end
 if job.state == 'paused' then return 'OK' end
 if job.state ~= 'queued' and job.state ~= 'running' then return 'CONFLICT' end
 set(job, 'state', 'paused')
-redis.call('ZREM', READY, JOB_ID)
+redis.call('ZREM', READY, job_id)
 for _, member in ipairs(redis.call('ZREVRANGE', INFLIGHT, 0, -1)) do
-  local job_id, number = member:match('^(.*):(%d+)$')
-  local chunk = job_id == JOB_ID and read_chunk(number)
+  local owner, number = member:match('^(.*):(%d+)$')
+  local chunk = owner == job_id and read_chunk(number)
   if chunk and chunk.state == 'ticket' then put_back(job, number, chunk) end
 end
 announce(job)

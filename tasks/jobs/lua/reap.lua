@@ -1,10 +1,7 @@
 #!lua flags=allow-oom
 -- Settle one overdue ticket or claim; any process may do it, and twice does no harm.
--- KEYS 1-11 see _job
--- ARGV 1-2 see _job, 3 chunk number, 4 longest delay between two copies of a ticket (ms)
 -- Answers PUBLISH (the ticket has to be sent again), BACK (a claim was taken back), or NONE
 -- include: _job
-local number = ARGV[3]
 local until_ms = tonumber(redis.call('ZSCORE', INFLIGHT, entry(number)) or NOW_MS + 1)
 if until_ms > NOW_MS then return 'NONE' end
 local job = read_job()
@@ -20,7 +17,7 @@ if chunk.state == 'claimed' then
   return 'BACK'
 end
 if chunk.state == 'ticket' and (job.state == 'queued' or job.state == 'running') then
-  chunk.delay = math.min(2 * chunk.delay, tonumber(ARGV[4]))
+  chunk.delay = math.min(2 * chunk.delay, max_delay_ms)
   write_chunk(number, chunk)
   hold(number, NOW_MS + chunk.delay)
   return 'PUBLISH'

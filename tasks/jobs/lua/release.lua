@@ -1,16 +1,13 @@
 #!lua flags=allow-oom
 -- A worker gives a chunk back without a result: because it is going away (the attempt does not count), or because
 -- computing failed as a whole (it does).
--- KEYS 1-11 see _job
--- ARGV 1-2 see _job, 3 chunk number, 4 fence, 5 how long to wait before the next ticket (ms), 6 '1' if the attempt counts
 -- Answers OK, or LOST if the claim did not hold any more
 -- include: _job
-local number, delay_ms = ARGV[3], tonumber(ARGV[5])
 local job = read_job()
 local chunk = job and read_chunk(number)
-if not chunk or chunk.state ~= 'claimed' or chunk.fence ~= tonumber(ARGV[4]) then return 'LOST' end
+if not chunk or chunk.state ~= 'claimed' or chunk.fence ~= fence then return 'LOST' end
 
-if ARGV[6] ~= '1' then chunk.attempts = chunk.attempts - 1 end
+if not counts then chunk.attempts = chunk.attempts - 1 end
 if delay_ms == 0 or job.state ~= 'running' then
   end_claim(job, number, chunk)
   return 'OK'

@@ -1,7 +1,5 @@
 #!lua flags=allow-oom
 -- Let a paused job take turns again. Repeatable.
--- KEYS 1-11 see _job
--- ARGV 1-2 see _job
 -- Answers OK, GONE, or CONFLICT (it has ended or is ending)
 -- include: _job
 local job = read_job()

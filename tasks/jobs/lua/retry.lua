@@ -1,7 +1,5 @@
 #!lua flags=allow-oom
 -- Queue the failed items of an ended job again, and only those.
--- KEYS 1-11 see _job
--- ARGV 1-2 see _job
 -- Answers OK, GONE, NOTHING (no item failed), or CONFLICT (it has not ended by itself)
 -- include: _job
 local job = read_job()
@@ -12,7 +10,7 @@ set(job, 'state', 'running')
 set(job, 'retried', 1)
 redis.call('HDEL', JOB, 'ended_ms', 'error', 'deadline_ms', 'delivery')
 -- An end that is not told yet is none any more; the next one is told.
-redis.call('ZREM', WEBHOOKS, JOB_ID)
+redis.call('ZREM', WEBHOOKS, job_id)
 for number = 0, job.chunks - 1 do
   local chunk = read_chunk(number)
   if (chunk.failed or 0) > 0 then

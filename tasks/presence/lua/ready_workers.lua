@@ -1,14 +1,13 @@
 #!lua flags=no-writes
 -- Read which workers are ready, for many models in one trip.
--- KEYS    for each model: zset of ready workers (tasks.keys.lane_workers), hash of their facts (worker_facts)
 -- Returns for each model a list of facts as JSON.
 local time = redis.call('TIME')
 local now_ms = string.format('(%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 local answer = {}
-for i = 1, #KEYS, 2 do
+for i = 1, #MODELS, 2 do
   local facts = {}
-  for _, worker in ipairs(redis.call('ZRANGE', KEYS[i], now_ms, '+inf', 'BYSCORE')) do
-    facts[#facts + 1] = redis.call('HGET', KEYS[i + 1], worker) or nil
+  for _, worker in ipairs(redis.call('ZRANGE', MODELS[i], now_ms, '+inf', 'BYSCORE')) do
+    facts[#facts + 1] = redis.call('HGET', MODELS[i + 1], worker) or nil
   end
   answer[#answer + 1] = facts
 end

@@ -1,0 +1,359 @@
+"""The scripts that change the state of a job, one per transition, as typed calls.
+
+Owns what each is given; what it does and answers stands at the head of its file in `lua/`. Calls nothing:
+`tasks.jobs.store` and `tasks.jobs.leases` do. Every transition may run twice: clients repeat what got no answer.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+from config.settings import Settings
+from tasks import keys
+from tasks.jobs.model import Job, NewJob
+from tasks.keys import Key
+from tasks.lanes import Lane
+from tasks.scripts import Script
+
+__all__ = [
+    "CancelScript",
+    "ClaimScript",
+    "CompleteScript",
+    "CreateScript",
+    "DeleteScript",
+    "DispatchScript",
+    "HeartbeatScript",
+    "JobKeys",
+    "JobRef",
+    "MarkScript",
+    "OverdueScript",
+    "PauseScript",
+    "QueueReserveScript",
+    "ReapScript",
+    "ReleaseScript",
+    "ResumeScript",
+    "RetryScript",
+    "RoomScript",
+]
+
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class JobRef:
+    """What the keys of a job are made of. None of it ever changes."""
+
+    id: str
+    lane: Lane
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class JobKeys:
+    """What every transition of a job is given; `lua/_job.lua` has the steps that they share.
+
+    Attributes:
+        job: the record.
+        chunks: the chunk table.
+        pending: numbers of chunks without a ticket.
+        events: the last change.
+        ready: the lane's jobs that have pending chunks.
+        inflight: the lane's tickets and claims.
+        clock: the lane's virtual time.
+        deadlines: the lane's deadlines.
+        reserved: bytes that jobs will still need for results.
+        reserved_until: those jobs by expiry.
+        webhooks: jobs whose end a webhook has to be sent for.
+        queued: items of the tenant that wait, if its queue is limited.
+        totals: counters for the operator.
+        job_id: the job.
+        lane_ttl_ms: how long keys that jobs share live untouched.
+    """
+
+    job: Key
+    chunks: Key
+    pending: Key
+    events: Key
+    ready: Key
+    inflight: Key
+    clock: Key
+    deadlines: Key
+    reserved: Key
+    reserved_until: Key
+    webhooks: Key
+    queued: Key
+    totals: Key
+    job_id: str
+    lane_ttl_ms: int
+
+    @classmethod
+    def of(cls, job: Job | NewJob | JobRef, settings: Settings) -> Self:
+        """Return the keys of a job."""
+        return cls(
+            job=keys.job(job.id),
+            chunks=keys.job_chunks(job.id),
+            pending=keys.job_pending(job.id),
+            events=keys.job_events(job.id),
+            ready=keys.lane_ready(job.lane),
+            inflight=keys.lane_inflight(job.lane),
+            clock=keys.lane_clock(job.lane),
+            deadlines=keys.lane_deadlines(job.lane),
+            reserved=keys.store_reserved(),
+            reserved_until=keys.store_reserved_until(),
+            webhooks=keys.webhooks_due(),
+            queued=keys.tenant_queued(job.tenant),
+            totals=keys.job_totals(),
+            job_id=job.id,
+            lane_ttl_ms=int(settings.job_ttl_s * 1000) + _DAY_MS,
+        )
+
+
+# -- what users do
+
+
+@dataclass(frozen=True, slots=True)
+class CreateScript(Script):
+    """Create a job, or keep one that was answered at once.
+
+    Attributes:
+        tenant_jobs: the tenant's jobs.
+        idempotency: the caller's key.
+        uploads: inputs that belong to no job yet.
+        result: result of chunk 0.
+        fields: fields of the record, a flat JSON list.
+        table_lines: lines of the chunk table, a JSON list.
+        payload_hash: empty without an idempotency key.
+        replaces: a vanished job that the idempotency key may still name; empty: none.
+        ttl_ms: how long the job lives.
+        store_max_bytes: limit for new jobs where Redis itself has none.
+        input_bytes, result_bytes: stored size of the inputs, expected size of the results.
+        deadline_in_ms: from now.
+        queue_limit: items that the tenant may have in the queue.
+        items: items of the job.
+        outcome: what became of a finished job, as JSON; empty for one that is queued.
+        frame: its result frame.
+    """
+
+    keys: JobKeys
+    tenant_jobs: Key
+    idempotency: Key
+    uploads: Key
+    result: Key
+    fields: bytes
+    table_lines: bytes
+    payload_hash: str
+    replaces: str
+    ttl_ms: int
+    store_max_bytes: int
+    input_bytes: int
+    result_bytes: int
+    deadline_in_ms: int | None
+    queue_limit: int | None
+    items: int
+    outcome: bytes
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class QueueReserveScript(Script):
+    """Reserve room in a tenant's queue for several jobs that are about to be created: for all or none.
+
+    Attributes:
+        queued: items of the tenant that wait.
+        queue_limit: how many may wait.
+        ttl_ms: how long a job lives.
+        lane_ttl_ms: how long the table lives untouched.
+        jobs: a JSON list of pairs: job id, items.
+    """
+
+    queued: Key
+    queue_limit: int
+    ttl_ms: int
+    lane_ttl_ms: int
+    jobs: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RoomScript(Script):
+    """Ask whether new bytes would be admitted.
+
+    Attributes:
+        size_bytes: size of the whole.
+        new_bytes: bytes of it that are still to come.
+    """
+
+    reserved: Key
+    reserved_until: Key
+    store_max_bytes: int
+    size_bytes: int
+    new_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelScript(Script):
+    """Cancel a job, or end one whose deadline has passed; `ending` is `cancelled` or `expired`."""
+
+    keys: JobKeys
+    ending: str
+
+
+@dataclass(frozen=True, slots=True)
+class PauseScript(Script):
+    """Pause a job."""
+
+    keys: JobKeys
+
+
+@dataclass(frozen=True, slots=True)
+class ResumeScript(Script):
+    """Let a paused job go on."""
+
+    keys: JobKeys
+
+
+@dataclass(frozen=True, slots=True)
+class RetryScript(Script):
+    """Queue the failed items of an ended job again."""
+
+    keys: JobKeys
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteScript(Script):
+    """Forget a job; `tenant_jobs` is the list that it stands in."""
+
+    keys: JobKeys
+    tenant_jobs: Key
+
+
+# -- what workers do
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchScript(Script):
+    """Give the job's next chunk a ticket.
+
+    Attributes:
+        workers: the lane's ready workers.
+        window: tickets of the lane at a time.
+        tickets_per_worker: or so many for each ready worker, if that is more.
+        timeout_ms: how long a ticket waits before it is overdue.
+    """
+
+    keys: JobKeys
+    workers: Key
+    window: int
+    tickets_per_worker: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimScript(Script):
+    """Take a chunk.
+
+    Attributes:
+        number: of the chunk.
+        worker_id: who takes it.
+        nonce: of this call, so that its repetition gets the same answer.
+        lease_ms: how long the claim holds without a heartbeat.
+        max_attempts: attempts after which the chunk's items are given up.
+    """
+
+    keys: JobKeys
+    number: int
+    worker_id: str
+    nonce: str
+    lease_ms: int
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatScript(Script):
+    """Renew a lease, if `progress`, counted from the claim, has grown."""
+
+    keys: JobKeys
+    number: int
+    fence: int
+    progress: int
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class MarkScript(Script):
+    """Note which items go to the device next; `noted` is a JSON list of positions."""
+
+    keys: JobKeys
+    number: int
+    fence: int
+    noted: bytes
+    lease_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class CompleteScript(Script):
+    """Store a chunk's result and count it.
+
+    Attributes:
+        result: where the result frame goes.
+        input: the chunk's texts.
+        number: of the chunk.
+        fence: of the claim.
+        pointer: where the frame lies: `redis`, or a URL.
+        frame: the frame; empty where it lies at a URL.
+        error: a sentence about the first failed item, or empty.
+        cached: completed items whose value came from the cache.
+    """
+
+    keys: JobKeys
+    result: Key
+    input: Key
+    number: int
+    fence: int
+    completed: int
+    failed: int
+    truncated: int
+    tokens: int
+    pointer: str
+    size_bytes: int
+    frame: bytes
+    error: str
+    cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseScript(Script):
+    """Give a chunk back without a result.
+
+    Attributes:
+        delay_ms: how long to wait before the next ticket.
+        counts: whether the attempt counts.
+    """
+
+    keys: JobKeys
+    number: int
+    fence: int
+    delay_ms: int
+    counts: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReapScript(Script):
+    """Settle one overdue ticket or claim; `max_delay_ms` is the longest time between two copies of a ticket."""
+
+    keys: JobKeys
+    number: int
+    max_delay_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OverdueScript(Script):
+    """List what is overdue in a lane.
+
+    Attributes:
+        grace_s: how long after a start of Redis claims are left alone.
+        most: entries to answer.
+    """
+
+    inflight: Key
+    deadlines: Key
+    grace_s: float
+    most: int
