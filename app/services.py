@@ -18,7 +18,6 @@ from app.http.hangups import HangupWatch
 from app.http.waiting import WaitingRoom
 from config.catalog import Catalog, load_catalog
 from config.settings import Settings
-from tasks.clock import ServerClock
 from tasks.files.batches import BatchStore
 from tasks.files.store import FileStore
 from tasks.interactive.client import InteractiveClient
@@ -46,7 +45,6 @@ class Services:
     waiting: WaitingRoom
     hangups: HangupWatch
     large_calls: WaitingRoom
-    clock: ServerClock
     files: FileStore
     batches: BatchStore
     # Rung when a batch was created or cancelled here, so that nobody has to wait for the next look.
@@ -92,7 +90,6 @@ def build_services(settings: Settings) -> Services:
         hangups=HangupWatch(),
         # With those above they leave an eighth of the threads to small calls.
         large_calls=WaitingRoom(settings.web_threads * 3 // 8),
-        clock=ServerClock(redis),
         files=FileStore(redis, settings),
         batches=BatchStore(redis, settings),
         batch_bell=threading.Event(),

@@ -6,11 +6,12 @@ Owns the shapes that cross this border and no code; `workers.engine` implements 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.errors import TwolaneError
 from tasks.lanes import Service
 from tasks.vectors import DENSE_ONLY, Extra, Kind, Ragged
 
@@ -25,6 +26,11 @@ class ItemError:
 
     code: str
     message: str
+
+    @classmethod
+    def of(cls, error: TwolaneError) -> Self:
+        """Return the item error that stands for an error."""
+        return cls(error.code, error.message)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@
     |   |-- PermissionDenied    the key is good, and may not do this
     |   |-- ModelNotFound       no such model in the catalogue
     |   |-- NotFound            no such job, file or batch (or another tenant's)
+    |   |-- ContextLengthExceeded  a text is too long and must not be cut
     |   |-- TooLarge            the body is over a limit in bytes
     |   |-- WrongCapability     the model cannot do what was asked
     |   |-- IdempotencyMismatch the key was used before with another payload
@@ -25,6 +26,10 @@
     |   `-- DeadlineExceeded    the answer came too late, or not at all
     |-- WorkError               computing failed
     |   |-- ItemFailed          one item cannot be computed; its neighbours can
+    |   |   |-- InvalidEmbedding  the model gives no finite value for it
+    |   |   |-- WorkerCrashed   it ended the workers that computed it
+    |   |   |-- GaveUp          its chunk ended too many workers
+    |   |   `-- InputLost       its text is gone
     |   |-- OutOfMemory         a batch does not fit on the device
     |   `-- EngineClosed        the worker is going away
     `-- ConfigError             the process must not start like this
@@ -43,10 +48,14 @@ __all__ = [
     "CapacityError",
     "ConfigError",
     "Conflict",
+    "ContextLengthExceeded",
     "DeadlineExceeded",
     "EngineClosed",
     "Expired",
+    "GaveUp",
     "IdempotencyMismatch",
+    "InputLost",
+    "InvalidEmbedding",
     "InvalidRequest",
     "ItemFailed",
     "LaneFull",
@@ -63,6 +72,7 @@ __all__ = [
     "TooLarge",
     "TwolaneError",
     "WorkError",
+    "WorkerCrashed",
     "WrongCapability",
 ]
 
@@ -135,6 +145,12 @@ class TooLarge(RequestError):
     """The body is over a limit in bytes, or can never fit into the store."""
 
     code = "request_too_large"
+
+
+class ContextLengthExceeded(RequestError):
+    """A text is longer than the model reads, and truncation was ruled out."""
+
+    code = "context_length_exceeded"
 
 
 class WrongCapability(RequestError):
@@ -238,6 +254,30 @@ class ItemFailed(WorkError):
     """One item cannot be computed; its neighbours can."""
 
     code = "item_failed"
+
+
+class InvalidEmbedding(ItemFailed):
+    """The model gives no finite value for this text, not even in float32."""
+
+    code = "invalid_embedding"
+
+
+class WorkerCrashed(ItemFailed):
+    """Two workers ended while they computed this item alone; it is not tried again."""
+
+    code = "worker_crashed"
+
+
+class GaveUp(ItemFailed):
+    """The chunk of this item ended too many workers, and the item that is to blame was not found."""
+
+    code = "gave_up"
+
+
+class InputLost(ItemFailed):
+    """The text of this item is not in Redis any more."""
+
+    code = "input_lost"
 
 
 class OutOfMemory(WorkError):

@@ -96,7 +96,7 @@ class Steward:
         if batch.ended:
             self._tidy_up(batch)
             return _POLL_S
-        if batch.state is BatchState.VALIDATING and self._live.clock.now_ms() < batch.deadline_at * 1000:
+        if batch.state is BatchState.VALIDATING and self._live.batches.now_s() < batch.deadline_at:
             Intake(self._live, hold, Tenant.from_rights(batch.tenant, batch.rights)).run()
             return 0.0
         # A batch whose file was taken in has lines, be they good or refused.

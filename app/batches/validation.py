@@ -132,7 +132,7 @@ class Intake:
         store, desk = self._live.store, Desk(self._live, self._tenant)
         items = {group.job_id: group.items for group in groups}
         store.reserve_queue(self._tenant.name, items, self._tenant.max_queued_items)
-        left_s = batch.deadline_at - self._live.clock.now_ms() / 1000
+        left_s = batch.deadline_at - self._live.batches.now_s()
         for group in groups:
             self._hold.keep()
             store.create(group.describe(desk, batch.id, max(1.0, left_s)), group.records)

@@ -28,6 +28,7 @@ from tasks.errors import (
     CapacityError,
     ConfigError,
     Conflict,
+    ContextLengthExceeded,
     DeadlineExceeded,
     EngineClosed,
     Expired,
@@ -49,7 +50,6 @@ from tasks.errors import (
 )
 
 __all__ = [
-    "ContextLengthExceeded",
     "ErrorBody",
     "RangeNotSatisfiable",
     "documented",
@@ -68,12 +68,6 @@ class RangeNotSatisfiable(RequestError):
     """The Range header asks for bytes behind the end."""
 
     code = "range_not_satisfiable"
-
-
-class ContextLengthExceeded(RequestError):
-    """A text is longer than the model reads, and truncation was ruled out."""
-
-    code = "context_length_exceeded"
 
 
 # The nearest class on the way up the tree decides, so that a new error class has a status from the start.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from app.http.errors import status_of
-from tasks.errors import ConfigError, TwolaneError
+from tasks.errors import ConfigError, ItemFailed, TwolaneError
 
 __all__ = ["OUTPUT", "error_classes", "render_error_page"]
 
@@ -23,8 +23,8 @@ Every answer of the API that is not a success has the same body, on every path:
 `code` is permanent: rely on it, not on the message. `param` names the field where there is one. Where "again" says yes
 the very same request may succeed later; `Retry-After`, where it is sent, says when. An address that does not exist
 answers 404 `route_not_found`, a method that it does not have 405 `method_not_allowed`. An item that failed inside a job
-has its code in the results, and its neighbours have their vectors. This page is written by `make docs` from the error
-tree.
+has its code in the results, and its neighbours have their vectors; codes that are met there alone have `item` for their
+status. This page is written by `make docs` from the error tree.
 
 What is not HTTP never reaches the API: the web server in front answers it by itself, without a body and without an
 `x-request-id`, and closes the connection. That is 400 for a request line, a header, a length or a transfer encoding
@@ -55,9 +55,11 @@ def render_error_page() -> str:
     )
 
 
-def _row(error: type[TwolaneError]) -> tuple[int, str, str, str]:
+def _row(error: type[TwolaneError]) -> tuple[str, str, str, str]:
     meaning = (inspect.getdoc(error) or "").partition("\n\n")[0].replace("\n", " ")
-    return status_of(error), error.code, "yes" if error.retryable else "no", meaning
+    # Kinds of failed items stand in results; a call that fails over one answers `item_failed`.
+    status = "item" if issubclass(error, ItemFailed) and error is not ItemFailed else str(status_of(error))
+    return status, error.code, "yes" if error.retryable else "no", meaning
 
 
 def main() -> None:

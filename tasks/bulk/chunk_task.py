@@ -22,7 +22,7 @@ from tasks.bulk.device_sharing import DeviceSharing
 from tasks.bulk.outcomes import ChunkOutcomes
 from tasks.celery import app, publisher
 from tasks.engine import Engine, ItemError
-from tasks.errors import CapacityError, EngineClosed
+from tasks.errors import CapacityError, EngineClosed, InputLost
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.claims import Claim, Completed, Completion, Ticket
 from tasks.jobs.leases import Leases
@@ -142,8 +142,9 @@ def _compute(context: WorkerContext, claim: Claim) -> Completion:
     if items is None:
         # Deleted with its job or completed by somebody else: then nobody counts this. Lost: then it is an error.
         outcomes = ChunkOutcomes(claim, ChunkInput([""] * claim.items), width)
+        lost = ItemError.of(InputLost("the text of this item is not in Redis any more"))
         for position in outcomes.left:
-            outcomes.fail(position, ItemError("input_lost", "the text of this item is not in the store any more"))
+            outcomes.fail(position, lost)
         return outcomes.completion()
     before = context.blobs.get_result(claim.job_id, claim.chunk, claim.pointer) if claim.redo else None
     outcomes = ChunkOutcomes(claim, items, width, before)

@@ -13,7 +13,7 @@ from tasks.bulk.device_sharing import DeviceSharing, ProgressWatch
 from tasks.bulk.outcomes import ChunkOutcomes
 from tasks.cache.store import job_scope, tenant_scope
 from tasks.engine import Engine, ItemError, Outcomes, Work
-from tasks.errors import CapacityError, EngineClosed, TwolaneError
+from tasks.errors import CapacityError, EngineClosed, GaveUp, TwolaneError
 from tasks.jobs.claims import Claim, ClaimCode
 from tasks.jobs.leases import Leases
 from tasks.jobs.model import ChunkInput
@@ -63,7 +63,7 @@ class ChunkWork:
         """
         if self._claim.code is ClaimCode.POISON:
             for position in outcomes.left:
-                outcomes.fail(position, ItemError("gave_up", "the chunk of this item ended too many workers"))
+                outcomes.fail(position, ItemError.of(GaveUp("the chunk of this item ended too many workers")))
         elif self._claim.attempt == 1:
             with self._lock.read(self._step_s, self._beat):
                 positions = outcomes.left
@@ -160,5 +160,5 @@ def plan_carefully(positions: Sequence[int], suspects: Sequence[int]) -> Iterato
 def describe_failure(error: Exception) -> ItemError:
     """Return the item error that an exception becomes; what we did not raise ourselves is not shown to the caller."""
     if isinstance(error, TwolaneError):
-        return ItemError(error.code, error.message)
-    return ItemError("internal_error", f"computing failed with {type(error).__name__}")
+        return ItemError.of(error)
+    return ItemError.of(TwolaneError(f"computing failed with {type(error).__name__}"))

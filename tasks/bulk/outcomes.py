@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tasks import frames
 from tasks.engine import ItemError, Outcomes
+from tasks.errors import WorkerCrashed
 from tasks.jobs.claims import Claim, Completion
 from tasks.jobs.model import ChunkInput
 from tasks.vectors import Extra, Parts, Ragged, pack_extras, unpack_extras
@@ -64,7 +65,7 @@ class ChunkOutcomes:
         if before is not None:
             self._take_over(before)
         for position in claim.poison:
-            self.fail(position, ItemError("worker_crashed", "the worker ended while it computed this item"))
+            self.fail(position, ItemError.of(WorkerCrashed("the worker ended while it computed this item")))
 
     @property
     def left(self) -> list[int]:

@@ -291,11 +291,15 @@ class BatchStore:
 
     def list_due(self) -> Sequence[tuple[str, str]]:
         """Return tenant and id of batches that somebody should look at now."""
-        seconds, micros = self._redis.time()
-        now_ms = int(seconds * 1000 + micros // 1000)
+        now_ms = int(self.now_s() * 1000)
         due: Any = self._redis.zrange(keys.batches_active(), 0, now_ms, byscore=True, offset=0, num=_PAGE)
         pairs = (member.decode().partition("/") for member in due)
         return [(tenant, batch_id) for tenant, _, batch_id in pairs]
+
+    def now_s(self) -> float:
+        """Return the time by Redis' clock, by which batches have their deadlines."""
+        seconds, micros = self._redis.time()
+        return float(seconds + micros / 1e6)
 
     def hold(self, batch_id: str, tenant: str, holder: str) -> bool:
         """Take or renew the right to move a batch on; False: another process has it, or it has ended."""

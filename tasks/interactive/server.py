@@ -22,7 +22,6 @@ from redis import Redis, RedisError
 
 from config.catalog import ModelCard
 from tasks import keys
-from tasks.clock import ServerClock
 from tasks.connections import Command, PackedConnection
 from tasks.engine import Engine, Outcomes
 from tasks.errors import EngineClosed, LaneFull
@@ -203,7 +202,6 @@ class _Intake:
         self, redis: Redis, cards: Iterable[ModelCard], service: Service, engine: Engine, replies: _Replies
     ) -> None:
         self._line = PackedConnection(redis)
-        self._clock = ServerClock(redis)
         self._lanes = [Lane(card.slug, service) for card in cards]
         self._engine = engine
         self._replies = replies
@@ -226,22 +224,22 @@ class _Intake:
             self._line.trip(*self._settlement())
 
     def _trip(self) -> None:
-        self._clock.now_ms()  # asked before: when the server is away, nothing was taken yet
         # Turned each time: the server looks at the lists in this order, and no model may starve another.
         self._lanes.append(self._lanes.pop(0))
         names = [keys.lane_requests(lane) for lane in self._lanes]
         block: Command = ("BLMPOP", _BLOCK_S, len(names), *names, "LEFT", "COUNT", _PER_TRIP)
         before = self._settlement()
-        answers = self._line.trip(*before, block, *self._ask_withdrawn())
-        popped = answers[len(before)]
-        withdrawn = self._give_up(answers[len(before) + 1 :])
+        # Deadlines are by Redis' clock, so the time comes with what was taken.
+        answers = self._line.trip(*before, block, ("TIME",), *self._ask_withdrawn())
+        popped, (seconds, micros) = answers[len(before) : len(before) + 2]
+        withdrawn = self._give_up(answers[len(before) + 2 :])
         if isinstance(popped, RedisError):
             raise popped
         if not popped:
             return
         name, elements = cast("tuple[bytes, list[bytes]]", popped)
         lane = self._lanes[names.index(Key(name.decode()))]
-        tokens, refused = self._take(elements, withdrawn)
+        tokens, refused = self._take(elements, int(seconds) * 1000 + int(micros) / 1000, withdrawn)
         self._unsettled = (lane, tokens, refused)
         if refused:
             # The engine is full. Other workers may be free, so the requests go back to where all see them.
@@ -271,10 +269,10 @@ class _Intake:
             self._replies.give_up(name)
         return names
 
-    def _take(self, elements: list[bytes], withdrawn: frozenset[bytes]) -> tuple[int, list[bytes]]:
+    def _take(self, elements: list[bytes], now_ms: float, withdrawn: frozenset[bytes]) -> tuple[int, list[bytes]]:
         """Submit the requests; return the tokens of those that left the list, and those that the engine refused."""
         tokens = 0
-        now_ms, now_s = self._clock.now_ms(), time.monotonic()
+        now_s = time.monotonic()
         for position, element in enumerate(elements):
             try:
                 request = protocol.decode_request(element)

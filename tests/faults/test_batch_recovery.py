@@ -18,7 +18,6 @@ from app.batches.scheduler import Steward
 from app.services import Services
 from stack.server import EmbeddedServer
 from tasks import keys
-from tasks.clock import ServerClock
 from tasks.files.batches import BatchStore
 from tasks.files.store import FileStore
 from tasks.jobs.blobs import open_blobs
@@ -72,7 +71,6 @@ def dying_services(live: Services, death: Death) -> Services:
         redis=redis,
         store=JobStore(redis, live.settings),
         blobs=open_blobs(redis, live.settings),
-        clock=ServerClock(redis),
         files=FileStore(redis, live.settings),
         batches=BatchStore(redis, live.settings),
     )

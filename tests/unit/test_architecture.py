@@ -63,6 +63,12 @@ def test_the_keys_module_would_be_found_by_that_rule() -> None:
     assert '"twolane' in (ROOT / "tasks" / "keys.py").read_text("utf-8")
 
 
+def test_every_code_of_a_failed_item_comes_from_the_error_tree() -> None:
+    spelled = re.compile(r"""\bItemError\(\s*f?["']""")
+    paths = modules("app", "workers", "tasks")
+    assert [relative(path) for path in paths if spelled.search(path.read_text("utf-8"))] == []
+
+
 def test_no_script_builds_a_key_name() -> None:
     """Every key reaches a script in KEYS: a key that is joined in Lua lands on the wrong node of a cluster."""
     built = re.compile(r"redis\.p?call\(\s*'[A-Z]+'\s*,\s*[^,)]*\.\.")

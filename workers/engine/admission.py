@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.engine import ItemError, Outcomes, Work
-from tasks.errors import InvalidRequest, WrongCapability
+from tasks.errors import ContextLengthExceeded, InvalidRequest, WrongCapability
 from tasks.vectors import Extra, ExtraParts, Ragged
 from workers.engine.pending import ExtraSink, Finish, PendingWork
 from workers.engine.scoring import PairScores, cosines, to_unit_range
@@ -195,4 +195,4 @@ def _cut_dimensions(values: NDArray[np.float32], dimensions: int | None, *, norm
 def _too_long(most_tokens: int, asked_tokens: int) -> ItemError:
     """Return the error in OpenAI's own words, which clients look for."""
     limit = f"This model's maximum context length is {most_tokens} tokens"
-    return ItemError("context_length_exceeded", f"{limit}, however you requested {asked_tokens} tokens")
+    return ItemError.of(ContextLengthExceeded(f"{limit}, however you requested {asked_tokens} tokens"))

@@ -9,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.engine import ItemError
+from tasks.errors import InvalidEmbedding
 from tasks.vectors import ExtraParts
 from workers.models.backends.base import Backend, Heads, Values
 from workers.models.tokenizer import Tokens
 
 __all__ = ["INVALID", "find_bad", "run_guarded", "run_guarded_heads"]
 
-INVALID = ItemError("invalid_embedding", "The model gives no finite value for this text, not even in float32.")
+INVALID = ItemError.of(InvalidEmbedding("The model gives no finite value for this text, not even in float32."))
 
 # Below this a vector has lost its direction; real ones have length 1, unnormalized ones far more than this.
 _LEAST_NORM = 1e-6

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tasks.engine import ItemError
-from tasks.errors import OutOfMemory
+from tasks.errors import ItemFailed, OutOfMemory, WorkError
 from workers.engine.cost import CostModel
 from workers.engine.guard import INVALID, run_guarded, run_guarded_heads
 from workers.engine.oom import SafeSizes, run_halving
@@ -132,10 +132,11 @@ class Passes:
 
 
 def _give_up(row: Row, error: Exception) -> None:
-    full = isinstance(error, OutOfMemory)
-    code = OutOfMemory.code if full else "item_failed"
-    reason = "The text does not fit on the device" if full else "The model fails on this text"
-    row.request.refuse(row.index, ItemError(code, f"{reason}: {error}"))
+    if isinstance(error, OutOfMemory):
+        refusal: WorkError = OutOfMemory(f"The text does not fit on the device: {error}")
+    else:
+        refusal = ItemFailed(f"The model fails on this text: {error}")
+    row.request.refuse(row.index, ItemError.of(refusal))
 
 
 def _longest(rows: Sequence[Row]) -> int:
