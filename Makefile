@@ -11,7 +11,7 @@ export VENV
 # Models come from the installed wheel, a local folder or ModelScope: no test and no demo asks another hub.
 export HF_HUB_OFFLINE ?= 1
 
-$(STAMP): pyproject.toml requirements.lock scripts/setup.sh
+$(STAMP): pyproject.toml client/pyproject.toml requirements.lock scripts/setup.sh
 	@scripts/setup.sh
 	@touch $@
 
@@ -66,12 +66,12 @@ docs: $(STAMP) ## write .env.example, docs/settings.md and docs/errors.md again 
 
 lock: $(STAMP) ## resolve the dependencies again (UPGRADE=1 takes newer versions)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url --no-emit-find-links \
-	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml
+	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml client/pyproject.toml
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group clients --no-emit-index-url --no-emit-find-links \
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file tests/clients.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --group clients-cohere5 --no-emit-index-url --no-emit-find-links \
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file tests/clients-cohere5.lock
 
 clean: ## remove caches and build results; .venv and data stay
-	@rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf build dist *.egg-info client/build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

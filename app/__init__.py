@@ -58,6 +58,6 @@ def create_app(settings: Settings) -> Flask:
 
 def _read_version() -> str:
     try:
-        return version("twolane")
+        return version("twolane-server")
     except PackageNotFoundError:  # run from a checkout without an installation
         return "0"

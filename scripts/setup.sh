@@ -9,6 +9,7 @@ VENV=${VENV:-.venv}
 TORCH=${TORCH:-auto}
 LOCK=requirements.lock
 EXTRAS=web,worker,stack,s3,dev
+CLIENT_EXTRAS=numpy,parquet,postgres,qdrant
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -77,6 +78,6 @@ pip_install() { "$VENV/bin/python" -m pip install --constraint "$LOCK" "$@"; }
 make_venv
 install_torch
 say "installing the locked dependencies ($EXTRAS): one to several minutes the first time"
-pip_install --quiet --editable ".[$EXTRAS]"
+pip_install --quiet --editable ".[$EXTRAS]" --editable "./client[$CLIENT_EXTRAS]"
 "$VENV/bin/python" -m pip check >/dev/null || fail "the installed packages contradict each other; see: $VENV/bin/pip check"
 say "ready"

@@ -26,7 +26,7 @@ _S3 = re.compile(r"s3a?://")
 _LOGIN = re.compile(r"://[^/@\s]*@")
 # A storage that does not answer must cost a web thread seconds, not the minutes of the library's own patience.
 _CONNECT_S, _READ_S, _TRIES = 3, 20, 2
-_INSTALL = "install Twolane with its extra: pip install 'twolane[s3]'"
+_INSTALL = "install Twolane with its extra: pip install 'twolane-server[s3]'"
 
 
 @dataclass(frozen=True, slots=True)

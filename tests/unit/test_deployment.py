@@ -142,10 +142,13 @@ def pins() -> list[str]:
     return [line for line in lines if line and not line.lstrip().startswith("#")]
 
 
+def asked_by(folder: Path) -> Iterator[str]:
+    project = tomllib.loads((folder / "pyproject.toml").read_text("utf-8"))["project"]
+    return itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
+
+
 def test_the_lock_pins_everything_that_the_project_asks_for() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    extras = project["optional-dependencies"].values()
-    wanted = [Requirement(line) for line in itertools.chain(project["dependencies"], *extras)]
+    wanted = [Requirement(line) for folder in (ROOT, ROOT / "client") for line in asked_by(folder)]
     pinned = {canonicalize_name(pin.name): str(pin.specifier).removeprefix("==") for pin in map(Requirement, pins())}
     assert [one.name for one in wanted if canonicalize_name(one.name) not in pinned] == [], "run `make lock`"
     versions = {one: pinned[canonicalize_name(one.name)] for one in wanted}

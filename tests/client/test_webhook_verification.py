@@ -1,0 +1,56 @@
+"""Webhook calls are believed when they are signed by the server's own code, and only then."""
+
+import json
+import time
+from typing import Any
+
+import pytest
+
+from app.webhooks.signing import make_secret, sign
+from twolane import WebhookError, verify_webhook
+
+SECRET = make_secret()
+JOB = {
+    "id": "job_1",
+    "type": "embeddings",
+    "model": "m",
+    "status": "succeeded",
+    "created_at": 1.0,
+    "expires_at": 2.0,
+    "counts": {"total": 1, "completed": 1, "failed": 0, "truncated": 0, "cached": 0},
+}
+BODY = json.dumps({"type": "job.succeeded", "timestamp": "2026-11-27T10:00:00.000Z", "data": JOB}).encode()
+
+
+def signed(body: bytes = BODY, secret: str = SECRET, *, age_s: int = 0) -> dict[str, str]:
+    sent_s = int(time.time()) - age_s
+    signature = sign(secret, "msg_1", sent_s, body)
+    return {"Webhook-Id": "msg_1", "Webhook-Timestamp": str(sent_s), "Webhook-Signature": signature}
+
+
+def test_a_signed_message_is_read() -> None:
+    event = verify_webhook(BODY, signed(), SECRET)
+    assert (event.type, event.data.id, event.data.counts.completed) == ("job.succeeded", "job_1", 1)
+
+
+def test_one_good_signature_of_several_is_enough() -> None:
+    headers = signed()
+    headers["Webhook-Signature"] = f"v1,bm90aGluZw== {headers['Webhook-Signature']}"
+    assert verify_webhook(BODY, headers, SECRET).data.status == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "message"),
+    [
+        (BODY + b" ", signed(), "signature"),
+        (BODY, signed(secret=make_secret()), "signature"),
+        (BODY, signed(age_s=600), "600|300"),
+        (BODY, {**signed(), "Webhook-Id": "msg_2"}, "signature"),
+        (BODY, {}, "webhook-id"),
+        (BODY, {**signed(), "Webhook-Timestamp": "soon"}, "webhook-timestamp"),
+        (b"[]", signed(b"[]"), "no job message"),
+    ],
+)
+def test_anything_else_is_refused(body: bytes, headers: dict[str, Any], message: str) -> None:
+    with pytest.raises(WebhookError, match=message):
+        verify_webhook(body, headers, SECRET)
