@@ -12,6 +12,8 @@ from twolane.corpus import Corpus
 from twolane.flow import run_corpus
 
 SMALL = Corpus(JobOptions(model="fake"), part_items=100, window=3)
+# Enough chunks for a job that is still running when it is cancelled.
+LARGE = Corpus(JobOptions(model="fake"))
 
 
 def job_count(client: Twolane) -> int:
@@ -63,29 +65,29 @@ def test_a_second_run_takes_over_what_was_computed(client: Twolane) -> None:
 
 
 def test_a_part_whose_job_was_cancelled_is_computed_by_the_next_run(client: Twolane) -> None:
-    texts = [f"cancelled once {number}" for number in range(30)]
-    (part,) = SMALL.cut(texts)
-    job = client.jobs.submit(part.lines, SMALL.options, key=part.key)
+    texts = [f"cancelled once {number}" for number in range(8000)]
+    (part,) = LARGE.cut(texts)
+    job = client.jobs.submit(part.lines, LARGE.options, key=part.key)
     client.jobs.pause(job.id)
     client.jobs.cancel(job.id)
     client.jobs.wait(job.id)
-    (_, again) = next(run_corpus(client, SMALL, texts))
+    (_, again) = next(run_corpus(client, LARGE, texts))
     assert (again.status, again.id != job.id) == ("succeeded", True)
-    (_, third) = next(run_corpus(client, SMALL, texts))
+    (_, third) = next(run_corpus(client, LARGE, texts))
     assert third.id == again.id
 
 
 def test_a_job_that_is_cancelled_while_it_is_waited_for_ends_the_run(client: Twolane) -> None:
-    texts = [f"cancelled meanwhile {number}" for number in range(90)]
-    (part,) = SMALL.cut(texts)
-    job = client.jobs.submit(part.lines, SMALL.options, key=part.key)
+    texts = [f"cancelled meanwhile {number}" for number in range(8000)]
+    (part,) = LARGE.cut(texts)
+    job = client.jobs.submit(part.lines, LARGE.options, key=part.key)
     client.jobs.pause(job.id)
 
     def cancel(state: EmbeddedCorpus) -> None:
         client.jobs.cancel(state.job_id)
 
     with pytest.raises(JobEnded, match="run the same again"):
-        list(run_corpus(client, SMALL, texts, cancel))
+        list(run_corpus(client, LARGE, texts, cancel))
 
 
 def test_progress_adds_up_over_all_jobs(client: Twolane) -> None:
