@@ -23,7 +23,7 @@ from tasks.files.store import FileStore
 from tasks.interactive.client import InteractiveClient
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.store import JobStore
-from tasks.presence.workers import Presence
+from tasks.presence.worker_registry import WorkerRegistry
 
 __all__ = ["Services", "build_services", "connect_store", "services"]
 
@@ -41,7 +41,7 @@ class Services:
     store: JobStore
     blobs: Blobs
     interactive: InteractiveClient
-    presence: Presence
+    presence: WorkerRegistry
     waiting: WaitingRoom
     hangups: HangupWatch
     large_calls: WaitingRoom
@@ -85,7 +85,7 @@ def build_services(settings: Settings) -> Services:
         store=JobStore(redis, settings),
         blobs=open_blobs(redis, settings),
         interactive=InteractiveClient(settings),
-        presence=Presence(redis, (card.slug for card in catalog)),
+        presence=WorkerRegistry(redis, (card.slug for card in catalog)),
         waiting=WaitingRoom(settings.web_threads // 2),
         hangups=HangupWatch(),
         # With those above they leave an eighth of the threads to small calls.

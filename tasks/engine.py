@@ -72,7 +72,7 @@ class Work:
         queries: for rerank, the query of each document, length n; else None.
         service: interactive or bulk.
         params: how to compute them.
-        reuse: scope of the cache in which values may be looked up, see `tasks.cache.store`; empty: none.
+        reuse: scope of the cache in which values may be looked up, see `tasks.cache.values`; empty: none.
         deadline_s: `time.monotonic()` after which nobody waits for it any more; None never.
     """
 

@@ -51,7 +51,7 @@ __all__ = [
     "tenant_queued",
     "upload",
     "webhooks_due",
-    "worker_facts",
+    "worker_info",
 ]
 
 # What may be passed to a script as a key: only the functions of this module make one.
@@ -143,7 +143,7 @@ def lane_workers(model: str) -> Key:
     return Key(f"{_PREFIX}:workers:{model}")
 
 
-def worker_facts(model: str) -> Key:
+def worker_info(model: str) -> Key:
     """Hash: what each ready worker of a model says of itself (JSON), by worker id."""
     return Key(f"{_PREFIX}:workers:{model}:facts")
 
@@ -194,7 +194,7 @@ def upload(tenant: str, key: str) -> Key:
 
 
 def cache_values(scope: str) -> Key:
-    """Hash: values that were computed before, by their digest; of one tenant or one job, see `tasks.cache.store`."""
+    """Hash: values that were computed before, by their digest; of one tenant or one job, see `tasks.cache.values`."""
     return Key(f"{_PREFIX}:{{cache:{scope}}}:values")
 
 

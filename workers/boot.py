@@ -23,14 +23,14 @@ from config.logging import configure_logging
 from config.settings import Settings
 from tasks.bulk.chunk_task import WorkerContext
 from tasks.cache.caching_engine import CachingEngine
-from tasks.cache.store import ContentCache
+from tasks.cache.values import ContentCache
 from tasks.celery import app
 from tasks.connections import connect
 from tasks.errors import ConfigError, TwolaneError
 from tasks.jobs.blobs import open_blobs
 from tasks.jobs.leases import Leases
 from tasks.lanes import Lane, Service
-from tasks.presence.workers import Announcer, WorkerFacts
+from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo
 from workers.hardware import plan_cores
 from workers.listener import Listener
 from workers.reaper import Reaper
@@ -106,7 +106,7 @@ class _Parts:
         self._listener = Listener(settings, cards, engine)
         self._reaper = Reaper(leases, [Lane(card.slug, Service.BULK) for card in cards])
         announcing = connect(settings.redis_url, name="announce")
-        self._announcer = Announcer(announcing, worker_id, self._facts, settings.worker_ttl_s)
+        self._announcer = WorkerHeartbeat(announcing, worker_id, self._facts, settings.worker_ttl_s)
 
     def start(self) -> None:
         self._listener.start()
@@ -122,14 +122,14 @@ class _Parts:
         self._reaper.stop()
         self._listener.stop()
 
-    def _facts(self) -> Mapping[str, WorkerFacts]:
+    def _facts(self) -> Mapping[str, WorkerInfo]:
         if not self.engine.healthy():
             return {}
         rate = self.engine.stats()["tokens_per_s"]
         return {model.card.slug: self._fact(model, rate) for model in self._models.values()}
 
-    def _fact(self, model: "LoadedModel", rate: float) -> WorkerFacts:
-        return WorkerFacts(
+    def _fact(self, model: "LoadedModel", rate: float) -> WorkerInfo:
+        return WorkerInfo(
             worker_id=self._worker_id,
             host=socket.gethostname(),
             pid=os.getpid(),

@@ -11,7 +11,7 @@ from config.catalog import load_catalog
 from config.settings import Settings
 from tasks.connections import connect
 from tasks.errors import StoreUnavailable
-from tasks.presence.workers import Presence
+from tasks.presence.worker_registry import WorkerRegistry
 
 __all__ = ["find_unready_models", "main"]
 
@@ -25,7 +25,7 @@ def find_unready_models(settings: Settings, host: str) -> list[str]:
     catalog = load_catalog(settings.catalog_file)
     slugs = [card.slug for name in settings.models if (card := catalog.find(name)) is not None]
     with connect(settings.redis_url, name="health") as redis:
-        ready = Presence(redis, slugs).ready_models()
+        ready = WorkerRegistry(redis, slugs).ready_models()
     return [slug for slug in slugs if not any(one.host == host and one.healthy for one in ready.get(slug, []))]
 
 

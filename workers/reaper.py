@@ -1,6 +1,6 @@
-"""Once a second: take back what dead workers held and fill the windows of the bulk lanes.
+"""Once a second: take back the claims of dead workers and fill the windows of the bulk lanes.
 
-Owns the rhythm. The rules are in `tasks.jobs.leases`; any number of workers may do this at the same time.
+Owns the period. The rules are in `tasks.jobs.leases`; any number of workers may do this at the same time.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tasks.bulk.chunk_task import reap
 from tasks.jobs.leases import Leases
 from tasks.lanes import Lane
-from tasks.periodic import Rounds
+from tasks.periodic import PeriodicThread
 
 __all__ = ["Reaper"]
 
@@ -22,16 +22,16 @@ class Reaper:
     def __init__(self, leases: Leases, lanes: Sequence[Lane]) -> None:
         self._leases = leases
         self._lanes = lanes
-        self._rounds = Rounds(self._look, _PERIOD_S, "reaper")
+        self._thread = PeriodicThread(self._reap_all, _PERIOD_S, "reaper")
 
     def start(self) -> None:
-        """Reap from now on."""
-        self._rounds.start()
+        """Start the thread."""
+        self._thread.start()
 
     def stop(self) -> None:
         """End the thread. Safe to call twice."""
-        self._rounds.stop(_STOP_S)
+        self._thread.stop(_STOP_S)
 
-    def _look(self) -> None:
+    def _reap_all(self) -> None:
         for lane in self._lanes:
             reap(self._leases, lane)

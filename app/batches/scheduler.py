@@ -21,7 +21,7 @@ from app.services import Services
 from tasks.errors import Conflict, NotFound, TwolaneError
 from tasks.files.batches import Batch, BatchState
 from tasks.jobs.model import Job, JobState
-from tasks.periodic import Rounds
+from tasks.periodic import PeriodicThread
 
 __all__ = ["Steward"]
 
@@ -45,21 +45,21 @@ class Steward:
         self._holder = secrets.token_hex(8)
         self._wake = live.batch_bell
         self._sweep_at_s = 0.0
-        self._rounds = Rounds(self._look_and_sweep, _TICK_S, "steward", bell=self._wake)
+        self._thread = PeriodicThread(self._look_and_sweep, _TICK_S, "steward", wake=self._wake)
 
     def start(self) -> None:
         """Begin to look after batches."""
-        self._rounds.start()
+        self._thread.start()
 
     def close(self) -> None:
         """End the thread; what it was doing is left to another process."""
-        self._rounds.stop(_STOP_S)
+        self._thread.stop(_STOP_S)
 
     def look(self) -> int:
         """Move on every batch that is due, and return how many were looked at."""
         due = self._live.batches.list_due()
         for tenant, batch_id in due:
-            if not self._rounds.stopping:
+            if not self._thread.stopping:
                 self._look_at(batch_id, tenant)
         return len(due)
 
@@ -67,7 +67,7 @@ class Steward:
         self.look()
         if time.monotonic() >= self._sweep_at_s:
             self._sweep_at_s = time.monotonic() + _SWEEP_EVERY_S
-            while not self._rounds.stopping and self._live.files.sweep():
+            while not self._thread.stopping and self._live.files.sweep():
                 pass
 
     def _look_at(self, batch_id: str, tenant: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from app.http.sockets import Sight, Sights, end_reading, find_idle, look, plain_address
 from tasks.errors import BodyTooSlow
-from tasks.periodic import Rounds
+from tasks.periodic import PeriodicThread
 
 __all__ = ["Body", "StallWatch"]
 
@@ -109,7 +109,7 @@ class StallWatch:
         self._bytes_per_s = bytes_per_s
         self._lock = threading.Lock()
         self._reads: set[Body] = set()
-        self._rounds: Rounds | None = None
+        self._thread: PeriodicThread | None = None
 
     def is_too_slow(self, read_bytes: int, waited_s: float) -> bool:
         """Tell whether so many bytes are too few for the time that they were waited for."""
@@ -120,9 +120,9 @@ class StallWatch:
         """Watch one read of a body."""
         with self._lock:
             self._reads.add(body)
-            if self._rounds is None:
-                self._rounds = Rounds(self._look, self._timeout_s / _LOOKS_PER_TIMEOUT, "stall-watch")
-                self._rounds.start()
+            if self._thread is None:
+                self._thread = PeriodicThread(self._look, self._timeout_s / _LOOKS_PER_TIMEOUT, "stall-watch")
+                self._thread.start()
         try:
             yield
         finally:

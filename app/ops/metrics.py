@@ -1,7 +1,7 @@
 """What `/metrics` shows: the shared state, read from the store at each scrape, and what this web process has answered.
 
 Owns the registry of one web process and the hook that counts its answers. The names are in `config.metrics`, the
-reading of the store in `tasks.presence.readings`. Any web process tells the same of the shared state.
+reading of the store in `tasks.presence.statistics`. Any web process tells the same of the shared state.
 """
 
 import logging
@@ -21,8 +21,8 @@ from config.metrics import LATENCY_BUCKETS_S, find_metric
 from tasks.errors import StoreUnavailable
 from tasks.jobs.model import TERMINAL
 from tasks.lanes import Service
-from tasks.presence.readings import LaneReading, Reading, read_store
-from tasks.presence.workers import WorkerFacts
+from tasks.presence.statistics import LaneStatistics, StoreStatistics, read_statistics
+from tasks.presence.worker_registry import WorkerInfo
 
 __all__ = ["Metrics", "install_metrics"]
 
@@ -92,7 +92,7 @@ class _SharedState(Collector):
         cards = [card for name in live.settings.models if (card := live.catalog.find(name)) is not None]
         slugs = list(dict.fromkeys(card.slug for card in cards))
         try:
-            reading = read_store(live.redis, live.settings, slugs)
+            reading = read_statistics(live.redis, live.settings, slugs)
             ready = live.presence.ready_models()
         except (RedisError, StoreUnavailable) as error:
             _log.warning("a scrape found no store: %s", type(error).__name__)
@@ -104,7 +104,7 @@ class _SharedState(Collector):
         yield from _describe_lanes(reading.lanes, ready)
 
 
-def _describe_store(reading: Reading) -> Iterator[Metric]:
+def _describe_store(reading: StoreStatistics) -> Iterator[Metric]:
     yield _gauge("twolane_store_memory_bytes", {(): reading.memory_bytes})
     yield _gauge("twolane_store_memory_limit_bytes", {(): reading.memory_limit_bytes})
     yield _gauge("twolane_store_reserved_bytes", {(): reading.reserved_bytes})
@@ -123,13 +123,13 @@ def _describe_store(reading: Reading) -> Iterator[Metric]:
     )
 
 
-def _describe_workers(slugs: Sequence[str], ready: Mapping[str, Sequence[WorkerFacts]]) -> Iterator[GaugeMetricFamily]:
+def _describe_workers(slugs: Sequence[str], ready: Mapping[str, Sequence[WorkerInfo]]) -> Iterator[GaugeMetricFamily]:
     yield _gauge("twolane_workers_ready", {(slug,): len(ready.get(slug, ())) for slug in slugs})
     yield _gauge("twolane_workers_tokens_per_second", {(slug,): _speed(ready, slug) for slug in slugs})
 
 
 def _describe_lanes(
-    lanes: Sequence[LaneReading], ready: Mapping[str, Sequence[WorkerFacts]]
+    lanes: Sequence[LaneStatistics], ready: Mapping[str, Sequence[WorkerInfo]]
 ) -> Iterator[GaugeMetricFamily]:
     yield _gauge("twolane_lane_waiting_requests", {_queue(lane): lane.requests for lane in lanes})
     yield _gauge("twolane_lane_waiting_tokens", {_queue(lane): lane.tokens for lane in lanes})
@@ -144,11 +144,11 @@ def _describe_lanes(
     yield _gauge("twolane_lane_messages", {_queue(lane): lane.messages for lane in bulk})
 
 
-def _queue(lane: LaneReading) -> tuple[str, ...]:
+def _queue(lane: LaneStatistics) -> tuple[str, ...]:
     return (lane.lane.queue,)
 
 
-def _speed(ready: Mapping[str, Sequence[WorkerFacts]], slug: str) -> float:
+def _speed(ready: Mapping[str, Sequence[WorkerInfo]], slug: str) -> float:
     return sum(facts.tokens_per_s for facts in ready.get(slug, ()))
 
 

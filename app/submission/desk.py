@@ -29,7 +29,7 @@ from app.submission.orders import (
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.bulk.outcomes import pack_outcomes
-from tasks.cache.store import tenant_scope
+from tasks.cache.values import tenant_scope
 from tasks.engine import JobParams, Outcomes, Work
 from tasks.errors import Conflict, InvalidRequest, LaneFull, NoWorker, TwolaneError
 from tasks.interactive.client import Watch

@@ -21,7 +21,7 @@ from app.webhooks.signing import sign
 from app.webhooks.targets import ForbiddenTarget, parse_target
 from tasks.jobs.model import JobProgress
 from tasks.jobs.outbox import Attempt, Delivery, Outbox
-from tasks.periodic import Rounds
+from tasks.periodic import PeriodicThread
 
 __all__ = ["Courier", "compose"]
 
@@ -55,15 +55,15 @@ class Courier:
         self._outbox = Outbox(live.redis, live.settings)
         self._free = threading.Semaphore(_SENDERS)
         self._senders = ThreadPoolExecutor(_SENDERS, thread_name_prefix="twolane-webhook")
-        self._rounds = Rounds(self._look_at_all, _TICK_S, "courier")
+        self._thread = PeriodicThread(self._look_at_all, _TICK_S, "courier")
 
     def start(self) -> None:
         """Begin to tell."""
-        self._rounds.start()
+        self._thread.start()
 
     def close(self) -> None:
         """End the thread; what is not told yet is told by another process, or after the next start."""
-        self._rounds.stop(_STOP_S)
+        self._thread.stop(_STOP_S)
         self._senders.shutdown(wait=False, cancel_futures=True)
 
     def look(self) -> int:
@@ -82,7 +82,7 @@ class Courier:
         return len(taken)
 
     def _look_at_all(self) -> None:
-        while self.look() and not self._rounds.stopping:
+        while self.look() and not self._thread.stopping:
             pass
 
     def _send(self, delivery: Delivery) -> None:

@@ -11,7 +11,7 @@ from redis import RedisError
 
 from tasks.bulk.device_sharing import DeviceSharing, ProgressWatch
 from tasks.bulk.outcomes import ChunkOutcomes
-from tasks.cache.store import job_scope, tenant_scope
+from tasks.cache.values import job_scope, tenant_scope
 from tasks.engine import Engine, ItemError, Outcomes, Work
 from tasks.errors import CapacityError, EngineClosed, GaveUp, TwolaneError
 from tasks.jobs.claims import Claim, ClaimCode

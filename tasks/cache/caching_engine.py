@@ -1,7 +1,7 @@
 """An engine that computes only what was not computed before, where the work says that it may.
 
 Owns the joining of cached and computed values, for both lanes: chunks and small requests go through the same `submit`.
-Work that asks for nothing goes straight to the engine. Keeps nothing itself (`tasks.cache.store`).
+Work that asks for nothing goes straight to the engine. Keeps nothing itself (`tasks.cache.values`).
 """
 
 import logging
@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from redis import RedisError
 
-from tasks.cache.store import ContentCache, Entry, digest_items
+from tasks.cache.values import CachedValue, ContentCache, digest_items
 from tasks.engine import Engine, Outcomes, Work
 from tasks.errors import EngineClosed
 from tasks.vectors import DENSE_ONLY
@@ -29,7 +29,7 @@ class _Join:
 
     work: Work
     digests: Sequence[bytes]
-    found: Mapping[bytes, Entry]
+    found: Mapping[bytes, CachedValue]
     missing: Sequence[int]
 
     def settle(self, computed: Outcomes | None) -> Outcomes:
@@ -55,11 +55,11 @@ class _Join:
         hits = len(shown) - len(self.missing) + len(good) - len(set(good))
         return Outcomes(values, tokens, truncated, errors, cached=hits)
 
-    def entries(self, computed: Outcomes) -> dict[bytes, Entry]:
+    def entries(self, computed: Outcomes) -> dict[bytes, CachedValue]:
         """Return what is worth keeping: every item that was computed without an error."""
         good = [row for row in range(len(self.missing)) if row not in computed.errors]
         return {
-            self.digests[self.missing[row]]: Entry(
+            self.digests[self.missing[row]]: CachedValue(
                 np.atleast_1d(computed.values[row]), int(computed.tokens[row]), bool(computed.truncated[row])
             )
             for row in good
@@ -115,7 +115,7 @@ class CachingEngine:
         self._engine.close()
         self._settling.shutdown()
 
-    def _find(self, scope: str, digests: Sequence[bytes]) -> Mapping[bytes, Entry]:
+    def _find(self, scope: str, digests: Sequence[bytes]) -> Mapping[bytes, CachedValue]:
         try:
             return self._cache.find(scope, list(dict.fromkeys(digests)))
         except RedisError:

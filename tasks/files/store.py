@@ -22,11 +22,11 @@ from tasks.keys import Key
 from tasks.scripts import Script, Scripts
 from tasks.storage.objects import ByteStore
 
-__all__ = ["FileStore", "FileWriter", "NewFile", "Order", "Purpose", "StoredFile"]
+__all__ = ["FileStore", "FileWriter", "NewFile", "Purpose", "SortOrder", "StoredFile"]
 
 # A batch's plan is ours: no client sees it.
 Purpose = Literal["batch", "batch_output", "batch_plan"]
-Order = Literal["asc", "desc"]
+SortOrder = Literal["asc", "desc"]
 
 # A writer that brings nothing for so long is given up.
 _HOLD_S = 600.0
@@ -159,7 +159,7 @@ class FileStore:
         return file
 
     def list(
-        self, tenant: str, *, limit: int, order: Order = "desc", after: str = "", purpose: str = ""
+        self, tenant: str, *, limit: int, order: SortOrder = "desc", after: str = "", purpose: str = ""
     ) -> list[StoredFile]:
         """Return visible files by time of creation, at most `limit`, behind the one named `after`."""
         found: list[StoredFile] = []
@@ -245,7 +245,7 @@ class FileStore:
         seconds, micros = self._redis.time()
         return float(seconds + micros / 1e6)
 
-    def _list_ids(self, tenant: str, order: Order, after: str) -> Sequence[str]:
+    def _list_ids(self, tenant: str, order: SortOrder, after: str) -> Sequence[str]:
         name = keys.tenant_files(tenant)
         found: Any
         if order == "desc":

@@ -79,7 +79,7 @@ class WithdrawRequestsScript(Script):
     names: Sequence[bytes]
 
 
-class _Call:
+class _PendingCall:
     """One ask that waits. It is settled once: by a reply or by an error."""
 
     __slots__ = ("_settled", "body", "error", "expires_s", "gone", "lane", "number", "reply", "tokens")
@@ -145,8 +145,8 @@ class InteractiveClient:
     def _forget(self) -> None:
         self._pid = os.getpid()
         self._numbers = itertools.count(1)
-        self._calls: dict[int, _Call] = {}
-        self._outbox: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
+        self._calls: dict[int, _PendingCall] = {}
+        self._outbox: queue.SimpleQueue[_PendingCall | None] = queue.SimpleQueue()
         self._reply_key = keys.replies(secrets.token_hex(8))
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
@@ -172,7 +172,7 @@ class InteractiveClient:
         expires_s = work.deadline_s
         if expires_s is None:
             expires_s = time.monotonic() + self._settings.interactive_timeout_s
-        call = _Call(next(self._numbers), Lane(slug_of(work.model), work.service), tokens, expires_s)
+        call = _PendingCall(next(self._numbers), Lane(slug_of(work.model), work.service), tokens, expires_s)
         call.body = protocol.encode_request(call.number, self._reply_key, tokens, work)
         self._calls[call.number] = call
         try:
@@ -224,9 +224,9 @@ class InteractiveClient:
                 except Exception as error:  # noqa: BLE001 - the edge of this thread: whoever waits is told
                     self._give_up(batch, error)
 
-    def _collect(self) -> list[_Call]:
+    def _collect(self) -> list[_PendingCall]:
         """Wait for one call, then take all that wait with it; empty when closing."""
-        batch: list[_Call] = []
+        batch: list[_PendingCall] = []
         call = self._outbox.get()
         while call is not None:
             batch.append(call)
@@ -240,7 +240,7 @@ class InteractiveClient:
             return []
         return batch
 
-    def _give_up(self, batch: list[_Call], error: Exception) -> None:
+    def _give_up(self, batch: list[_PendingCall], error: Exception) -> None:
         if not isinstance(error, RedisError):
             _log.exception("the sender of the interactive lane failed", exc_info=error)
         # What queued up meanwhile would wait as long again for the same answer.
@@ -253,8 +253,8 @@ class InteractiveClient:
         for call in batch:
             call.settle(error=StoreUnavailable("the server of the queues does not answer"))
 
-    def _send(self, line: PackedConnection, batch: list[_Call]) -> None:
-        lanes: dict[Lane, list[_Call]] = defaultdict(list)
+    def _send(self, line: PackedConnection, batch: list[_PendingCall]) -> None:
+        lanes: dict[Lane, list[_PendingCall]] = defaultdict(list)
         now_s = time.monotonic()
         gone = [call for call in batch if call.gone]
         for call in batch:
@@ -273,14 +273,14 @@ class InteractiveClient:
         for calls, answer in zip(lanes.values(), answers, strict=True):
             self._admit(calls, answer)
 
-    def _push(self, line: PackedConnection, lanes: dict[Lane, list[_Call]], now_s: float) -> list[Any]:
+    def _push(self, line: PackedConnection, lanes: dict[Lane, list[_PendingCall]], now_s: float) -> list[Any]:
         commands: list[Command] = []
         for lane, calls in lanes.items():
             requests = [protocol.with_time_left(call.body, (call.expires_s - now_s) * 1000) for call in calls]
             commands.append(command(PushRequestScript(*_lane_keys(lane), self._settings.lane_max_tokens, requests)))
         return line.trip(*commands)
 
-    def _withdraw(self, line: PackedConnection, gone: list[_Call]) -> None:
+    def _withdraw(self, line: PackedConnection, gone: list[_PendingCall]) -> None:
         """Take requests back that nobody waits for. When it fails they are computed for nobody, and that is all."""
         lanes: dict[Lane, list[bytes]] = defaultdict(list)
         for call in gone:
@@ -297,7 +297,7 @@ class InteractiveClient:
             _log.warning("%d requests whose callers went away could not be withdrawn: %s", len(gone), failed[0])
 
     @staticmethod
-    def _admit(calls: list[_Call], answer: list[int] | Exception) -> None:
+    def _admit(calls: list[_PendingCall], answer: list[int] | Exception) -> None:
         if isinstance(answer, Exception):
             _log.error("the server refused requests of the interactive lane: %s", answer)
             for call in calls:
@@ -359,5 +359,5 @@ class InteractiveClient:
 
 
 def _lane_keys(lane: Lane) -> tuple[Key, Key, Key, Key]:
-    workers, facts = keys.lane_workers(lane.model), keys.worker_facts(lane.model)
+    workers, facts = keys.lane_workers(lane.model), keys.worker_info(lane.model)
     return keys.lane_requests(lane), keys.lane_load(lane), workers, facts

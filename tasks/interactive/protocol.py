@@ -22,7 +22,7 @@ from tasks.lanes import Service
 from tasks.vectors import pack_extras, unpack_extras
 
 __all__ = [
-    "Request",
+    "InteractiveRequest",
     "decode_reply",
     "decode_request",
     "encode_failure",
@@ -43,7 +43,7 @@ _PARAMS = tuple(field.name for field in fields(JobParams))
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class InteractiveRequest:
     """One waiting call, as a worker reads it.
 
     Attributes:
@@ -102,7 +102,7 @@ def with_time_left(body: bytes, left_ms: float) -> bytes:
     return _DEADLINE.pack(left_ms) + body
 
 
-def decode_request(element: bytes) -> Request:
+def decode_request(element: bytes) -> InteractiveRequest:
     """Return the request.
 
     Raises:
@@ -113,7 +113,7 @@ def decode_request(element: bytes) -> Request:
         (tokens,) = _TOKENS.unpack_from(element, _DEADLINE.size)
         header = frames.peek(memoryview(element)[_FRAME_AT:])
         name = bytes(element[_NAME_AT:_FRAME_AT])
-        return Request(header["number"], header["reply"], deadline_ms, tokens, _work(header), name)
+        return InteractiveRequest(header["number"], header["reply"], deadline_ms, tokens, _work(header), name)
     except (struct.error, KeyError, ValueError) as error:
         raise frames.FrameError("the bytes are not a request") from error
 

@@ -27,6 +27,7 @@ from tasks.engine import Engine, Outcomes
 from tasks.errors import EngineClosed, LaneFull
 from tasks.frames import FrameError
 from tasks.interactive import protocol
+from tasks.interactive.protocol import InteractiveRequest
 from tasks.keys import Key
 from tasks.lanes import Lane, Service
 from tasks.scripts import Script, command
@@ -86,9 +87,11 @@ def serve(redis: Redis, cards: Sequence[ModelCard], engine: Engine, stop: thread
         engine: where the work goes.
         stop: ends the serving.
     """
-    replies = _Replies(redis)
-    intakes = [_Intake(redis, cards, service, engine, replies) for service in Service]
-    threads = [threading.Thread(target=intake.run, args=(stop,), name="intake", daemon=True) for intake in intakes]
+    replies = _ReplySender(redis)
+    receivers = [_Receiver(redis, cards, service, engine, replies) for service in Service]
+    threads = [
+        threading.Thread(target=receiver.run, args=(stop,), name="receiver", daemon=True) for receiver in receivers
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -96,12 +99,12 @@ def serve(redis: Redis, cards: Sequence[ModelCard], engine: Engine, stop: thread
     replies.close(_DRAIN_S)
 
 
-class _Replies:
+class _ReplySender:
     """Sends what futures end with; their callbacks run on the device's thread and only put it into a queue."""
 
     def __init__(self, redis: Redis) -> None:
         self._line = PackedConnection(redis)
-        self._done: queue.SimpleQueue[tuple[protocol.Request, Callable[[], bytes]] | None] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[InteractiveRequest, Callable[[], bytes]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = 0
         # What waits in the engine by the request's name, the oldest first, with the time since when.
@@ -110,7 +113,7 @@ class _Replies:
         self._thread = threading.Thread(target=self._send_forever, name="replies", daemon=True)
         self._thread.start()
 
-    def follow(self, request: protocol.Request, future: Future[Outcomes]) -> None:
+    def follow(self, request: InteractiveRequest, future: Future[Outcomes]) -> None:
         """Send what the future ends with."""
         with self._lock:
             self._open += 1
@@ -130,7 +133,7 @@ class _Replies:
         if future is not None:
             future.cancel()
 
-    def fail(self, request: protocol.Request, error: BaseException) -> None:
+    def fail(self, request: InteractiveRequest, error: BaseException) -> None:
         """Send an error now."""
         with self._lock:
             self._open += 1
@@ -144,7 +147,7 @@ class _Replies:
         self._done.put(None)
         self._thread.join(timeout_s)
 
-    def _ended(self, request: protocol.Request, future: Future[Outcomes]) -> None:
+    def _ended(self, request: InteractiveRequest, future: Future[Outcomes]) -> None:
         with self._lock:
             self._waiting.pop(request.name, None)
         self._done.put((request, functools.partial(_encode, request, future)))
@@ -167,7 +170,7 @@ class _Replies:
             with self._lock:
                 self._open -= len(batch)
 
-    def _send(self, batch: list[tuple[protocol.Request, Callable[[], bytes]]]) -> None:
+    def _send(self, batch: list[tuple[InteractiveRequest, Callable[[], bytes]]]) -> None:
         replies: dict[str, list[bytes]] = defaultdict(list)
         for request, encode in batch:
             replies[request.reply_key].append(encode())
@@ -186,7 +189,7 @@ class _Replies:
                 raise answer
 
 
-def _encode(request: protocol.Request, future: Future[Outcomes]) -> bytes:
+def _encode(request: InteractiveRequest, future: Future[Outcomes]) -> bytes:
     if future.cancelled():
         return protocol.encode_failure(request.number, EngineClosed("the worker gave this request up"))
     error = future.exception()
@@ -195,11 +198,11 @@ def _encode(request: protocol.Request, future: Future[Outcomes]) -> bytes:
     return protocol.encode_outcomes(request.number, future.result())
 
 
-class _Intake:
+class _Receiver:
     """Takes the requests of one class of service off their lists and gives them to the engine."""
 
     def __init__(
-        self, redis: Redis, cards: Iterable[ModelCard], service: Service, engine: Engine, replies: _Replies
+        self, redis: Redis, cards: Iterable[ModelCard], service: Service, engine: Engine, replies: _ReplySender
     ) -> None:
         self._line = PackedConnection(redis)
         self._lanes = [Lane(card.slug, service) for card in cards]
@@ -286,7 +289,7 @@ class _Intake:
             tokens += request.tokens
         return tokens, []
 
-    def _submit(self, request: protocol.Request, deadline_s: float) -> bool:
+    def _submit(self, request: InteractiveRequest, deadline_s: float) -> bool:
         """Give one request to the engine; False: it takes none now."""
         try:
             future = self._engine.submit(replace(request.work, deadline_s=deadline_s))

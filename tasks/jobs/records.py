@@ -30,7 +30,7 @@ from tasks.lanes import Lane, Service
 __all__ = [
     "WEIGHTS",
     "Creation",
-    "Outcome",
+    "FinishedResult",
     "read_chunk",
     "read_claim",
     "read_job",
@@ -46,7 +46,7 @@ _RECENT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class FinishedResult:
     """Counts, tokens and result frame of a job that was answered at once."""
 
     counts: Counts
@@ -73,7 +73,7 @@ class Creation:
     job: NewJob
     chunks: Sequence[ChunkRecord]
     idempotency: Idempotency | None = None
-    outcome: Outcome | None = None
+    outcome: FinishedResult | None = None
 
     def script(self, settings: Settings, replaces: str) -> CreateScript:
         """Return the call of the script.

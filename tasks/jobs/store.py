@@ -19,7 +19,7 @@ from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound
 from tasks.jobs.blobs import store_full
 from tasks.jobs.leases import Leases
 from tasks.jobs.model import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobProgress, JobState, NewJob
-from tasks.jobs.records import Creation, Outcome, read_chunk, read_job, read_progress
+from tasks.jobs.records import Creation, FinishedResult, read_chunk, read_job, read_progress
 from tasks.jobs.transitions import (
     CancelScript,
     DeleteScript,
@@ -169,7 +169,7 @@ class JobStore:
             idempotency: the caller's key.
         """
         chunk = ChunkRecord(0, 0, job.total, job.estimated_tokens)
-        return self._create(Creation(job, [chunk], idempotency, Outcome(counts, tokens, frame)), self.redis)
+        return self._create(Creation(job, [chunk], idempotency, FinishedResult(counts, tokens, frame)), self.redis)
 
     # -- read
 

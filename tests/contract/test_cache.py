@@ -11,7 +11,7 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.cache.caching_engine import CachingEngine
-from tasks.cache.store import ContentCache, Entry, digest_items, job_scope, tenant_scope
+from tasks.cache.values import CachedValue, ContentCache, digest_items, job_scope, tenant_scope
 from tasks.connections import connect
 from tasks.engine import JobParams, Work
 from tasks.errors import EngineClosed, ModelNotFound
@@ -50,8 +50,8 @@ def engine(
     reusing.close()
 
 
-def entry(*values: float, tokens: int = 3, truncated: bool = False) -> Entry:
-    return Entry(np.array(values, np.float32), tokens, truncated)
+def entry(*values: float, tokens: int = 3, truncated: bool = False) -> CachedValue:
+    return CachedValue(np.array(values, np.float32), tokens, truncated)
 
 
 def work(texts: Sequence[str], reuse: str = A, **fields: Any) -> Work:

@@ -29,7 +29,7 @@ from tasks.errors import (
 from tasks.interactive.client import InteractiveClient
 from tasks.interactive.server import serve
 from tasks.lanes import Lane, Service
-from tasks.presence.workers import Announcer, WorkerFacts
+from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo
 from tests.support.echo_engine import EchoEngine, echo
 from tests.support.polling import wait_until
 
@@ -44,8 +44,8 @@ def work(*texts: str, service: Service = Service.INTERACTIVE, within_s: float | 
 
 @contextmanager
 def announced(redis: Redis, rate: float = 1000.0) -> Iterator[None]:
-    facts = WorkerFacts("w1", "here", 1, "cpu", "float32", "f", rate)
-    announcer = Announcer(redis, "w1", lambda: {"fake": facts}, 5.0)
+    facts = WorkerInfo("w1", "here", 1, "cpu", "float32", "f", rate)
+    announcer = WorkerHeartbeat(redis, "w1", lambda: {"fake": facts}, 5.0)
     announcer.start()
     try:
         wait_until(lambda: redis.exists(keys.lane_workers("fake")))

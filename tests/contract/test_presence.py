@@ -10,12 +10,12 @@ from redis import Redis
 from tasks import keys
 from tasks.connections import connect
 from tasks.errors import StoreUnavailable
-from tasks.presence.workers import Announcer, Presence, WorkerFacts
+from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo, WorkerRegistry
 
-FACTS = WorkerFacts("w1", "here", 42, "cpu", "float32", "abc", 1234.5)
+FACTS = WorkerInfo("w1", "here", 42, "cpu", "float32", "abc", 1234.5)
 
 
-def seen_within(presence: Presence, expected: dict[str, list[WorkerFacts]], within_s: float = 10.0) -> bool:
+def seen_within(presence: WorkerRegistry, expected: dict[str, list[WorkerInfo]], within_s: float = 10.0) -> bool:
     deadline_s = time.monotonic() + within_s
     while time.monotonic() < deadline_s:
         if presence.ready_models() == expected:
@@ -25,8 +25,8 @@ def seen_within(presence: Presence, expected: dict[str, list[WorkerFacts]], with
 
 
 def test_a_worker_is_ready_while_it_announces_and_gone_when_it_withdraws(redis: Redis) -> None:
-    presence = Presence(redis, ["fake", "other"])
-    announcer = Announcer(redis, "w1", lambda: {"fake": FACTS}, 5.0)
+    presence = WorkerRegistry(redis, ["fake", "other"])
+    announcer = WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 5.0)
     assert presence.ready_models() == {}
     announcer.start()
     assert seen_within(presence, {"fake": [FACTS]})
@@ -37,8 +37,8 @@ def test_a_worker_is_ready_while_it_announces_and_gone_when_it_withdraws(redis: 
 
 def test_a_worker_that_turns_unhealthy_withdraws_and_comes_back_by_itself(redis: Redis) -> None:
     facts = {"fake": FACTS}
-    presence = Presence(redis, ["fake"])
-    announcer = Announcer(redis, "w1", lambda: dict(facts), 5.0)
+    presence = WorkerRegistry(redis, ["fake"])
+    announcer = WorkerHeartbeat(redis, "w1", lambda: dict(facts), 5.0)
     announcer.start()
     assert seen_within(presence, {"fake": [FACTS]})
     facts.clear()
@@ -50,9 +50,9 @@ def test_a_worker_that_turns_unhealthy_withdraws_and_comes_back_by_itself(redis:
 
 def test_two_workers_of_one_model_are_both_seen_and_leave_apart(redis: Redis) -> None:
     other = replace(FACTS, worker_id="w2")
-    first = Announcer(redis, "w1", lambda: {"fake": FACTS}, 5.0)
-    second = Announcer(redis, "w2", lambda: {"fake": other}, 5.0)
-    presence = Presence(redis, ["fake"])
+    first = WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 5.0)
+    second = WorkerHeartbeat(redis, "w2", lambda: {"fake": other}, 5.0)
+    presence = WorkerRegistry(redis, ["fake"])
     first.start()
     assert seen_within(presence, {"fake": [FACTS]})
     second.start()
@@ -63,27 +63,27 @@ def test_two_workers_of_one_model_are_both_seen_and_leave_apart(redis: Redis) ->
 
 
 def test_a_worker_that_died_is_forgotten_when_its_time_is_over(redis: Redis) -> None:
-    presence = Presence(redis, ["fake"])
-    dead = Announcer(redis, "w1", lambda: {"fake": FACTS}, 0.3)
+    presence = WorkerRegistry(redis, ["fake"])
+    dead = WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 0.3)
     dead._announce({"fake": FACTS})  # once, and never again
     assert presence.ready_models() == {"fake": [FACTS]}
     assert seen_within(presence, {})
 
 
 def test_what_a_newer_worker_says_besides_is_passed_over(redis: Redis) -> None:
-    Announcer(redis, "w1", lambda: {"fake": FACTS}, 5.0)._announce({"fake": FACTS})
-    told = orjson.loads(redis.hget(keys.worker_facts("fake"), "w1") or b"")
-    redis.hset(keys.worker_facts("fake"), "w1", orjson.dumps({**told, "mood": "good"}))
-    assert Presence(redis, ["fake"]).ready_models() == {"fake": [FACTS]}
+    WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 5.0)._announce({"fake": FACTS})
+    told = orjson.loads(redis.hget(keys.worker_info("fake"), "w1") or b"")
+    redis.hset(keys.worker_info("fake"), "w1", orjson.dumps({**told, "mood": "good"}))
+    assert WorkerRegistry(redis, ["fake"]).ready_models() == {"fake": [FACTS]}
 
 
 def test_an_announcement_has_an_expiry(redis: Redis) -> None:
-    announcer = Announcer(redis, "w1", lambda: {"fake": FACTS}, 5.0)
+    announcer = WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 5.0)
     announcer._announce({"fake": FACTS})
     assert 0 < redis.pttl(keys.lane_workers("fake")) <= 5000
-    assert 0 < redis.pttl(keys.worker_facts("fake")) <= 5000
+    assert 0 < redis.pttl(keys.worker_info("fake")) <= 5000
 
 
 def test_a_server_that_is_away_is_an_error_with_a_name() -> None:
     with connect("redis://127.0.0.1:1/0", name="test") as nobody, pytest.raises(StoreUnavailable):
-        Presence(nobody, ["fake"]).ready_models()
+        WorkerRegistry(nobody, ["fake"]).ready_models()

@@ -9,7 +9,7 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks.cache.caching_engine import CachingEngine
-from tasks.cache.store import ContentCache, job_scope
+from tasks.cache.values import ContentCache, job_scope
 from tasks.engine import Work
 from tasks.errors import EngineClosed
 from tests.support.fakes import GatedBackend, fake_model

@@ -26,14 +26,14 @@ from stack.server import EmbeddedServer
 from tasks.bulk import chunk_task
 from tasks.bulk.chunk_task import WorkerContext
 from tasks.cache.caching_engine import CachingEngine
-from tasks.cache.store import ContentCache
+from tasks.cache.values import ContentCache
 from tasks.celery import make_app
 from tasks.connections import connect
 from tasks.interactive.server import serve
 from tasks.jobs.blobs import open_blobs
 from tasks.jobs.leases import Leases
 from tasks.lanes import Lane, Service
-from tasks.presence.workers import Announcer, Presence, WorkerFacts
+from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo, WorkerRegistry
 from workers.engine.device import DeviceEngine
 from workers.models.registry import load_models
 
@@ -114,8 +114,8 @@ def running_worker(settings: Settings) -> Iterator[DeviceEngine]:
         reusing = CachingEngine(engine, fingerprints, ContentCache(state, settings))
         stack.callback(reusing.close)
         context = WorkerContext(Leases(state, settings), open_blobs(state, settings), reusing, settings, "w-test")
-        facts = {card.slug: WorkerFacts("w-test", "here", 1, "cpu", "float32", "fp-1", 1000.0) for card in cards}
-        announcer = Announcer(state, "w-test", lambda: facts, settings.worker_ttl_s)
+        facts = {card.slug: WorkerInfo("w-test", "here", 1, "cpu", "float32", "fp-1", 1000.0) for card in cards}
+        announcer = WorkerHeartbeat(state, "w-test", lambda: facts, settings.worker_ttl_s)
         threads = [
             threading.Thread(target=serve, args=(hop, cards, reusing, stop)),
             threading.Thread(target=_take_tickets, args=(settings, cards, context, stop)),
@@ -164,6 +164,6 @@ def _take_tickets(settings: Settings, cards: list[ModelCard], context: WorkerCon
 def _wait_until_announced(settings: Settings, cards: list[ModelCard]) -> None:
     with connect(settings.redis_url, name="test-presence") as redis:
         deadline_s = time.monotonic() + 10
-        while len(Presence(redis, [card.slug for card in cards]).ready_models()) < len(cards):
+        while len(WorkerRegistry(redis, [card.slug for card in cards]).ready_models()) < len(cards):
             assert time.monotonic() < deadline_s, "the worker did not announce itself"
             time.sleep(0.02)

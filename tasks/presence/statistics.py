@@ -16,7 +16,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.lanes import Lane, Service
 
-__all__ = ["LaneReading", "Reading", "read_store"]
+__all__ = ["LaneStatistics", "StoreStatistics", "read_statistics"]
 
 _PER_TRIP = 1000
 # A watcher must not cost more than it is worth: beyond so many unfinished jobs the rest is not looked at.
@@ -24,7 +24,7 @@ _MOST_JOBS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
-class LaneReading:
+class LaneStatistics:
     """One lane.
 
     Attributes:
@@ -48,10 +48,10 @@ class LaneReading:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class StoreStatistics:
     """The whole store."""
 
-    lanes: Sequence[LaneReading]
+    lanes: Sequence[LaneStatistics]
     jobs: Mapping[str, int] = field(default_factory=dict)
     memory_bytes: int = 0
     memory_limit_bytes: int = 0
@@ -73,7 +73,7 @@ class _Raw:
     messages: int
 
 
-def read_store(redis: Redis, settings: Settings, models: Iterable[str]) -> Reading:
+def read_statistics(redis: Redis, settings: Settings, models: Iterable[str]) -> StoreStatistics:
     """Read both lanes of the models (slugs), and what they share.
 
     Raises:
@@ -90,7 +90,7 @@ def read_store(redis: Redis, settings: Settings, models: Iterable[str]) -> Readi
     for lane, part in zip(lanes, raw, strict=True):
         backlog = waiting[lane.model] if lane.service is Service.BULK else 0
         readings.append(_describe(redis, lane, part, backlog, now_s, settings.ticket_timeout_s))
-    return Reading(
+    return StoreStatistics(
         lanes=readings,
         jobs=Counter(state for _, state, _ in jobs),
         memory_bytes=int(memory["used_memory"]),
@@ -156,7 +156,7 @@ def _read_jobs(redis: Redis, job_ids: Sequence[str]) -> list[tuple[str, str, int
     return found
 
 
-def _describe(redis: Redis, lane: Lane, raw: _Raw, backlog: int, now_s: float, timeout_s: float) -> LaneReading:
+def _describe(redis: Redis, lane: Lane, raw: _Raw, backlog: int, now_s: float, timeout_s: float) -> LaneStatistics:
     pipeline = redis.pipeline(transaction=False)
     for entry, _ in raw.in_flight:
         job_id, _, number = entry.decode().rpartition(":")
@@ -167,7 +167,7 @@ def _describe(redis: Redis, lane: Lane, raw: _Raw, backlog: int, now_s: float, t
         for chunk, (_, until_ms) in zip(chunks, raw.in_flight, strict=True)
         if chunk.get("state") == "ticket"
     ]
-    return LaneReading(
+    return LaneStatistics(
         lane=lane,
         requests=raw.requests,
         tokens=raw.tokens + backlog,

@@ -16,10 +16,10 @@ from redis import Redis, RedisError
 from tasks import keys
 from tasks.errors import StoreUnavailable
 from tasks.keys import Key
-from tasks.periodic import Rounds
+from tasks.periodic import PeriodicThread
 from tasks.scripts import Script, command
 
-__all__ = ["Announcer", "Presence", "WorkerFacts"]
+__all__ = ["WorkerHeartbeat", "WorkerInfo", "WorkerRegistry"]
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _CACHE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerFacts:
+class WorkerInfo:
     """What a worker says of itself for one model.
 
     Attributes:
@@ -53,7 +53,7 @@ class WorkerFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class AnnounceScript(Script):
+class WorkerHeartbeatScript(Script):
     """Note that a worker is ready for a model, for `ttl_ms`; `info` is JSON."""
 
     workers: Key
@@ -70,7 +70,7 @@ class ReadyWorkersScript(Script):
     models: Sequence[Key]
 
 
-class Announcer:
+class WorkerHeartbeat:
     """Announces one worker every second, in a thread of its own, while it is healthy.
 
     Args:
@@ -81,22 +81,22 @@ class Announcer:
     """
 
     def __init__(
-        self, redis: Redis, worker_id: str, facts: Callable[[], Mapping[str, WorkerFacts]], ttl_s: float
+        self, redis: Redis, worker_id: str, facts: Callable[[], Mapping[str, WorkerInfo]], ttl_s: float
     ) -> None:
         self._redis = redis
         self._worker_id = worker_id
         self._facts = facts
         self._ttl_ms = int(ttl_s * 1000)
         self._announced: set[str] = set()
-        self._rounds = Rounds(self._look, _PERIOD_S, "announcer")
+        self._thread = PeriodicThread(self._look, _PERIOD_S, "announcer")
 
     def start(self) -> None:
         """Announce from now on."""
-        self._rounds.start()
+        self._thread.start()
 
     def stop(self) -> None:
         """Withdraw and end the thread. Safe to call twice."""
-        self._rounds.stop(2 * _PERIOD_S + 1)
+        self._thread.stop(2 * _PERIOD_S + 1)
         try:
             self._announce({})
         except RedisError:
@@ -105,12 +105,12 @@ class Announcer:
     def _look(self) -> None:
         self._announce(self._facts())
 
-    def _announce(self, facts: Mapping[str, WorkerFacts]) -> None:
+    def _announce(self, facts: Mapping[str, WorkerInfo]) -> None:
         pipeline = self._redis.pipeline(transaction=False)
         for model, fact in facts.items():
-            call = AnnounceScript(
+            call = WorkerHeartbeatScript(
                 keys.lane_workers(model),
-                keys.worker_facts(model),
+                keys.worker_info(model),
                 self._worker_id,
                 self._ttl_ms,
                 orjson.dumps(asdict(fact)),
@@ -118,12 +118,12 @@ class Announcer:
             pipeline.execute_command(*command(call))  # type: ignore[no-untyped-call]
         for model in self._announced - facts.keys():
             pipeline.zrem(keys.lane_workers(model), self._worker_id)
-            pipeline.hdel(keys.worker_facts(model), self._worker_id)
+            pipeline.hdel(keys.worker_info(model), self._worker_id)
         pipeline.execute()
         self._announced = set(facts)
 
 
-class Presence:
+class WorkerRegistry:
     """Tells which workers are ready. Thread-safe; answers are at most half a second old.
 
     Args:
@@ -136,9 +136,9 @@ class Presence:
         self._models = tuple(dict.fromkeys(models))
         self._lock = threading.Lock()
         self._read_at_s = float("-inf")
-        self._ready: dict[str, list[WorkerFacts]] = {}
+        self._ready: dict[str, list[WorkerInfo]] = {}
 
-    def ready_models(self) -> dict[str, list[WorkerFacts]]:
+    def ready_models(self) -> dict[str, list[WorkerInfo]]:
         """Return the ready workers by model slug; a model without one is left out.
 
         Raises:
@@ -150,8 +150,8 @@ class Presence:
                 self._read_at_s = time.monotonic()
             return dict(self._ready)
 
-    def _read(self) -> dict[str, list[WorkerFacts]]:
-        names = [name for model in self._models for name in (keys.lane_workers(model), keys.worker_facts(model))]
+    def _read(self) -> dict[str, list[WorkerInfo]]:
+        names = [name for model in self._models for name in (keys.lane_workers(model), keys.worker_info(model))]
         try:
             answer: list[list[bytes]] = self._redis.execute_command(*command(ReadyWorkersScript(names)))  # type: ignore[no-untyped-call]
         except RedisError as error:
@@ -162,7 +162,7 @@ class Presence:
         return {model: workers for model, workers in found.items() if workers}
 
 
-def _read_facts(line: bytes) -> WorkerFacts:
+def _read_facts(line: bytes) -> WorkerInfo:
     # A newer worker may say more than this process knows of.
     told = orjson.loads(line)
-    return WorkerFacts(**{field.name: told[field.name] for field in fields(WorkerFacts) if field.name in told})
+    return WorkerInfo(**{field.name: told[field.name] for field in fields(WorkerInfo) if field.name in told})

@@ -20,7 +20,7 @@ from tasks.engine import Work
 from tasks.keys import Key
 from tasks.scripts import Argument, Script, Scripts
 
-__all__ = ["ContentCache", "Entry", "digest_items", "is_job", "job_scope", "tenant_scope"]
+__all__ = ["CachedValue", "ContentCache", "digest_items", "is_job", "job_scope", "tenant_scope"]
 
 _HEAD = struct.Struct("<iB")
 # What an entry takes in the server besides its value: its digest twice, with table and list nodes (185 measured).
@@ -75,7 +75,7 @@ class CachePutScript(Script):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class CachedValue:
     """What became of one item: its value (float32, shape (d,), or (1,) for a score), tokens and whether it was cut."""
 
     value: NDArray[np.float32]
@@ -87,7 +87,7 @@ class Entry:
         return _HEAD.pack(self.tokens, self.truncated) + self.value.astype("<f4", copy=False).tobytes()
 
     @classmethod
-    def unpack(cls, packed: bytes) -> "Entry":
+    def unpack(cls, packed: bytes) -> "CachedValue":
         """Return the entry that `pack` wrote."""
         tokens, truncated = _HEAD.unpack_from(packed)
         return cls(np.frombuffer(packed, "<f4", offset=_HEAD.size), tokens, bool(truncated))
@@ -138,18 +138,18 @@ class ContentCache:
         self._budget_bytes = settings.cache_max_bytes
         self._ttl_ms = int(settings.cache_ttl_s * 1000)
 
-    def find(self, scope: str, digests: Sequence[bytes]) -> dict[bytes, Entry]:
+    def find(self, scope: str, digests: Sequence[bytes]) -> dict[bytes, CachedValue]:
         """Return the entries that there are."""
         names = (keys.cache_values(scope), keys.cache_times(scope), keys.cache_lookups())
-        found: dict[bytes, Entry] = {}
+        found: dict[bytes, CachedValue] = {}
         for first in range(0, len(digests), _PER_CALL):
             asked = digests[first : first + _PER_CALL]
             values = cast("list[bytes | None]", self._scripts.call(CacheGetScript(*names, self._ttl_ms, asked)))
             known = zip(asked, values, strict=True)
-            found |= {digest: Entry.unpack(value) for digest, value in known if value is not None}
+            found |= {digest: CachedValue.unpack(value) for digest, value in known if value is not None}
         return found
 
-    def keep(self, scope: str, entries: Mapping[bytes, Entry]) -> None:
+    def keep(self, scope: str, entries: Mapping[bytes, CachedValue]) -> None:
         """Keep entries; the oldest of the scope make room.
 
         Raises:
