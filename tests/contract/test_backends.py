@@ -1,6 +1,5 @@
 """Every backend gives the vectors of the reference: sentence-transformers in float32 on the real MiniLM."""
 
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,6 @@ from workers.engine import DeviceEngine
 from workers.models.fetch import fetch
 from workers.models.hardware import cpu_has_bfloat16
 from workers.models.registry import load_models
-from workers.models.weights import read_pooling
 
 ROOT = Path(__file__).parents[2]
 MINILM = "all-MiniLM-L6-v2"
@@ -194,19 +192,10 @@ def test_the_fingerprint_does_not_depend_on_the_backend() -> None:
         ({"dimension": 1024}, "384"),
         ({"pooling": "cls"}, "says mean"),
         ({"backend": "magic"}, "unknown backend"),
-        ({"family": "decoder", "pooling": None}, "last_token"),
+        ({"family": "decoder"}, "of family encoder"),
     ],
 )
 def test_a_card_that_contradicts_its_weights_is_refused(fields: dict[str, object], words: str) -> None:
     settings = Settings(_env_file=None, device="cpu")
     with pytest.raises(ConfigError, match=words):
         load_models([minilm(**{"backend": "torch", **fields})], settings)
-
-
-def test_a_folder_without_a_pooling_needs_one_on_the_card(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="pooling"):
-        read_pooling(minilm(pooling=None), tmp_path)
-    assert read_pooling(minilm(pooling="cls"), tmp_path) == "cls"
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
-    assert read_pooling(minilm(pooling=None), tmp_path) == "mean"

@@ -13,6 +13,7 @@ from config.catalog import ModelCard
 from tests.support.checkpoints import make_checkpoint
 from workers.models.export import MODEL, TOKENIZER
 from workers.models.exported import find_or_export
+from workers.models.recognise import recognise
 
 SCRIPT = textwrap.dedent(
     """
@@ -20,9 +21,11 @@ SCRIPT = textwrap.dedent(
     from pathlib import Path
     from config.catalog import ModelCard
     from workers.models.exported import find_or_export
+    from workers.models.recognise import recognise
 
     card = ModelCard.model_validate_json(sys.argv[1])
-    print(find_or_export(card, Path(card.source.removeprefix("path:")), Path(sys.argv[2])), flush=True)
+    recipe = recognise(card, Path(card.source.removeprefix("path:")))
+    print(find_or_export(recipe, Path(sys.argv[2])), flush=True)
     """
 )
 
@@ -38,7 +41,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def export(card: ModelCard, cache: Path) -> Path:
-    return find_or_export(card, Path(card.source.removeprefix("path:")), cache)
+    return find_or_export(recognise(card, Path(card.source.removeprefix("path:"))), cache)
 
 
 def start(card: ModelCard, cache: Path) -> subprocess.Popen[str]:

@@ -17,7 +17,7 @@ from transformers import (
     XLMRobertaModel,
 )
 
-__all__ = ["FAMILIES", "WORDS", "make_checkpoint"]
+__all__ = ["FAMILIES", "WORDS", "make_checkpoint", "make_tokenizer"]
 
 WORDS = [f"w{at}" for at in range(300)]
 _SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
@@ -29,7 +29,7 @@ def make_checkpoint(family: str, folder: Path) -> dict[str, Any]:
     """Write a checkpoint and return the fields of a card for it."""
     torch.manual_seed(0)
     like_bert = family.startswith("bert")
-    tokenizer = _tokenizer("bert" if like_bert else "qwen3" if family == "qwen3" else "xlmr")
+    tokenizer = make_tokenizer("bert" if like_bert else "qwen3" if family == "qwen3" else "xlmr")
     tokenizer.save_pretrained(folder)
     _model(family, len(tokenizer)).save_pretrained(folder)
     if family == "bge-m3":
@@ -64,7 +64,10 @@ def _model(family: str, size: int) -> Any:
     return Qwen3Model(Qwen3Config(**shape, **more, pad_token_id=0))
 
 
-def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
+def make_tokenizer(kind: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of whole words, framed as those of bert, xlmr or qwen3 are."""
+    if kind == "bytes":
+        return _byte_tokenizer()
     special = {
         "bert": {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
         "xlmr": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
@@ -84,3 +87,12 @@ def _tokenizer(kind: str) -> PreTrainedTokenizerFast:
         special |= {"cls_token": "<s>", "sep_token": "</s>"}
     names = ["input_ids", "token_type_ids", "attention_mask"] if kind == "bert" else ["input_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=fast, model_input_names=names, **special)
+
+
+def _byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Return one of bytes: the classes of some families make byte pairs of any vocabulary."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: at for at, token in enumerate(["<|endoftext|>", *alphabet])}
+    fast = Tokenizer(models.BPE(vocabulary, []))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<|endoftext|>", eos_token="<|endoftext|>")

@@ -55,7 +55,8 @@ def _check(work: Work, model: LoadedModel) -> None:
 
 
 def _admit_embeddings(work: Work, model: LoadedModel) -> PendingWork:
-    texts = instruct(work.texts, work.params.instruction, model)
+    stated = work.params.instruction
+    texts = instruct(work.texts, model.card.default_instruction if stated is None else stated, model)
     unique, rows_of = _deduplicate(texts)
     encoded = model.tokenizer.encode(unique, work.params.truncate)
     extras = _extras(work)
@@ -64,7 +65,7 @@ def _admit_embeddings(work: Work, model: LoadedModel) -> PendingWork:
     def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
         spread, errors = plan.spread(values, failed, rows_of)
         more = {kind: plan.spread_extra(kind, rows_of, errors) for kind in extras}
-        values = _cut_dimensions(spread, work.params.dimensions, normalize=model.card.normalize)
+        values = _cut_dimensions(spread, work.params.dimensions, normalize=model.card.normalized)
         if "dense" not in work.params.returns:
             values = values[:, :0]
         return Outcomes(values, plan.lengths[rows_of], plan.cut[rows_of], errors, extras=more)
@@ -88,7 +89,8 @@ def _admit_pairs(work: Work, model: LoadedModel) -> PendingWork:
 def _admit_similarity(work: Work, model: LoadedModel) -> PendingWork:
     """Embed each query and each document once; a score is their cosine, or a sum with more, moved to [0, 1]."""
     queries = instruct(work.queries or (), _query_instruction(work, model), model)
-    unique, rows_of = _deduplicate([*queries, *work.texts])
+    documents = instruct(work.texts, model.card.document_instruction or model.card.default_instruction, model)
+    unique, rows_of = _deduplicate([*queries, *documents])
     encoded = model.tokenizer.encode(unique, work.params.truncate)
     by_all = model.card.rerank_by == "multi-vector"
     plan = _Plan(work, encoded, model, ("sparse", "colbert") if by_all else ())

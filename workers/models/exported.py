@@ -1,7 +1,7 @@
 """The cache of exported models on disk: exported once, safe when workers start together, rebuilt when broken.
 
 Owns `<models_dir>/openvino/<key>/`; the key holds everything that the export depends on. What stands inside is
-`export`'s business.
+`export`'s business. A model that cannot be exported leaves a file that says why, so that no start tries it again.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from config.catalog import ModelCard
 from config.supervisor import tied_to_parent
-from tasks.errors import ConfigError
-from workers.models.export import MODEL, TOKENIZER, TRAITS
+from tasks.errors import ConfigError, WorkError
+from workers.models.export import EXIT_REFUSED, MODEL, TOKENIZER, TRAITS
 from workers.models.fetch import locked
-from workers.models.fingerprint import hash_files, hash_weights
+from workers.models.fingerprint import COMPUTING, hash_files, hash_recipe
+from workers.models.recognise import Recipe
 
 __all__ = ["find_or_export"]
 
@@ -30,30 +30,31 @@ _SEAL = "seal.json"
 _SEALED = (MODEL, MODEL.replace(".xml", ".bin"), TOKENIZER, TRAITS)
 
 
-def find_or_export(card: ModelCard, folder: Path, cache: Path) -> Path:
+def find_or_export(recipe: Recipe, cache: Path) -> Path:
     """Return a folder with the exported model, exporting it in a process of its own if it has to be.
 
     Raises:
-        ConfigError: the model cannot be exported.
+        ConfigError: the model cannot be loaded at all.
+        WorkError: it cannot be exported; another backend may run it.
     """
-    target = cache / _key(card, folder)
+    target = cache / _key(recipe)
+    failed = target.with_suffix(".failed")
     with locked(cache / f"{target.name}.lock"):
+        if failed.is_file():
+            raise WorkError(failed.read_text("utf-8"))
         if not _is_whole(target):
-            _build(card, folder, target)
+            try:
+                _build(recipe, target)
+            except WorkError as error:
+                failed.write_text(error.message, "utf-8")
+                raise
     return target
 
 
-def _key(card: ModelCard, folder: Path) -> str:
-    parts = [
-        hash_weights(folder),
-        hash_files(folder, ("tokenizer*.json", "vocab.txt", "special_tokens_map.json", "*.model")),
-        card.family,
-        card.pooling or "",
-        str(card.normalize),
-        *card.extras,
-        *(version(name) for name in ("openvino", "torch", "transformers", "FlagEmbedding")),
-    ]
-    return f"{card.slug}-{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:24]}"
+def _key(recipe: Recipe) -> str:
+    versions = (version(name) for name in ("openvino", "torch", "transformers", "FlagEmbedding"))
+    parts = [str(COMPUTING), hash_recipe(recipe), *recipe.card.extras, *versions]
+    return f"{recipe.card.slug}-{hashlib.sha256('/'.join(parts).encode()).hexdigest()[:24]}"
 
 
 def _is_whole(target: Path) -> bool:
@@ -69,27 +70,35 @@ def _digests(target: Path) -> dict[str, str]:
     return {name: hash_files(target, (name,)) for name in _SEALED}
 
 
-def _build(card: ModelCard, folder: Path, target: Path) -> None:
+def _build(recipe: Recipe, target: Path) -> None:
     """Export beside the target and move it there in one step, so that nobody ever sees half a model."""
+    name = recipe.card.name
     if target.exists():
-        log.warning("%s: the exported model in %s is broken and is built again", card.name, target)
+        log.warning("%s: the exported model in %s is broken and is built again", name, target)
         shutil.rmtree(target)
-    log.info("%s: exporting to OpenVINO, once", card.name)
+    log.info("%s: exporting to OpenVINO, once", name)
     prefix = f".draft-{target.name}-"
     # We hold the lock, so these were left by workers that were killed.
     for orphan in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(orphan, ignore_errors=True)
     draft = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
-        _export_in_child(card, folder, draft)
+        _export_in_child(recipe, draft)
         (draft / _SEAL).write_text(json.dumps(_digests(draft)), "utf-8")
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _export_in_child(card: ModelCard, folder: Path, draft: Path) -> None:
-    command = [sys.executable, "-m", "workers.models.export", card.model_dump_json(), str(folder), str(draft)]
+def _export_in_child(recipe: Recipe, draft: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "workers.models.export",
+        recipe.card.model_dump_json(),
+        str(recipe.folder),
+        str(draft),
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         command,
@@ -99,6 +108,9 @@ def _export_in_child(card: ModelCard, folder: Path, draft: Path) -> None:
         check=False,
         preexec_fn=tied_to_parent(),
     )
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
-        raise ConfigError(f"model {card.name}: cannot be exported to OpenVINO: {reason}")
+    if done.returncode == 0:
+        return
+    reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    if done.returncode == EXIT_REFUSED:
+        raise ConfigError(reason)
+    raise WorkError(f"model {recipe.card.name}: cannot be exported to OpenVINO: {reason}")

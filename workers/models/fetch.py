@@ -46,7 +46,7 @@ def fetch(card: ModelCard, settings: Settings) -> Path:
         folder = _from_modelscope(card, rest, settings)
     else:
         raise ConfigError(f"model {card.name}: unknown source {card.source!r}")
-    if not (folder / "config.json").is_file():
+    if not any((folder / file).is_file() for file in ("config.json", "modules.json", "adapter_config.json")):
         raise ConfigError(f"model {card.name}: {folder} is not a model folder (it has no config.json)")
     return folder
 
@@ -71,28 +71,29 @@ def _bundled(card: ModelCard, rest: str) -> Path:
 
 def _from_modelscope(card: ModelCard, model_id: str, settings: Settings) -> Path:
     """Download a snapshot once; an interrupted download is taken up again by the library."""
-    folder = models_dir(settings) / "modelscope" / model_id.replace("/", "--") / card.revision
-    with locked(folder.with_name(f"{card.revision}.lock")):
+    revision = card.revision or "master"
+    folder = models_dir(settings) / "modelscope" / model_id.replace("/", "--") / revision
+    with locked(folder.with_name(f"{revision}.lock")):
         if not (folder / _COMPLETE).is_file():
             log.info("%s: downloading %s from ModelScope, once, to %s", card.name, model_id, folder)
-            _download(card, model_id, folder, settings.modelscope_endpoint)
-            (folder / _COMPLETE).write_text(json.dumps({"id": model_id, "revision": card.revision}), "utf-8")
+            _download(card, model_id, revision, folder, settings.modelscope_endpoint)
+            (folder / _COMPLETE).write_text(json.dumps({"id": model_id, "revision": revision}), "utf-8")
     return folder
 
 
-def _download(card: ModelCard, model_id: str, folder: Path, endpoint: str) -> None:
+def _download(card: ModelCard, model_id: str, revision: str, folder: Path, endpoint: str) -> None:
     from modelscope import snapshot_download  # noqa: PLC0415 - a heavy import that most workers do not need
 
     try:
         snapshot_download(
             model_id,
-            revision=card.revision,
+            revision=revision,
             local_dir=str(folder),
             ignore_patterns=_NOT_NEEDED,
             endpoint=endpoint or None,
         )
     except Exception as error:  # the library raises errors of several trees, and this is its edge
         raise ConfigError(
-            f"model {card.name}: cannot download {model_id} (revision {card.revision}): {error}. Without a network, "
+            f"model {card.name}: cannot download {model_id} (revision {revision}): {error}. Without a network, "
             "put its folder on disk and name it in a card of your own as source = path:<folder>"
         ) from error

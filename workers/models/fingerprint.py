@@ -1,45 +1,62 @@
-"""A fingerprint says what made a vector: weights, revision, tokenizer, pooling, precision and prompt.
+"""A fingerprint says what made a vector: weights, modules, tokenizer, pooling, prompts, precision, length, our code.
 
-Owns the hashing of a model folder. Two vectors with the same fingerprint may be compared with each other.
+Owns the hashing of a model folder. Two vectors with the same fingerprint may be compared with each other; where the
+weights came from does not matter, only their bytes.
 """
 
 import hashlib
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+import orjson
+
 from config.catalog import ModelCard
+from workers.models.recognise import Recipe
 
-__all__ = ["hash_files", "hash_weights", "make_fingerprint"]
+__all__ = ["fingerprint_recipe", "hash_files", "hash_recipe", "make_fingerprint"]
 
-_WEIGHTS = ("*.safetensors", "pytorch_model*.bin", "*.pt")
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "*.model")
+# Counts up whenever our code makes other numbers from the same folder.
+COMPUTING = 2
+_TOKENIZER = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 _BLOCK_BYTES = 2**20
 
 
-def make_fingerprint(card: ModelCard, folder: Path | None, pooling: str, dtype: str) -> str:
-    """Return `<model slug>:<20 hex digits>`."""
+def fingerprint_recipe(recipe: Recipe, dtype: str) -> str:
+    """Return `<model slug>:<20 hex digits>` for a model that is computed in that precision."""
+    return make_fingerprint(recipe.card, dtype, hash_recipe(recipe))
+
+
+def make_fingerprint(card: ModelCard, dtype: str, made_by: str = "") -> str:
+    """Return the same for a card; `made_by` is the hash of its recipe, where it has one."""
     parts = [
-        card.source,
-        card.revision,
-        hash_weights(folder) if folder else "",
-        hash_files(folder, _TOKENIZER) if folder else "",
-        pooling,
-        str(card.normalize),
+        str(COMPUTING),
+        made_by or card.source,
         dtype,
         str(card.max_tokens),
         card.query_instruction,
         card.query_instruction_format,
-        # Scores of the two ways differ, and the cache knows them by the fingerprint.
-        *([card.rerank_by] if card.rerank_by == "multi-vector" else []),
+        card.document_instruction,
+        card.default_instruction,
+        # Scores of two ways differ, and the cache knows them by the fingerprint.
+        card.rerank_by or "",
     ]
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return f"{card.slug}:{digest[:20]}"
+    return f"{card.slug}:{_digest(parts)[:20]}"
 
 
-@lru_cache(maxsize=64)
-def hash_weights(folder: Path) -> str:
-    """Return the sha256 over the names and bytes of the folder's weights and its config."""
-    return hash_files(folder, (*_WEIGHTS, "config.json"))
+def hash_recipe(recipe: Recipe) -> str:
+    """Return the sha256 over the files that make the model's numbers, and how they are put together."""
+    parts = [
+        _hash_files(recipe.transformer, ("config.json", *_weight_files(recipe.transformer))),
+        _hash_files(recipe.transformer, _TOKENIZER),
+        *(_hash_files(recipe.folder / step.path, _weight_files(recipe.folder / step.path)) for step in recipe.steps),
+        _hash_files(recipe.folder, ("colbert_linear.pt", "sparse_linear.pt")) if recipe.card.extras else "",
+        recipe.family,
+        recipe.pooling,
+        orjson.dumps([asdict(step) for step in recipe.steps]).decode(),
+        str(recipe.lower_case),
+    ]
+    return _digest(parts)
 
 
 def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
@@ -51,3 +68,17 @@ def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
             while block := file.read(_BLOCK_BYTES):
                 digest.update(block)
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=64)
+def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
+    return hash_files(folder, patterns)
+
+
+def _weight_files(folder: Path) -> tuple[str, ...]:
+    """Return the patterns of the files that are loaded: where there are safetensors, nothing else is."""
+    return ("*.safetensors",) if any(folder.glob("*.safetensors")) else ("pytorch_model*.bin",)
+
+
+def _digest(parts: list[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()

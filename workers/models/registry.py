@@ -6,23 +6,28 @@ Owns that choice. Backends are imported late, so that a worker pays only for wha
 import importlib
 import importlib.util
 import json
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from config.catalog import ModelCard
 from config.settings import Settings
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, WorkError
 from workers.models.export import TOKENIZER, TRAITS
 from workers.models.exported import find_or_export
 from workers.models.fetch import fetch, models_dir
-from workers.models.fingerprint import make_fingerprint
+from workers.models.fingerprint import fingerprint_recipe, make_fingerprint
 from workers.models.hardware import cpu_has_bfloat16, usable_cores
 from workers.models.loaded import LoadedModel
+from workers.models.proof import prove
+from workers.models.recognise import Recipe, recognise
 from workers.models.tokenizer import read_tokenizer
 from workers.models.weights import load_weights
 
-__all__ = ["load_models"]
+__all__ = ["load_model", "load_models"]
+
+_log = logging.getLogger(__name__)
 
 # Device files of the drivers of NVIDIA, AMD and WSL.
 _GPU_SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -34,18 +39,33 @@ def load_models(cards: Iterable[ModelCard], settings: Settings) -> dict[str, Loa
     Raises:
         ConfigError: a model cannot be found, loaded or run here.
     """
-    return {card.name: _load(card, settings) for card in cards}
+    return {card.name: load_model(card, settings) for card in cards}
 
 
-def _load(card: ModelCard, settings: Settings) -> LoadedModel:
+def load_model(card: ModelCard, settings: Settings) -> LoadedModel:
+    """Load one model and prove it; its card has what the folder says filled in.
+
+    Raises:
+        ConfigError: it cannot be found, loaded or served here; the message says why, and the way out.
+    """
     if card.family == "fake":
         return _load_fake(card)
-    folder = fetch(card, settings)
+    recipe = recognise(card, fetch(card, settings))
     device = _device(settings)
     kind = _backend(card, settings, device)
     if kind == "openvino":
-        return _load_openvino(card, folder, settings)
-    return _load_torch(card, folder, device, settings)
+        try:
+            return _proved(_load_openvino(recipe, settings))
+        except WorkError as error:
+            if card.backend == "openvino":
+                raise ConfigError(error.message) from error
+            _log.warning("%s; torch serves it, more slowly", error.message)
+    return _proved(_load_torch(recipe, device, settings))
+
+
+def _proved(model: LoadedModel) -> LoadedModel:
+    prove(model)
+    return model
 
 
 def _backend(card: ModelCard, settings: Settings, device: str) -> str:
@@ -66,37 +86,38 @@ def _load_fake(card: ModelCard) -> LoadedModel:
         card=card,
         tokenizer=fake.FakeTokenizer(card),
         backend=fake.FakeBackend(card),
-        fingerprint=make_fingerprint(card, None, card.pooling or "", "float32"),
+        fingerprint=make_fingerprint(card, "float32"),
     )
 
 
-def _load_openvino(card: ModelCard, folder: Path, settings: Settings) -> LoadedModel:
-    exported = find_or_export(card, folder, models_dir(settings) / "openvino")
+def _load_openvino(recipe: Recipe, settings: Settings) -> LoadedModel:
+    exported = find_or_export(recipe, models_dir(settings) / "openvino")
     module = importlib.import_module("workers.models.backends.openvino")
-    traits = module.Traits(**json.loads((exported / TRAITS).read_text("utf-8")), max_tokens=card.max_tokens)
-    dtype = _openvino_dtype(card, settings)
+    most = recipe.card.max_tokens
+    traits = module.Traits(**json.loads((exported / TRAITS).read_text("utf-8")), max_tokens=most)
+    dtype = _openvino_dtype(recipe.card, settings)
     return LoadedModel(
-        card=card,
-        tokenizer=read_tokenizer(exported / TOKENIZER, card.max_tokens, traits.fallback_id),
+        card=recipe.card,
+        tokenizer=read_tokenizer(exported / TOKENIZER, most, traits.fallback_id),
         backend=module.compile_exported(exported, traits, dtype, _threads(settings)),
-        fingerprint=make_fingerprint(card, folder, traits.pooling, dtype),
+        fingerprint=fingerprint_recipe(recipe, dtype),
     )
 
 
-def _load_torch(card: ModelCard, folder: Path, device: str, settings: Settings) -> LoadedModel:
+def _load_torch(recipe: Recipe, device: str, settings: Settings) -> LoadedModel:
     torch: Any = importlib.import_module("torch")
-    dtype = _wish(card, settings)
+    dtype = _wish(recipe.card, settings)
     if device == "cpu":
         torch.set_num_threads(_threads(settings))
     if dtype == "auto":
-        dtype = "float32" if device == "cpu" else _gpu_dtype(card, torch)
-    weights = load_weights(card, folder, dtype)
+        dtype = "float32" if device == "cpu" else _gpu_dtype(recipe.card, torch)
+    weights = load_weights(recipe, dtype)
     module = importlib.import_module("workers.models.backends.torch")
     return LoadedModel(
-        card=card,
+        card=recipe.card,
         tokenizer=weights.tokenizer,
         backend=module.TorchBackend(weights, device, dtype),
-        fingerprint=make_fingerprint(card, folder, weights.pooling, dtype),
+        fingerprint=fingerprint_recipe(recipe, dtype),
     )
 
 

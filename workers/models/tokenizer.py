@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tasks.vectors import Extra
 
-__all__ = ["Encoded", "FastTokenizer", "TextTokenizer", "Tokens", "Truncate", "read_tokenizer"]
+__all__ = ["Encoded", "FastTokenizer", "TextTokenizer", "Tokens", "Truncate", "lower_cased", "read_tokenizer"]
 
 Truncate = Literal["end", "start", "none"]
 
@@ -86,6 +86,13 @@ class FastTokenizer:
         self._room = max_tokens - self._fast.num_special_tokens_to_add(is_pair=False)
         self._pair_room = max_tokens - self._fast.num_special_tokens_to_add(is_pair=True)
 
+    def draw_ids(self, seed: int, count: int) -> list[int]:
+        """Return ids of ordinary tokens at random, the same ones for the same seed."""
+        special = self._fast.get_added_tokens_decoder()
+        size = self._fast.get_vocab_size(with_added_tokens=False)
+        draws = np.random.default_rng(seed).integers(0, max(size, 1), 20 * count).tolist()
+        return ([one for one in draws if one not in special] or draws)[:count]
+
     def to_json(self) -> str:
         """Return the tokenizer as the text of a `tokenizer.json`."""
         return str(self._fast.to_str())
@@ -142,6 +149,16 @@ def read_tokenizer(path: Path, max_tokens: int, fallback_id: int) -> FastTokeniz
     from tokenizers import Tokenizer  # noqa: PLC0415 - importing this module must not cost it
 
     return FastTokenizer(Tokenizer.from_file(str(path)), max_tokens, fallback_id)
+
+
+def lower_cased(fast: Any) -> Any:
+    """Return a copy of a `tokenizers.Tokenizer` that reads texts in lower case, as sentence-transformers does."""
+    from tokenizers import normalizers  # noqa: PLC0415 - as above
+
+    copy = type(fast).from_str(fast.to_str())
+    steps = [normalizers.Lowercase()] + ([copy.normalizer] if copy.normalizer is not None else [])
+    copy.normalizer = normalizers.Sequence(steps)
+    return copy
 
 
 def _shorten(text: str, room: int, truncate: Truncate) -> str:

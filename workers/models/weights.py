@@ -1,33 +1,32 @@
-"""From a model folder to a torch module that gives vectors or scores, through FlagEmbedding.
+"""From a recognised folder to a torch module that gives vectors or scores, and the proof that all its weights are used.
 
-Owns what FlagEmbedding is trusted with: weights, tokenizer and pooling. Its `encode` and `compute_score` are never
-called, since they run the longest batch twice. Owns neither device nor batching (the backends and the engine).
+Owns loading through transformers, and for bge-m3 through FlagEmbedding. Owns neither device nor batching (the backends
+and the engine). A weight that is missing would be random, one that is left over means that the model is computed
+otherwise than it was trained: both refuse the model.
 """
 
-import json
 import os
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from config.catalog import ModelCard
 from tasks.errors import ConfigError
-from workers.models.tokenizer import FastTokenizer
+from workers.models.recognise import Recipe
+from workers.models.tokenizer import FastTokenizer, lower_cased
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Weights", "load_weights", "read_pooling"]
+__all__ = ["Weights", "load_weights"]
 
-# Positions that RoBERTa-like models lose at the front: they count from the padding id + 1.
-_OFFSET_POSITIONS = frozenset({"roberta", "xlm-roberta", "camembert", "xlm-roberta-xl"})
-
-# The names of sentence-transformers, from which model folders come, and ours.
-_POOLING_MODES = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_lasttoken": "last_token",
-}
+# Heads of other tasks, and constants that older versions of transformers stored: nothing here computes with them.
+_UNUSED = re.compile(
+    r"(cls|lm_head|classifier|pre_classifier|score|qa_outputs|head|decoder|vocab_(transform|layer_norm|projector)"
+    r"|generator_lm_head|(lm|mask)_predictions|predictions|pooler)\.|(.+\.)?pooler\.|.*\b(position_ids|inv_freq|masked_bias)$"
+)
+_POOLER = re.compile(r"(.+\.)?pooler\.")
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,78 +51,129 @@ class Weights:
     pooling: str
 
 
-def load_weights(card: ModelCard, folder: Path, dtype: str) -> Weights:
-    """Load the model of `folder` on the CPU in the given precision (float32, bfloat16 or float16).
+def load_weights(recipe: Recipe, dtype: str) -> Weights:
+    """Load the model on the CPU in the given precision (float32, bfloat16 or float16).
 
     Raises:
-        ConfigError: card and folder contradict each other, or the folder cannot be loaded.
+        ConfigError: the folder cannot be loaded, or its weights are not those of the model.
     """
     _stay_offline()
-    from workers.models import families  # noqa: PLC0415 - this is where torch and FlagEmbedding come in
+    import transformers  # noqa: PLC0415 - this is where torch comes in
 
-    pooling = "" if card.family == "cross-encoder" else read_pooling(card, folder)
+    transformers.utils.logging.disable_progress_bar()
+    # What it would warn of is refused here, in our words.
+    transformers.utils.logging.set_verbosity_error()
+    name = recipe.card.name
     try:
-        flag = families.load(card, folder, dtype, pooling)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"model {card.name}: cannot load {folder}: {error}") from error
-    config = families.transformer(flag).config
-    _check(card, config)
-    pad_id = _pad_id(flag.tokenizer)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(recipe.transformer), **_LOCAL)
+        module, config = _load_module(recipe, dtype)
+    except ConfigError:
+        raise
+    except Exception as error:  # the libraries raise errors of many trees, and this is their edge
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"model {name}: cannot load {recipe.transformer}: {reason}") from error
+    pad_id = _pad_id(tokenizer)
+    fast = _fast(recipe, tokenizer, config)
     return Weights(
-        module=families.wrap(flag, card, pooling),
-        tokenizer=FastTokenizer(_fast(card, flag.tokenizer), card.max_tokens, _fallback_id(flag.tokenizer, pad_id)),
+        module=module.eval().requires_grad_(requires_grad=False),
+        tokenizer=FastTokenizer(fast, recipe.card.max_tokens, _fallback_id(tokenizer, pad_id)),
         pad_id=pad_id,
-        reads_types=card.family == "cross-encoder" and getattr(config, "type_vocab_size", 0) > 1,
-        dimension=None if card.family == "cross-encoder" else config.hidden_size,
-        pooling=pooling,
+        reads_types=not recipe.pooling and getattr(config, "type_vocab_size", 0) > 1,
+        dimension=recipe.card.dimension if recipe.pooling else None,
+        pooling=recipe.pooling,
     )
 
 
-def read_pooling(card: ModelCard, folder: Path) -> str:
-    """Return cls, mean or last_token, from the card and the folder's `1_Pooling/config.json`.
-
-    FlagEmbedding takes CLS for every encoder unless told otherwise, which gives wrong vectors for a model that
-    means its tokens, without any error. So a pooling has to be stated, and two statements have to agree.
-
-    Raises:
-        ConfigError: nobody says how, or card and folder disagree.
-    """
-    stated = _folder_pooling(folder)
-    if card.pooling and stated and card.pooling != stated:
-        raise ConfigError(f"model {card.name}: its card says pooling {card.pooling}, {folder} says {stated}")
-    pooling = card.pooling or stated
-    if not pooling:
-        raise ConfigError(f"model {card.name}: neither its card nor {folder}/1_Pooling/config.json says a pooling")
-    if card.family == "decoder" and pooling != "last_token":
-        raise ConfigError(f"model {card.name}: decoder models pool by last_token, not by {pooling}")
-    return pooling
+_LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 
-def _folder_pooling(folder: Path) -> str:
-    path = folder / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return ""
-    modes = json.loads(path.read_text("utf-8"))
-    return next((name for key, name in _POOLING_MODES.items() if modes.get(key)), "")
+def _load_module(recipe: Recipe, dtype: str) -> "tuple[torch.nn.Module, Any]":
+    """Return the model with all that follows the transformer, and its configuration."""
+    from transformers import AutoModel, AutoModelForSequenceClassification  # noqa: PLC0415 - late, as torch
+
+    from workers.models.families import Embedder, MultiVectorEmbedder, Scorer  # noqa: PLC0415
+    from workers.models.vectors import load_steps  # noqa: PLC0415
+
+    if recipe.family == "cross-encoder":
+        model = _load_transformer(recipe, AutoModelForSequenceClassification, dtype)
+        return Scorer(model), model.config
+    steps = load_steps(recipe.card.name, recipe.folder, recipe.steps)
+    if recipe.card.extras:
+        # On the meta device: only which weights there are, and none of their bytes.
+        _load_transformer(recipe, AutoModel, dtype, device_map="meta")
+        flag = _load_m3(recipe, dtype)
+        return MultiVectorEmbedder(flag, recipe.pooling, steps), flag.model.model.config
+    model = _load_transformer(recipe, AutoModel, dtype)
+    if recipe.bidirectional:
+        _require_bidirectional(recipe, model)
+    return Embedder(model, recipe.pooling, steps), model.config
 
 
-def _check(card: ModelCard, config: Any) -> None:
-    """Refuse a card that asks for more than the weights have, where the model would fail in the middle of a job."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None:
-        if config.model_type in _OFFSET_POSITIONS:
-            positions -= config.pad_token_id + 1
-        if card.max_tokens > positions:
-            raise ConfigError(f"model {card.name}: max_tokens {card.max_tokens}, but it has {positions} positions")
-    if card.family != "cross-encoder" and card.dimension not in {None, config.hidden_size}:
-        raise ConfigError(f"model {card.name}: dimension {card.dimension}, but its vectors have {config.hidden_size}")
+def _load_transformer(recipe: Recipe, kind: Any, dtype: str, **more: Any) -> Any:
+    import torch  # noqa: PLC0415 - loaded by now
+
+    model, info = kind.from_pretrained(
+        str(recipe.transformer), dtype=getattr(torch, dtype), output_loading_info=True, **_LOCAL, **more
+    )
+    missing = info["missing_keys"]
+    if recipe.family != "cross-encoder":
+        missing = [key for key in missing if not _POOLER.match(key)]
+    leftover = [key for key in info["unexpected_keys"] if not _UNUSED.match(key)]
+    what = f"{recipe.transformer} as {type(model).__name__}"
+    _require_none(recipe, missing, f"{what} lacks the weights", "they would be random")
+    _require_none(recipe, leftover, f"{what} has no use for the weights", "it would be computed without them")
+    _require_none(recipe, map(str, info["mismatched_keys"]), f"{what} has other shapes for", "they would be random")
+    # A decoder would keep keys and values for a next token that never comes.
+    model.config.use_cache = False
+    return model
 
 
-def _fast(card: ModelCard, tokenizer: Any) -> Any:
+def _require_none(recipe: Recipe, keys: Iterable[str], what: str, why: str) -> None:
+    if found := sorted(keys):
+        named = ", ".join(found[:_MOST_NAMED]) + (
+            f" and {len(found) - _MOST_NAMED} more" if found[_MOST_NAMED:] else ""
+        )
+        raise ConfigError(f"model {recipe.card.name}: {what} {named}: {why}")
+
+
+def _load_m3(recipe: Recipe, dtype: str) -> Any:
+    from FlagEmbedding import BGEM3FlagModel  # noqa: PLC0415 - seconds, which only this family pays
+
+    # One device, named: without it FlagEmbedding takes every GPU that it sees.
+    return BGEM3FlagModel(
+        str(recipe.transformer),
+        pooling_method=recipe.pooling,
+        normalize_embeddings=recipe.card.normalized,
+        use_fp16=dtype == "float16",
+        use_bf16=dtype == "bfloat16",
+        devices="cpu",
+        trust_remote_code=False,
+    )
+
+
+def _require_bidirectional(recipe: Recipe, model: Any) -> None:
+    """Check that a later token changes what an earlier one gives, where the folder says so."""
+    import torch  # noqa: PLC0415 - loaded by now
+
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
+    with torch.inference_mode():
+        states = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    if torch.equal(states[0, 0], states[1, 0]):
+        raise ConfigError(
+            f"model {recipe.card.name}: its config.json asks for attention both ways, and this version of transformers "
+            f"computes {type(model).__name__} from left to right only: update transformers, or name another model"
+        )
+
+
+def _fast(recipe: Recipe, tokenizer: Any, config: Any) -> Any:
+    name = recipe.card.name
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
-        raise ConfigError(f"model {card.name}: it has no fast tokenizer (tokenizer.json)")
-    return fast
+        raise ConfigError(f"model {name}: it has no fast tokenizer (tokenizer.json)")
+    largest, rows = max(fast.get_vocab().values(), default=0), getattr(config, "vocab_size", None)
+    if rows is not None and largest >= rows:
+        raise ConfigError(f"model {name}: its tokenizer gives ids up to {largest}, its weights know {rows} tokens")
+    return lower_cased(fast) if recipe.lower_case else fast
 
 
 def _pad_id(tokenizer: Any) -> int:

@@ -3,6 +3,7 @@
 Owns moving a batch to the device and back, and what an out-of-memory error looks like. Owns no batching.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import TypeVar, cast
 
@@ -22,6 +23,7 @@ from workers.models.weights import Weights
 __all__ = ["TorchBackend"]
 
 T = TypeVar("T")
+_HALF = (torch.float16, torch.bfloat16)
 
 
 class TorchBackend:
@@ -84,14 +86,21 @@ class TorchBackend:
         raise OutOfMemory(f"{len(rows)} rows of up to {max(map(len, rows))} tokens do not fit on {self.device}")
 
     def _in_float32(self, run: Callable[[], T]) -> T:
-        """Widen half-precision weights in place and narrow them again, without loss."""
-        if self.dtype == "float32":
-            return run()
+        """Widen half-precision weights in place and narrow them again, without loss.
+
+        What is in float32 anyway, as the frequencies of rotary positions, has to stay as it is: narrowed once, it
+        would be off for good.
+        """
+        module = self._module
+        narrow = [one for one in itertools.chain(module.parameters(), module.buffers()) if one.dtype in _HALF]
+        dtypes = [one.dtype for one in narrow]
         try:
-            self._module.float()
+            for one in narrow:
+                one.data = one.data.float()
             return run()
         finally:
-            self._module.to(getattr(torch, self.dtype))
+            for one, dtype in zip(narrow, dtypes, strict=True):
+                one.data = one.data.to(dtype)
 
     def _forward(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         return self._launch(rows)()

@@ -1,0 +1,197 @@
+"""What a model folder is: family, pooling, modules, prompts, lengths and head, read from the folder's own files.
+
+Owns the reading order (the card, then the folder) and the refusal of what is not known for sure. Two statements of one
+fact have to agree. Loads no weights and imports no device library, so that it costs milliseconds.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from config.catalog import Family, ModelCard
+from tasks.errors import ConfigError
+from workers.models.folder import check_tokenizer_files, check_weight_files, read_json
+from workers.models.heads import check_head, choose_family
+from workers.models.lengths import read_max_tokens
+from workers.models.modules import ModuleList, Step, read_modules
+from workers.models.prompts import read_prompts
+
+__all__ = ["Recipe", "recognise"]
+
+_STATED = "config_sentence_transformers.json"
+_EMBEDDERS = ("encoder", "decoder", "bge-m3")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How a model is computed, with everything decided.
+
+    Attributes:
+        card: the card with what the folder says filled in.
+        folder: the whole model.
+        transformer: where its transformer and tokenizer lie.
+        pooling: how a vector is made of the hidden states, several joined by `+`; empty for scores.
+        steps: what follows.
+        lower_case: whether texts are read in lower case, whatever the tokenizer does.
+        bidirectional: whether the folder asks a decoder to look both ways.
+    """
+
+    card: ModelCard
+    folder: Path
+    transformer: Path
+    pooling: str = ""
+    steps: tuple[Step, ...] = ()
+    lower_case: bool = False
+    bidirectional: bool = False
+
+    @property
+    def family(self) -> Family:
+        """The family, which is no longer `auto`."""
+        return self.card.family
+
+
+def recognise(card: ModelCard, folder: Path) -> Recipe:
+    """Read the folder and return how its model is computed.
+
+    Raises:
+        ConfigError: something is damaged, unknown or contradictory; the message says what, and the way out.
+    """
+    name = card.name
+    modules = read_modules(name, folder)
+    transformer = folder / modules.transformer
+    config = read_json(name, transformer / "config.json")
+    _refuse_kinds(name, folder, config)
+    check_weight_files(name, transformer)
+    check_tokenizer_files(name, transformer)
+    family = choose_family(card, folder, config, modules)
+    text = read_json(name, _transformer_config(transformer))
+    _refuse_text_settings(name, text, family)
+    common = {
+        "family": family,
+        "max_tokens": read_max_tokens(card, transformer, config, text.get("max_seq_length")),
+    }
+    lower_case = text.get("do_lower_case") is True
+    if family not in _EMBEDDERS:
+        if family == "cross-encoder":
+            check_head(card, config, read_json(name, folder / _STATED))
+        fields = common | {"capabilities": card.capabilities or ("rerank",), "rerank_by": "cross-encoder"}
+        return Recipe(card.model_copy(update=fields), folder, transformer, lower_case=lower_case)
+    pooling = _agree(card, "pooling", card.pooling, modules.pooling)
+    if not pooling:
+        raise ConfigError(
+            f"model {name}: neither its card nor {folder} says a pooling (modules.json or 1_Pooling/config.json); "
+            "say it in a card: pooling = cls, mean or last_token, as the model's page does"
+        )
+    fields = common | _describe_vectors(card, folder, config, modules, pooling)
+    steps = _choose_steps(modules, normalize=bool(fields["normalize"]))
+    if family == "bge-m3" and any(step.kind != "normalize" for step in steps):
+        raise ConfigError(f"model {name}: Dense modules beside the heads of bge-m3 are not supported")
+    return Recipe(
+        card=_fill(card, fields),
+        folder=folder,
+        transformer=transformer,
+        pooling=pooling,
+        steps=steps,
+        lower_case=lower_case,
+        bidirectional=config.get("is_causal") is False or config.get("use_bidirectional_attention") is True,
+    )
+
+
+def _describe_vectors(
+    card: ModelCard, folder: Path, config: Mapping[str, Any], modules: ModuleList, pooling: str
+) -> dict[str, Any]:
+    """Return the fields of an embedder's card that follow from the folder."""
+    stated = read_json(card.name, folder / _STATED)
+    kind = stated.get("model_type", "SentenceTransformer")
+    if kind != "SentenceTransformer":
+        raise ConfigError(f"model {card.name}: {folder} holds a {kind}, which is not supported; only dense models are")
+    normalizes = any(step.kind == "normalize" for step in modules.steps) if modules.stated else True
+    heads = ("sparse", "colbert") if _has_heads(folder) and card.family in {"auto", "bge-m3"} else ()
+    return {
+        "capabilities": card.capabilities or ("dense", *heads, "rerank"),
+        "rerank_by": card.rerank_by or ("multi-vector" if heads and not card.capabilities else "similarity"),
+        "dimension": _agree(card, "dimension", card.dimension, _count_dimensions(card, config, modules, pooling)),
+        "pooling": pooling,
+        "normalize": normalizes if card.normalize is None else card.normalize,
+        "matryoshka": card.matryoshka or tuple(config.get("matryoshka_dimensions") or ()),
+        "similarity": card.similarity or stated.get("similarity_fn_name"),
+        **read_prompts(card, stated),
+    }
+
+
+def _count_dimensions(card: ModelCard, config: Mapping[str, Any], modules: ModuleList, pooling: str) -> int:
+    """Follow the length of a vector from the hidden states through all steps."""
+    size = next((config[key] for key in ("hidden_size", "dim", "n_embd", "d_model") if config.get(key)), None)
+    if not isinstance(size, int):
+        raise ConfigError(f"model {card.name}: its config.json says no hidden_size")
+    size *= len(pooling.split("+"))
+    for step in modules.steps:
+        if step.kind == "normalize":
+            continue
+        if step.in_features != size:
+            message = f"its {step.path} takes vectors of {step.in_features}, what comes before gives {size}"
+            raise ConfigError(f"model {card.name}: {message}")
+        size = step.out_features
+    return size
+
+
+def _choose_steps(modules: ModuleList, *, normalize: bool) -> tuple[Step, ...]:
+    """Return the folder's steps; whether a vector has length 1 at the end is the card's to say."""
+    steps = list(modules.steps)
+    if normalize and not any(step.kind == "normalize" for step in steps):
+        return (*steps, Step("normalize"))
+    if not normalize and steps and steps[-1].kind == "normalize":
+        return tuple(steps[:-1])
+    return tuple(steps)
+
+
+def _fill(card: ModelCard, fields: dict[str, Any]) -> ModelCard:
+    """Return the card with the fields, checked as a card that was written like this."""
+    return ModelCard.model_validate(card.model_dump() | fields)
+
+
+def _agree(card: ModelCard, what: str, stated: Any, found: Any) -> Any:
+    if stated and found and stated != found:
+        raise ConfigError(f"model {card.name}: its card says {what} {stated}, its folder says {found}")
+    return stated or found
+
+
+def _has_heads(folder: Path) -> bool:
+    return (folder / "sparse_linear.pt").is_file() and (folder / "colbert_linear.pt").is_file()
+
+
+def _transformer_config(folder: Path) -> Path:
+    """Return sentence-transformers' file of the transformer: its name in old folders holds the type of the model."""
+    return next(iter(sorted(folder.glob("sentence_*_config.json"))), folder / "sentence_bert_config.json")
+
+
+def _refuse_kinds(name: str, folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse what no family here computes."""
+    kind = config.get("model_type")
+    if (folder / "adapter_config.json").is_file():
+        raise ConfigError(f"model {name}: {folder} is an adapter (LoRA); merge it into its base model with peft first")
+    if not isinstance(kind, str) or not kind:
+        raise ConfigError(f"model {name}: the config.json of {folder} names no model_type")
+    if config.get("is_encoder_decoder") or kind in {"t5", "mt5", "umt5"}:
+        raise ConfigError(f"model {name}: {kind} is an encoder-decoder, a family that is not supported")
+    if several := [key for key in ("vision_config", "audio_config") if config.get(key)]:
+        raise ConfigError(f"model {name}: {kind} reads more than text ({', '.join(several)}), which is not supported")
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown method")
+        raise ConfigError(
+            f"model {name}: its weights are quantized ({method}), which is not supported: name the original"
+        )
+
+
+def _refuse_text_settings(name: str, text: Mapping[str, Any], family: Family) -> None:
+    """Refuse settings of the transformer module that change what it reads or gives."""
+    task = text.get("transformer_task", "feature-extraction")
+    if family in _EMBEDDERS and task != "feature-extraction":
+        raise ConfigError(f"model {name}: its transformer is one for {task}, not for vectors of texts")
+    way = text.get("modality_config", {}).get("text", {"method": "forward", "method_output_name": "last_hidden_state"})
+    if family in _EMBEDDERS and (way.get("method"), way.get("method_output_name")) != ("forward", "last_hidden_state"):
+        raise ConfigError(f"model {name}: its transformer reads texts by {way}, which is not supported")
+    if text.get("processing_kwargs"):
+        message = f"model {name}: its texts are tokenized with {text['processing_kwargs']}, which is not supported"
+        raise ConfigError(message)
