@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from app.access.auth import Tenant, find_card
 from app.batches.plan import Answer, EmbeddingsAnswer, RankingAnswer
-from app.http.bodies import explain_invalid
+from app.http.bodies import explain_invalid, load_json
 from app.http.errors import render_error
 from app.inference.schemas import EmbeddingsRequest, RerankRequest, document_text
 from app.inference.token_ids import read_texts
@@ -57,7 +57,7 @@ class Refusal:
 def read_line(raw: bytes, number: int, endpoint: Endpoint) -> Line | BatchProblem:
     """Return the request of a line, or what is wrong with it."""
     try:
-        value = orjson.loads(raw)
+        value = load_json(raw)
     except orjson.JSONDecodeError:
         value = None
     if not isinstance(value, dict):

@@ -15,7 +15,7 @@ from app.batches.groups import GroupTable
 from app.batches.lines import Line, Refusal, read_call, read_line
 from app.batches.lock import Hold, HoldLostError
 from app.batches.plan import PlannedCall, PlannedRefusal, write_step
-from app.jobs.ndjson import split_lines
+from app.jobs.ndjson import is_blank, split_lines
 from app.services import Services
 from app.submission.desk import Desk
 from tasks.errors import CapacityError, InvalidRequest, NotFound, RateLimited, TooLarge
@@ -73,7 +73,7 @@ class Intake:
         with files.open_writer(NewFile(batch.tenant, f"{batch.id}.plan", "batch_plan", keep_s)) as plan:
             for number, raw in enumerate(split_lines(read_blocks(source), self._live.settings.max_line_bytes), 1):
                 self._hold.keep()
-                if raw.strip():
+                if not is_blank(raw):
                     self._read_line(raw, number, plan)
                 if len(self._problems) >= _MOST_PROBLEMS:
                     break

@@ -3,8 +3,8 @@
 Owns the app's class and the description of bodies that come in several content types.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from flask_openapi3.models.info import Info
 from flask_openapi3.models.schema import Schema
@@ -14,6 +14,9 @@ from pydantic import BaseModel
 from app.http.bodies import ApiRequest
 from app.http.errors import ErrorBody, refuse_invalid_body
 from app.inference.rendering import WholeResponse
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIEnvironment
 
 __all__ = ["Api", "describe_either", "describe_json_or_ndjson", "register_schema"]
 
@@ -41,6 +44,15 @@ class Api(OpenAPI):
             static_folder="static",
             template_folder="templates",
         )
+        # It would redirect, with a page in HTML that repeats the Host header.
+        self.url_map.merge_slashes = False
+
+    def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
+        """Answer a request; doubled and trailing slashes, as joined base URLs have them, mean nothing."""
+        path = environ["PATH_INFO"]
+        if "//" in path or path.endswith("/"):
+            environ["PATH_INFO"] = "/" + "/".join(filter(None, path.split("/")))
+        return super().wsgi_app(environ, start_response)
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function as it is: none of ours is a coroutine, and Flask would look for one at every hook."""

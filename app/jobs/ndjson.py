@@ -4,6 +4,7 @@ Owns the splitting of lines, what a line may hold, and the place that was reache
 block and the marks of one chunk are all that is in memory.
 """
 
+import codecs
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,12 +13,13 @@ from typing import Any, Self
 import orjson
 from pydantic import BaseModel
 
+from app.http.bodies import load_json
 from tasks.errors import IdempotencyMismatch, InvalidRequest
 from tasks.jobs.chunking import Item
 from tasks.jobs.model import Idempotency
 from tasks.jobs.uploads import Position
 
-__all__ = ["PayloadHash", "Trail", "read_items", "split_lines"]
+__all__ = ["PayloadHash", "Trail", "is_blank", "read_items", "split_lines"]
 
 # Takes lines and the number of lines before them.
 Parse = Callable[[Iterator[bytes], int], Iterator[Item]]
@@ -180,10 +182,10 @@ def read_items(lines: Iterator[bytes], query: str | None, *, rerank: bool, befor
     """
     parse: Callable[[Any], Item | None] = (lambda value: _pair(value, query)) if rerank else _text
     for number, line in enumerate(lines, start=before + 1):
-        if not line.strip():
+        if is_blank(line):
             continue
         try:
-            item = parse(orjson.loads(line))
+            item = parse(load_json(line))
         except orjson.JSONDecodeError as error:
             message = f"line {number} is not valid JSON in UTF-8: {error.msg}"
             raise InvalidRequest(message, param=f"line {number}") from None
@@ -191,6 +193,11 @@ def read_items(lines: Iterator[bytes], query: str | None, *, rerank: bool, befor
             wanted = 'a string, or {"id", "text"}' + (', with a "query" there or in the address' if rerank else "")
             raise InvalidRequest(f"line {number} must be {wanted}", param=f"line {number}")
         yield item
+
+
+def is_blank(line: bytes) -> bool:
+    """Tell whether a line holds nothing; a byte order mark is nothing."""
+    return not line.removeprefix(codecs.BOM_UTF8).strip()
 
 
 def _text(value: Any) -> Item | None:

@@ -47,7 +47,12 @@ __all__ = ["blueprint"]
 
 blueprint = APIBlueprint("jobs", __name__, abp_tags=[Tag(name="jobs", description="Large corpora")])
 
-_NDJSON = frozenset({"application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+# The names that producers use: none of them is registered.
+_NDJSON = frozenset(
+    f"{kind}/{name}"
+    for kind in ("application", "text")
+    for name in ("ndjson", "x-ndjson", "jsonl", "x-jsonl", "jsonlines", "x-jsonlines", "json-lines")
+)
 _LINE = 'One item a line: a string, or {"id": "..", "text": ".."}; for rerank also "query".'
 _ANSWERED = describe_either("The job with its results, or its estimate after `dry_run`.", JobObject, JobEstimate)
 _CHANGED = documented(JobObject, NotFound, Conflict)

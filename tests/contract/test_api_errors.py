@@ -112,6 +112,22 @@ def test_every_other_failure_has_the_envelope_too(client: FlaskClient, method: s
     refusal(client.open(path, method=method), status)
 
 
+@pytest.mark.parametrize("path", ["//v1/embeddings", "/v1//embeddings", "/v1/embeddings/", "///v1///embeddings//"])
+def test_doubled_and_trailing_slashes_lead_to_the_route(client: FlaskClient, path: str) -> None:
+    # A base URL that ends with a slash, joined with a path that begins with one. The client itself would eat them.
+    answer = client.post("/", json={"model": "none", "input": "a"}, environ_overrides={"PATH_INFO": path})
+    assert refusal(answer, 404)["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("path", ["//nothing.example/v1", "/v1//nothing", "//", "/v1/jobs//x//results"])
+def test_no_path_is_answered_by_a_redirect(client: FlaskClient, path: str) -> None:
+    answer = client.get("/", headers={"Host": "evil.example"}, environ_overrides={"PATH_INFO": path})
+    assert answer.status_code in {200, 404}
+    assert "Location" not in answer.headers
+    if answer.status_code == 404:
+        refusal(answer, 404)
+
+
 def test_a_405_names_the_methods_that_there_are(client: FlaskClient) -> None:
     assert "POST" in client.get("/v1/rerank").headers["Allow"]
 

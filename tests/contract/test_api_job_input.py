@@ -1,5 +1,6 @@
 """Where the items of a job come from: an uploaded file, and uploads that are sent again under one key."""
 
+import gzip
 import json
 from typing import Any
 
@@ -111,6 +112,24 @@ def test_a_file_may_be_deleted_when_its_job_was_taken_and_the_key_still_stands_f
 def test_a_dry_run_of_a_file_counts_its_items(client: FlaskClient) -> None:
     body = {"type": "embeddings", "model": "fake", "input_file_id": upload(client, LINES)["id"]}
     assert (client.post("/v1/jobs?dry_run=true", json=body).json or {})["items"] == 300
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["application/ndjson", "application/jsonl", "application/jsonlines", "application/x-jsonlines", "text/jsonl",
+     "Application/X-NDJSON; charset=utf-8"],
+)  # fmt: skip
+def test_all_names_of_line_by_line_json_are_known(client: FlaskClient, kind: str) -> None:
+    answer = client.post("/v1/jobs?model=fake", data=b'"a"\n"b"\n', content_type=kind)
+    assert (answer.status_code, len((answer.json or {})["results"])) == (200, 2), answer.json
+
+
+def test_two_gzip_files_put_together_are_read_whole(client: FlaskClient) -> None:
+    body = gzip.compress(LINES) + gzip.compress(b'{"id": "last", "text": "one more"}\n') + bytes(512)
+    answer = client.post("/v1/jobs?model=fake", data=body, content_type=NDJSON, headers={"Content-Encoding": "gzip"})
+    job = wait_for_end(client, (answer.json or {})["id"])
+    assert job["counts"]["completed"] == 301
+    assert results(client, job)[300]["id"] == "last"
 
 
 # -- the same upload again

@@ -2,9 +2,12 @@
 
 import gzip
 import io
+import random
 import zlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from werkzeug.test import EnvironBuilder
 
 from app.http.bodies import ApiRequest, parse_json, read_json, stream_body
@@ -49,6 +52,10 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
         parse_json(body)
 
 
+def test_a_byte_order_mark_is_skipped() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
+
+
 def test_the_refusal_does_not_repeat_the_body() -> None:
     with pytest.raises(InvalidRequest) as refused:
         parse_json(b'{"input": "a secret sentence}')
@@ -80,9 +87,29 @@ def test_a_body_that_ends_before_its_announced_end_is_refused() -> None:
 
 
 def test_a_gzip_body_is_unpacked() -> None:
-    packed = gzip.compress(b'{"a": 1}') + gzip.compress(b"")
-    assert read_json(request(gzip.compress(b'{"a": 1}'), Content_Encoding="gzip"), 1000) == {"a": 1}
-    assert read_json(request(packed, Content_Encoding="gzip"), 1000) == {"a": 1}
+    for name in ("gzip", "x-gzip", "GZIP"):
+        assert read_json(request(gzip.compress(b'{"a": 1}'), Content_Encoding=name), 1000) == {"a": 1}
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=8), st.lists(st.integers(0, 9), min_size=8, max_size=8))
+def test_all_members_of_a_gzip_body_are_read_and_zeros_behind_them_passed_over(
+    parts: list[bytes], zeros: list[int]
+) -> None:
+    packed = b"".join(gzip.compress(part) + bytes(pad) for part, pad in zip(parts, zeros, strict=False))
+    assert b"".join(stream_body(request(packed, Content_Encoding="gzip"), 10_000)) == b"".join(parts)
+
+
+def test_a_gzip_body_of_many_large_members_is_read_whole() -> None:
+    parts = [random.Random(seed).randbytes(100_000) for seed in range(5)]
+    packed = b"".join(map(gzip.compress, parts))
+    assert b"".join(stream_body(request(packed, Content_Encoding="gzip"), 1_000_000)) == b"".join(parts)
+
+
+@pytest.mark.parametrize("rest", [b"x", b"\0\0{}\n", b"\x1f", gzip.compress(b"{}")[:-3]], ids=repr)
+def test_anything_else_behind_a_gzip_stream_is_refused_and_not_dropped(rest: bytes) -> None:
+    body = gzip.compress(b'{"a": 1}') + rest
+    with pytest.raises(InvalidRequest, match="gzip"):
+        read_json(request(body, Content_Encoding="gzip"), 1000)
 
 
 def test_a_gzip_bomb_is_refused_before_it_is_whole_in_memory() -> None:

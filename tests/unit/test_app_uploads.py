@@ -35,6 +35,14 @@ def test_strings_objects_and_blank_lines_and_dos_ends_are_understood() -> None:
     ]
 
 
+def test_byte_order_marks_are_skipped_where_files_were_put_together() -> None:
+    assert items(b'\xef\xbb\xbf"a"\n"b"\n\xef\xbb\xbf{"text": "c"}\n\xef\xbb\xbf\n') == [
+        Item("a"),
+        Item("b"),
+        Item("c"),
+    ]
+
+
 @pytest.mark.parametrize(
     "line", [b"{", b"1", b"null", b"[]", b'{"id": "a"}', b'{"text": 1}', b'{"id": 1, "text": "a"}', b'"\\ud800"',
              b"\xff", b"NaN"],
