@@ -1,7 +1,7 @@
-"""The Celery app: the doorbell of the bulk lanes. `celery -A tasks` finds it here.
+"""The Celery app, which delivers the chunk messages of the bulk lanes. `celery -A tasks` finds it here.
 
 Owns its settings, which went through chaos runs exactly like this. The job record is the truth (`tasks.jobs.store`), so
-nothing here has to be reliable: no result backend, no chords, messages that hold ids only.
+nothing here has to be reliable: no result backend, no chords, messages that hold IDs only.
 """
 
 from functools import lru_cache
@@ -25,7 +25,7 @@ def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_T
     """Return Celery's settings.
 
     Args:
-        settings: server, models and chunks in flight.
+        settings: Redis, models and chunks in flight.
         socket_timeout_s: how long a command may take; a web request cannot wait as long as a worker.
     """
     queues = bulk_queues(settings)
@@ -35,7 +35,8 @@ def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_T
         "broker_connection_max_retries": None,
         "broker_channel_error_retry": True,
         "broker_transport_options": {
-            # Longer than the longest chunk: an unacknowledged ticket comes back after it, to be told BUSY or DONE.
+            # Longer than the longest chunk: an unacknowledged message is delivered again after it, which its claim
+            # answers with BUSY or DONE.
             "visibility_timeout": 900,
             "unacked_restore_interval": 10,
             # Otherwise a sweep of what a dead worker held takes 100 s.
@@ -85,7 +86,7 @@ def make_app(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_TIMEOU
 
 @lru_cache(maxsize=4)
 def publisher(settings: Settings) -> Celery:
-    """Return the app through which this process publishes tickets."""
+    """Return the app through which this process publishes chunk messages."""
     return make_app(settings, _WEB_SOCKET_TIMEOUT_S)
 
 

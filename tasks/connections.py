@@ -22,13 +22,13 @@ _ANSWER_TIMEOUT_S = 1.0  # Redis does not answer at all when it is this late
 def connect(
     url: str, *, name: str, block_s: float = 0.0, timeout_s: float = _ANSWER_TIMEOUT_S, retries: int = 0
 ) -> Redis:
-    """Return a client that gives up after a second instead of the library's ten retries (59 s on a stopped server).
+    """Return a client that gives up after a second instead of the library's ten retries (59 s when Redis is stopped).
 
     Args:
         url: URL of Redis.
         name: shown in `CLIENT LIST`.
         block_s: longest blocking command that it is used for.
-        timeout_s: how late an answer may be besides.
+        timeout_s: how late an answer may be, blocking apart.
         retries: further tries of a command that found its connection lost; only for commands that may run twice.
     """
     return Redis.from_url(
@@ -42,13 +42,13 @@ def connect(
 
 
 class PackedConnection:
-    """One connection of one thread, for several commands in one trip. Not thread-safe.
+    """One connection of one thread that sends several commands in one trip. Not thread-safe.
 
     The client's pool, retries and pipelines cost as much time as the whole trip (40 of 100 us); the threads of the
     interactive lane, which make thousands of trips a second, do without them.
 
     Args:
-        redis: gives the connection and its times.
+        redis: provides the connection and its timeouts.
     """
 
     def __init__(self, redis: Redis) -> None:

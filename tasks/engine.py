@@ -1,6 +1,6 @@
 """The engine as a task sees it: work goes in, outcomes come back through a future.
 
-Owns the shapes that cross this border and no code; `workers.engine` implements the protocol and `tasks` calls it.
+Owns the types that cross this border and no code; `workers.engine` implements the protocol and `tasks` calls it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,7 +73,7 @@ class Work:
         service: interactive or bulk.
         params: how to compute them.
         reuse: scope of the cache in which values may be looked up, see `tasks.cache.values`; empty: none.
-        deadline_s: `time.monotonic()` after which nobody waits for it any more; None never.
+        deadline_s: `time.monotonic()` after which the result is of no use any more; None never.
     """
 
     model: str
@@ -96,7 +96,7 @@ class Outcomes:
         tokens: int32, shape (n,): tokens that the model read, special tokens included, after truncation.
         truncated: bool, shape (n,): whether text was cut off.
         errors: the failed items by position.
-        cached: items whose value was taken over instead of computed; None: nobody looked.
+        cached: cache hits: items whose value was found instead of computed; None: the cache was not asked.
         extras: the other kinds that were asked for; a failed item owns nothing there.
     """
 
@@ -115,7 +115,7 @@ class Engine(Protocol):
         """Tokenize and queue the work; the future ends with its outcomes.
 
         The future ends with `DeadlineExceeded` when the deadline passed before the device saw the work, and with
-        `EngineClosed` when the worker goes away. Cancelling the future gives its place in the queue free.
+        `EngineClosed` when the worker goes away. Cancelling the future frees its place in the queue.
 
         Raises:
             tasks.errors.ModelNotFound: this worker has no such model.

@@ -21,8 +21,8 @@
     |   |-- NoWorker            no worker is ready for this model
     |   |-- LaneFull            the interactive lane is full
     |   |-- RateLimited         the key has used up a limit of its own
-    |   |-- StoreFull           the store takes no new jobs now
-    |   |-- StoreUnavailable    the store does not answer
+    |   |-- StoreFull           Redis has no room for new jobs now
+    |   |-- StoreUnavailable    Redis does not answer, or the file storage
     |   `-- DeadlineExceeded    the answer came too late, or not at all
     |-- WorkError               computing failed
     |   |-- ItemFailed          one item cannot be computed; its neighbours can
@@ -142,7 +142,7 @@ class NotFound(RequestError):
 
 
 class TooLarge(RequestError):
-    """The body is over a limit in bytes, or can never fit into the store."""
+    """The body is over a limit in bytes, or can never fit into Redis."""
 
     code = "request_too_large"
 
@@ -185,7 +185,7 @@ class Expired(RequestError):
 
 
 class CallerGone(RequestError):
-    """The caller closed its connection while it waited; nobody reads this answer, it is for logs and counters."""
+    """The caller closed its connection while it waited; this answer reaches only logs and counters."""
 
     code = "caller_gone"
 
@@ -227,13 +227,13 @@ class RateLimited(CapacityError):
 
 
 class StoreFull(CapacityError):
-    """The store is over its share of memory for new jobs."""
+    """Redis is over its share of memory for new jobs, or the disk is full."""
 
     code = "store_full"
 
 
 class StoreUnavailable(CapacityError):
-    """The store does not answer."""
+    """Redis or the file storage does not answer."""
 
     code = "store_unavailable"
 

@@ -1,7 +1,7 @@
 """Every Redis key, one function each. Keys of a job carry the hash tag {job_id}.
 
-Only this file spells a key; scripts get their keys from the caller and build none. Whoever creates a key sets its
-expiry in the same step.
+Only this file spells a key; scripts get their keys from the caller and build none. A key gets its expiry in the
+step that creates it.
 """
 
 from typing import NewType
@@ -58,12 +58,12 @@ __all__ = [
 Key = NewType("Key", str)
 
 _PREFIX = "twolane"
-# Celery's own keys stand under this prefix, so that a shared server shows whose they are.
+# Celery's own keys stand under this prefix, so that they are recognised on a shared Redis.
 BROKER_PREFIX = f"{_PREFIX}:broker:"
 # Between a queue's name and a message's priority, in the name of the list that holds messages of that priority.
 PRIORITY_MARK = ":priority:"
-# Priorities of tickets; on Redis the lower number goes first, and each has a list of its own (`lane_messages`).
-# Ahead: the chunks of a worker that died. Behind the whole window, they would wait for longer than their lease was.
+# Priorities of chunk messages; the lower number goes first, and each has a list of its own (`lane_messages`).
+# Ahead: the chunks of a worker that died. Behind the whole window they would wait for longer than their lease was.
 AGAIN, ORDINARY = 0, 1
 
 
@@ -118,7 +118,7 @@ def lane_deadlines(lane: Lane) -> Key:
 
 
 def lane_requests(lane: Lane) -> Key:
-    """List: requests of the synchronous hop; those above the limits of a small one wait in the bulk lane's list."""
+    """List: interactive requests; those above the limits of a small one wait in the bulk lane's list."""
     return Key(f"{_PREFIX}:lane:{lane.queue}:requests")
 
 
@@ -139,12 +139,12 @@ def lane_messages(lane: Lane) -> tuple[Key, Key]:
 
 
 def lane_workers(model: str) -> Key:
-    """Sorted set: ready workers of a model, by the time (ms) at which they count as gone."""
+    """Sorted set: ready workers of a model, by the time (ms) at which their heartbeat has expired."""
     return Key(f"{_PREFIX}:workers:{model}")
 
 
 def worker_info(model: str) -> Key:
-    """Hash: what each ready worker of a model says of itself (JSON), by worker id."""
+    """Hash: description of each ready worker of a model (JSON), by worker ID."""
     return Key(f"{_PREFIX}:workers:{model}:facts")
 
 
@@ -179,12 +179,12 @@ def store_reserved_until() -> Key:
 
 
 def store_sweep() -> Key:
-    """String: present while the store was swept lately."""
+    """String: present while blobs were swept lately."""
     return Key(f"{_PREFIX}:store:sweep")
 
 
 def store_uploads() -> Key:
-    """Sorted set: ids whose inputs are being stored and that are no jobs yet, by the ms when they are given up."""
+    """Sorted set: jobs to be, whose inputs are being stored, by the time (ms) at which they count as abandoned."""
     return Key(f"{_PREFIX}:store:uploads")
 
 
@@ -214,12 +214,12 @@ def job_totals() -> Key:
 
 
 def cache_lookups() -> Key:
-    """Hash: values of all scopes that were looked for, as `hit` and `miss`."""
+    """Hash: lookups in all scopes of the cache, as `hit` and `miss`."""
     return Key(f"{_PREFIX}:cache:lookups")
 
 
 def webhooks_due() -> Key:
-    """Sorted set: jobs whose end a webhook has to be told of, by the time (ms) of the next attempt."""
+    """Sorted set: the webhook outbox: jobs whose end has to be sent, by the time (ms) of the next attempt."""
     return Key(f"{_PREFIX}:webhooks:due")
 
 
@@ -254,5 +254,5 @@ def tenant_batches(tenant: str) -> Key:
 
 
 def batches_active() -> Key:
-    """Sorted set: batches that are not done with, by the time (ms) at which somebody should look after them."""
+    """Sorted set: batches that have not ended, by the time (ms) at which the scheduler should look at them."""
     return Key(f"{_PREFIX}:batches:active")

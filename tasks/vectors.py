@@ -1,4 +1,4 @@
-"""What a model may say of a text besides its one dense vector: sparse weights and a vector per token (ColBERT).
+"""What a model may give for a text beside its one dense vector: sparse weights and a vector per token (ColBERT).
 
 Owns their form in memory and their columns in a frame. Both differ in length from item to item, so n items are kept as
 n lengths and flat arrays. Computes nothing (`workers.models.families`) and knows no JSON (`app.inference.rendering`).
@@ -33,7 +33,7 @@ DENSE_ONLY: tuple[Kind, ...] = ("dense",)
 # What one item has of a kind. sparse: token ids (int32) and their weights (float32), both of shape (k,), ids ascending;
 # colbert: float32 or float16 of shape (tokens, d).
 Parts = tuple[NDArray[Any], ...]
-# All that one item has besides its dense vector.
+# All that one item has beside its dense vector.
 ExtraParts = Mapping[Extra, Parts]
 
 _EMPTY: Mapping[Extra, Parts] = {
@@ -58,7 +58,7 @@ class Ragged:
 
     @classmethod
     def of(cls, kind: Extra, items: Sequence[Parts | None]) -> "Ragged":
-        """Lay items one after another; None, an item that failed, owns no row."""
+        """Concatenate items; None, an item that failed, owns no row."""
         known = [item for item in items if item is not None and len(item[0])] or [_EMPTY[kind]]
         lengths = np.array([0 if item is None else len(item[0]) for item in items], np.int32)
         return cls(lengths, tuple(np.concatenate(part) for part in zip(*known, strict=True)))

@@ -1,7 +1,7 @@
 """Celery boot steps: load -> warm up -> listen -> announce, all before the worker takes its first ticket.
 
 Owns the order of a worker's start and end, and the Celery app as the launcher starts it (`--app workers.boot`). Owns
-no part itself: the engine, the listener, the reaper and the announcer each know how to start and stop.
+no part itself: the engine, the listener, the reaper and the heartbeat each know how to start and stop.
 """
 
 import logging
@@ -105,30 +105,30 @@ class _Parts:
         app.twolane = WorkerContext(leases, open_blobs(redis, settings), engine, settings, worker_id)
         self._listener = Listener(settings, cards, engine)
         self._reaper = Reaper(leases, [Lane(card.slug, Service.BULK) for card in cards])
-        announcing = connect(settings.redis_url, name="announce")
-        self._announcer = WorkerHeartbeat(announcing, worker_id, self._facts, settings.worker_ttl_s)
+        heartbeat_redis = connect(settings.redis_url, name="announce")
+        self._heartbeat = WorkerHeartbeat(heartbeat_redis, worker_id, self._describe_models, settings.worker_ttl_s)
 
     def start(self) -> None:
         self._listener.start()
         self._reaper.start()
-        self._announcer.start()
+        self._heartbeat.start()
         _log.info("worker %s is ready: %s", self._worker_id, ", ".join(self._models))
 
     def withdraw(self) -> None:
-        self._announcer.stop()
+        self._heartbeat.stop()
 
     def stop(self) -> None:
         self.withdraw()
         self._reaper.stop()
         self._listener.stop()
 
-    def _facts(self) -> Mapping[str, WorkerInfo]:
+    def _describe_models(self) -> Mapping[str, WorkerInfo]:
         if not self.engine.healthy():
             return {}
         rate = self.engine.stats()["tokens_per_s"]
-        return {model.card.slug: self._fact(model, rate) for model in self._models.values()}
+        return {model.card.slug: self._describe(model, rate) for model in self._models.values()}
 
-    def _fact(self, model: "LoadedModel", rate: float) -> WorkerInfo:
+    def _describe(self, model: "LoadedModel", rate: float) -> WorkerInfo:
         return WorkerInfo(
             worker_id=self._worker_id,
             host=socket.gethostname(),

@@ -1,7 +1,7 @@
-"""The Celery side of the bulk lanes: run a chunk, publish tickets, reap.
+"""The Celery side of the bulk lanes: run a chunk, publish chunk messages, reap.
 
-Owns the order of a chunk's life in a worker and the edge at which its errors end. A ticket is always acknowledged: what
-is still to be done stands in the store.
+Owns the order of a chunk's life in a worker and the edge at which its errors end. A chunk message (a ticket, published)
+is always acknowledged: what is still to be done is in the job record.
 """
 
 import logging
@@ -52,11 +52,11 @@ class WorkerContext:
 
 @app.task(name=RUN_CHUNK, Request="tasks.celery_fixes:ForgivingRequest")  # type: ignore[untyped-decorator]  # Celery has no types
 def run_chunk(job_id: str, chunk: int) -> None:
-    """Take the chunk that a ticket names and bring it to its end, or leave it to the reaper."""
+    """Claim the chunk that a message names and complete it, or leave it to the reaper."""
     context: WorkerContext = app.twolane
     device = context.sharing.progress
     if not device.wait_until_moving(context.engine.progress, context.settings.ticket_timeout_s):
-        _log.warning("chunk %s of %s is left to others: the device seems to hang", chunk, job_id)
+        _log.warning("chunk %s of %s is left to other workers: the device seems to hang", chunk, job_id)
         return
     try:
         claim = context.leases.claim(job_id, chunk, context.worker_id, device.lease_s(context.settings))
@@ -70,28 +70,28 @@ def run_chunk(job_id: str, chunk: int) -> None:
 
 
 def publish_tickets(leases: Leases, lane: Lane, head: str | None = None) -> int:
-    """Move pending chunks through the window and publish their tickets; return how many.
+    """Move pending chunks through the window and publish their messages; return how many.
 
-    A broker that does not answer is logged, no error: an unpublished ticket is overdue in time and published again.
+    A failed publication is logged, no error: the ticket becomes overdue and is published again.
 
     Args:
         leases: where the chunks are.
         lane: the bulk lane.
-        head: the job whose turn is next, where the caller knows it.
+        head: the job that is next, where the caller knows it.
 
     Raises:
-        redis.RedisError: the store does not answer.
+        redis.RedisError: Redis does not answer.
     """
     return _publish(leases.settings, lane, leases.dispatch(lane, head))
 
 
 def reap(leases: Leases, lane: Lane) -> int:
-    """Take back what dead workers held, publish overdue tickets again and fill the window; return what was published.
+    """Take back the claims of dead workers, publish what is overdue and fill the window; return how many messages.
 
     Every worker calls it once a second; any number of processes may.
 
     Raises:
-        redis.RedisError: the store does not answer.
+        redis.RedisError: Redis does not answer.
     """
     published = _publish(leases.settings, lane, leases.reap(lane)) + publish_tickets(leases, lane)
     if leases.redis.set(keys.store_sweep(), "", nx=True, ex=_SWEEP_EVERY_S):
@@ -107,8 +107,8 @@ def _publish(settings: Settings, lane: Lane, tickets: Iterable[Ticket]) -> int:
             publisher(settings).send_task(RUN_CHUNK, (ticket.job_id, ticket.chunk), queue=lane.queue, priority=priority)
         # AttributeError: kombu 5.7, when another thread has just closed the lost connection of this channel.
         except (KombuError, RedisError, OSError, AttributeError) as error:
-            _log.warning("the broker takes no tickets, the reaper will try again: %s", error)
-            # Not the broken connection once more: the next ticket goes through a new one.
+            _log.warning("chunk messages cannot be published, the reaper will try again: %s", error)
+            # Do not use the broken connection again: the next message goes through a new one.
             publisher.cache_clear()
             break
         published += 1
@@ -116,10 +116,10 @@ def _publish(settings: Settings, lane: Lane, tickets: Iterable[Ticket]) -> int:
 
 
 def _settle(context: WorkerContext, claim: Claim) -> str | None:
-    """Compute the chunk and complete it, or give it back; return the job whose turn is next, if it is known.
+    """Compute the chunk and complete it, or give it back; return the job that is next, if it is known.
 
     Raises:
-        redis.RedisError: the store does not answer; the claim runs out.
+        redis.RedisError: Redis does not answer; the claim runs out.
     """
     try:
         return _complete(context, claim, _compute(context, claim))
@@ -140,7 +140,7 @@ def _compute(context: WorkerContext, claim: Claim) -> Completion:
     items = context.blobs.get_input(claim.job_id, claim.chunk)
     width = _width(context.settings, claim)
     if items is None:
-        # Deleted with its job or completed by somebody else: then nobody counts this. Lost: then it is an error.
+        # Deleted with its job, or completed by another worker: then this is not counted. Lost: then it is an error.
         outcomes = ChunkOutcomes(claim, ChunkInput([""] * claim.items), width)
         lost = ItemError.of(InputLost("the text of this item is not in Redis any more"))
         for position in outcomes.left:
@@ -153,10 +153,10 @@ def _compute(context: WorkerContext, claim: Claim) -> Completion:
 
 
 def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> str | None:
-    """Bring the result home; it has cost device time, so a server that is away for a moment is waited for.
+    """Store the result, retrying while Redis is down: it has cost device time.
 
     Raises:
-        redis.RedisError: the server stays away.
+        redis.RedisError: Redis stays down.
     """
     until_s = time.monotonic() + 2 * context.settings.lease_s
     while True:

@@ -1,7 +1,7 @@
 """How a claimed chunk is computed: in one go first; carefully, once it has ended a worker.
 
-Owns the waiting for the engine with heartbeats, and the search for the item that ends workers. The store counts the
-deaths (`lua/_job.lua`); the engine computes.
+Owns waiting for the engine with heartbeats, and the search for the item that ends workers. Scripts count the deaths
+(`lua/_job.lua`); the engine computes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ _BEATS_PER_LEASE = 3
 
 
 class Stopped(Exception):
-    """The job is being cancelled or paused, or the claim is lost: the work has no use any more."""
+    """The job is being cancelled or paused, or the claim is lost: the result is of no use any more."""
 
 
 class ChunkWork:
@@ -57,7 +57,7 @@ class ChunkWork:
         """Enter the outcome of every item that is left.
 
         Raises:
-            Stopped: nobody waits for it any more.
+            Stopped: the job is ending or paused, or the claim is lost.
             CapacityError, EngineClosed: this worker cannot do it now; no fault of the chunk.
             Exception: whatever else the engine ends the whole with, at the first attempt.
         """
@@ -113,7 +113,7 @@ class ChunkWork:
     def _beat(self) -> None:
         """Renew the lease if the device finished something since the claim; a hung device must lose it.
 
-        A server that does not answer is no reason to stop: the result may still find it back.
+        Redis not answering is no reason to stop: it may be back when the result is there.
         """
         progress = self._engine.progress() - self._first_progress
         try:
@@ -140,7 +140,7 @@ class ChunkWork:
 
 
 def _scope(claim: Claim) -> str:
-    """Return where values may be taken over from: a tenant's keep those of a job, too."""
+    """Return the scope of the cache: that of a tenant serves within a job, too."""
     if claim.params.cache:
         return tenant_scope(claim.tenant)
     return job_scope(claim.job_id) if claim.params.dedupe else ""

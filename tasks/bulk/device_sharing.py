@@ -79,7 +79,7 @@ class DeviceProgress:
     """How long one pass may take on this worker's device, and whether the device seems hung. Thread-safe.
 
     Learned from the slowest pass, so that slow is not taken for hung: a hung device must lose its claims, but a large
-    model on a CPU may take longer for one pass than a lease lasts, and its chunks would be taken back for ever.
+    model on a CPU may take longer for one pass than a lease lasts, and its chunks would be taken back again and again.
     """
 
     def __init__(self) -> None:

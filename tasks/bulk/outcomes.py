@@ -63,7 +63,7 @@ class ChunkOutcomes:
         self._cached = 0
         self.asked: list[int] = list(range(size))
         if before is not None:
-            self._take_over(before)
+            self._load_frame(before)
         for position in claim.poison:
             self.fail(position, ItemError.of(WorkerCrashed("the worker ended while it computed this item")))
 
@@ -112,7 +112,7 @@ class ChunkOutcomes:
         error = self._errors[position]
         return f"item {self._claim.start + position}: {error.code}: {error.message}"
 
-    def _take_over(self, before: bytes) -> None:
+    def _load_frame(self, before: bytes) -> None:
         header, columns = frames.unpack(before)
         self._values = columns["values"].astype(np.float32)
         self._tokens, self._truncated = columns["tokens"].copy(), columns["truncated"].copy()

@@ -56,7 +56,7 @@ class _Join:
         return Outcomes(values, tokens, truncated, errors, cached=hits)
 
     def entries(self, computed: Outcomes) -> dict[bytes, CachedValue]:
-        """Return what is worth keeping: every item that was computed without an error."""
+        """Return what is to be kept: every item that was computed without an error."""
         good = [row for row in range(len(self.missing)) if row not in computed.errors]
         return {
             self.digests[self.missing[row]]: CachedValue(
@@ -139,7 +139,7 @@ class CachingEngine:
 
     def _settle(self, join: _Join, inner: Future[Outcomes]) -> Outcomes:
         if inner.cancelled():
-            raise EngineClosed("the worker gave this work up")
+            raise EngineClosed("the worker is going away")
         computed = inner.result()
         # Kept before the answer is given, so that a caller who has it and asks again finds it.
         try:

@@ -1,7 +1,7 @@
 """Values that were computed before, in Redis, by a hash of everything that made them.
 
 Owns what makes two items the same, the form of an entry, and the budget. Values of one scope (a tenant, or one job) are
-never found from another. A cache is no truth: whoever asks it must be able to do without it at any time.
+never found from another. A cache is no source of truth: callers must be able to do without it at any time.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from tasks.scripts import Argument, Script, Scripts
 __all__ = ["CachedValue", "ContentCache", "digest_items", "is_job", "job_scope", "tenant_scope"]
 
 _HEAD = struct.Struct("<iB")
-# What an entry takes in the server besides its value: its digest twice, with table and list nodes (185 measured).
+# What an entry takes in Redis beside its value: its digest twice, with table and list nodes (185 measured).
 _OVERHEAD_BYTES = 200
 _PER_CALL = 500
 _JOB = "job:"
@@ -60,7 +60,7 @@ class CachePutScript(Script):
         budget_bytes: how much they may take.
         ttl_ms: how long a value holds.
         life_ms: how long all are kept when none is put any more.
-        overhead_bytes: what an entry takes besides its value.
+        overhead_bytes: what an entry takes beside its value.
         entries: digest, value, and so on.
     """
 
@@ -76,7 +76,7 @@ class CachePutScript(Script):
 
 @dataclass(frozen=True, slots=True)
 class CachedValue:
-    """What became of one item: its value (float32, shape (d,), or (1,) for a score), tokens and whether it was cut."""
+    """The outcome of one item: its value (float32, shape (d,), or (1,) for a score), tokens and whether it was cut."""
 
     value: NDArray[np.float32]
     tokens: int
@@ -99,7 +99,7 @@ def is_job(scope: str) -> bool:
 
 
 def tenant_scope(tenant: str) -> str:
-    """Return the scope of all that a tenant asks to keep."""
+    """Return the scope of what a tenant keeps."""
     return f"tenant:{tenant}"
 
 
@@ -112,7 +112,7 @@ def digest_items(work: Work, fingerprint: str) -> list[bytes]:
     """Return for each item the SHA-256 of all that its value depends on; equal items have equal digests."""
     params = work.params
     made_by = (work.operation, fingerprint, params.instruction, params.dimensions, params.truncate)
-    # Lengths stand before the parts, so that no two different lists of parts read alike.
+    # Each part is preceded by its length, so that no two different lists of parts have equal bytes.
     start = hashlib.sha256(repr(made_by).encode("utf-8", "surrogatepass"))
     queries = work.queries if work.queries is not None else [""] * len(work.texts)
     digests = []
@@ -126,7 +126,7 @@ def digest_items(work: Work, fingerprint: str) -> list[bytes]:
 
 
 class ContentCache:
-    """Keeps and finds entries. Thread-safe. All methods raise `redis.RedisError` when the server does not answer.
+    """Stores and finds values. Thread-safe. All methods raise `redis.RedisError` when Redis does not answer.
 
     Args:
         redis: client without `decode_responses`.
@@ -150,10 +150,10 @@ class ContentCache:
         return found
 
     def keep(self, scope: str, entries: Mapping[bytes, CachedValue]) -> None:
-        """Keep entries; the oldest of the scope make room.
+        """Store values; the oldest of the scope make room.
 
         Raises:
-            redis.OutOfMemoryError: the server is full.
+            redis.OutOfMemoryError: Redis is full.
         """
         items = list(entries.items())
         for first in range(0, len(items), _PER_CALL):

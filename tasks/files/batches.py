@@ -1,6 +1,6 @@
-"""Batches: the records of OpenAI's Batch API, each of which stands for one or several jobs.
+"""Batches: the records of OpenAI's Batch API, each of which becomes one or several jobs.
 
-Owns a batch's states, the moves between them and the hold by which one process at a time moves it on. Computes nothing:
+Owns a batch's states, the moves between them and the lock by which one process at a time advances it. Computes nothing:
 what a batch's lines become is `app.batches`, and the work itself is done by ordinary jobs.
 """
 
@@ -25,7 +25,7 @@ __all__ = ["Batch", "BatchGroup", "BatchProblem", "BatchState", "BatchStore", "E
 
 Endpoint = Literal["/v1/embeddings", "/v1/rerank"]
 _PAGE = 100
-# Long enough for the slowest step between two renewals, short enough to be noticed.
+# Longer than the slowest step between two renewals, and short enough that a dead process is replaced soon.
 _HOLD_S = 15.0
 # Jobs must not vanish before the batch has ended: their results are still to be read then.
 _SHARE_OF_JOB_LIFE = 0.9
@@ -94,14 +94,14 @@ class NewBatch:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A batch as it is read from the store. Times are seconds since the epoch, by the server's clock.
+    """A batch as it is read from Redis. Times are seconds since the epoch, by Redis' clock.
 
     Attributes:
         times: when each state was reached, by the state's name.
         total, completed, failed: lines; all 0 until the file is validated, final when the batch has ended.
         planned: every job that was ever created for it, also by a process that died while it did so.
         plan_file_id: the hidden file that says what became of each line.
-        drafts: output files that somebody began; they count when the batch has ended.
+        drafts: output files that were begun; they count when the batch has ended.
     """
 
     id: str
@@ -209,7 +209,7 @@ def new_batch_id() -> str:
 
 
 class BatchStore:
-    """The state of all batches. Thread-safe. All methods raise `redis.RedisError` when the server does not answer.
+    """The state of all batches. Thread-safe. All methods raise `redis.RedisError` when Redis does not answer.
 
     Args:
         redis: a client without `decode_responses`.
@@ -224,7 +224,7 @@ class BatchStore:
     # -- what a client may do
 
     def create(self, new: NewBatch, idempotency: Idempotency | None = None) -> Batch:
-        """Create a batch, or return the one that the idempotency key stands for.
+        """Create a batch, or return the one that was created under the idempotency key.
 
         Raises:
             IdempotencyMismatch: the key was used with another payload.
@@ -287,10 +287,10 @@ class BatchStore:
             raise Conflict(f"Cannot cancel a batch with status '{answer.decode()}'.")
         return self.get(batch_id, tenant)
 
-    # -- what moves a batch on
+    # -- what advances a batch
 
     def list_due(self) -> Sequence[tuple[str, str]]:
-        """Return tenant and id of batches that somebody should look at now."""
+        """Return tenant and ID of batches that are due for the scheduler."""
         now_ms = int(self.now_s() * 1000)
         due: Any = self._redis.zrange(keys.batches_active(), 0, now_ms, byscore=True, offset=0, num=_PAGE)
         pairs = (member.decode().partition("/") for member in due)
@@ -302,17 +302,17 @@ class BatchStore:
         return float(seconds + micros / 1e6)
 
     def hold(self, batch_id: str, tenant: str, holder: str) -> bool:
-        """Take or renew the right to move a batch on; False: another process has it, or it has ended."""
+        """Take or renew the lock of a batch; False: another process has it, or the batch has ended."""
         call = BatchHoldScript(*_keys(batch_id), _member(tenant, batch_id), holder, int(_HOLD_S * 1000))
         return bool(self._scripts.call(call))
 
     def release(self, batch_id: str, tenant: str, holder: str, delay_s: float) -> None:
-        """Give the right back; the batch is due again after the delay."""
+        """Give the lock back; the batch is due again after the delay."""
         call = BatchReleaseScript(*_keys(batch_id), _member(tenant, batch_id), holder, int(delay_s * 1000))
         self._scripts.call(call)
 
     def leave(self, batch_id: str, tenant: str) -> None:
-        """Let nobody look at a batch any more: it has ended, and what was only needed on the way is gone."""
+        """Take a batch off the scheduler's list: it has ended and is cleaned up."""
         self._redis.zrem(keys.batches_active(), _member(tenant, batch_id))
 
     def move(self, batch: Batch, holder: str, goal: BatchState, fields: Mapping[str, object]) -> BatchState | None:
@@ -321,7 +321,7 @@ class BatchStore:
         A batch that is being cancelled goes to `cancelled` where another one ends, and else stays as it is.
 
         Returns:
-            The state that it has now; None: the hold was lost, and nothing was written.
+            The state that it has now; None: the lock was lost, and nothing was written.
         """
         sources = f"{batch.state.value},{BatchState.CANCELLING.value}"
         written: list[Argument] = []

@@ -1,6 +1,6 @@
 """Files of tenants: records in Redis, bytes in a `ByteStore`.
 
-Owns the life of a file: announced, written, visible, deleted or expired, swept. Knows neither HTTP nor what stands in a
+Owns the life of a file: announced, written, visible, deleted or expired, swept. Knows neither HTTP nor the content of a
 file. A record is announced before the first byte is written and forgotten after the last one is gone, so that a process
 that is killed anywhere between leaves bytes that the next sweep finds.
 """
@@ -28,7 +28,7 @@ __all__ = ["FileStore", "FileWriter", "NewFile", "Purpose", "SortOrder", "Stored
 Purpose = Literal["batch", "batch_output", "batch_plan"]
 SortOrder = Literal["asc", "desc"]
 
-# A writer that brings nothing for so long is given up.
+# A writer that writes nothing for so long counts as dead.
 _HOLD_S = 600.0
 _RENEW_S = 60.0
 # A record outlives its bytes, or the sweep would not know of them.
@@ -54,7 +54,7 @@ class NewFile:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file as it is read from the store. Times are seconds since the epoch, by the server's clock."""
+    """A file as it is read from Redis. Times are seconds since the epoch, by Redis' clock."""
 
     id: str
     tenant: str
@@ -215,7 +215,7 @@ class FileStore:
     # -- for the writer
 
     def announce(self, file_id: str, new: NewFile) -> None:
-        """Say that bytes of this file are being written."""
+        """Announce that bytes of this file are being written."""
         fields = ["tenant", new.tenant, "filename", new.filename, "purpose", new.purpose]
         file, expiry, _ = _keys(file_id, new.tenant)
         call = FileBeginScript(file, expiry, _member(file_id, new.tenant), int(_HOLD_S * 1000), fields)
@@ -287,7 +287,7 @@ class FileWriter:
             self._store.announce(self.id, self._new)
 
     def commit(self, ttl_s: float | None = None) -> StoredFile:
-        """Bring the bytes to disk, make the file visible and return its record.
+        """Flush the bytes to disk, make the file visible and return its record.
 
         Args:
             ttl_s: how long it is kept, where that became known only now.
@@ -304,7 +304,7 @@ class FileWriter:
     def __exit__(self, *_: object) -> None:
         if not self._committed:
             self._bytes.abandon()
-            # What cannot be discarded now is left to the sweep; the error that brought us here must not be hidden.
+            # What cannot be discarded now is left to the sweep; the original error must not be hidden.
             with contextlib.suppress(RedisError, CapacityError):
                 self._store.discard(self.id, self._new.tenant)
 

@@ -1,4 +1,4 @@
-"""The synchronous hop, the web's end: `InteractiveClient.ask()`. The worker's end is `tasks.interactive.server`.
+"""The client of the interactive lane, in the web process: `InteractiveClient.ask()`. The server is in the worker.
 
 Owns two threads and their connections, and the admission by push_request.lua. At most once is right here: a call has
 a deadline and may be repeated. Layout of the bytes: `tasks.interactive.protocol`. Needs Redis or Valkey 7 or newer.
@@ -55,7 +55,7 @@ class PushRequestScript(Script):
         waiting_list: requests that wait.
         load: tokens that wait in it.
         workers: ready workers of the model.
-        facts: what they are.
+        infos: their descriptions.
         max_tokens: most tokens that may wait.
         requests: as `tasks.interactive.protocol` lays them out, with the time left.
     """
@@ -63,7 +63,7 @@ class PushRequestScript(Script):
     waiting_list: Key
     load: Key
     workers: Key
-    facts: Key
+    infos: Key
     max_tokens: int
     requests: Sequence[bytes]
 
@@ -80,7 +80,7 @@ class WithdrawRequestsScript(Script):
 
 
 class _PendingCall:
-    """One ask that waits. It is settled once: by a reply or by an error."""
+    """One call that waits. It is settled once: by a reply or by an error."""
 
     __slots__ = ("_settled", "body", "error", "expires_s", "gone", "lane", "number", "reply", "tokens")
 
@@ -126,14 +126,14 @@ class _PendingCall:
 
 
 class InteractiveClient:
-    """Asks workers and waits for their answers. Thread-safe; one per web process.
+    """Sends requests to workers and waits for their replies. Thread-safe; one per web process.
 
-    One thread sends all asks of a moment in one trip, one thread reads all replies; both start with the first ask,
+    One thread sends all requests of a moment in one trip, one thread reads all replies; both start with the first call,
     so that a process that forks before it serves forks no thread.
 
     Args:
         settings: limits and times.
-        redis_url: server of the lanes; empty takes `settings.redis_url`.
+        redis_url: Redis of the lanes; empty takes `settings.redis_url`.
     """
 
     def __init__(self, settings: Settings, redis_url: str = "") -> None:
@@ -156,7 +156,7 @@ class InteractiveClient:
 
         Args:
             work: `deadline_s` is honoured; without one `Settings.interactive_timeout_s` holds. Work of the bulk
-                service travels by the same hop in a list of its own, so that it never stands before a small one.
+                service waits in a list of its own, so that it never delays a small one.
             tokens: estimate of what it adds to the lane.
             watch: looks after the caller when the call waits long; without it, nobody does.
 
@@ -187,7 +187,7 @@ class InteractiveClient:
             self._calls.pop(call.number, None)
 
     def close(self) -> None:
-        """End the threads, settle what waits and give up the reply list. Safe to call twice."""
+        """End the threads, settle what waits and delete the reply list. Safe to call twice."""
         self._closing.set()
         self._outbox.put(None)
         for thread in self._threads:
@@ -217,11 +217,11 @@ class InteractiveClient:
 
     def _send_forever(self) -> None:
         with connect(self._url, name="ask") as redis:
-            line = PackedConnection(redis)
+            connection = PackedConnection(redis)
             while batch := self._collect():
                 try:
-                    self._send(line, batch)
-                except Exception as error:  # noqa: BLE001 - the edge of this thread: whoever waits is told
+                    self._send(connection, batch)
+                except Exception as error:  # noqa: BLE001 - the edge of this thread: callers get an error
                     self._give_up(batch, error)
 
     def _collect(self) -> list[_PendingCall]:
@@ -243,7 +243,7 @@ class InteractiveClient:
     def _give_up(self, batch: list[_PendingCall], error: Exception) -> None:
         if not isinstance(error, RedisError):
             _log.exception("the sender of the interactive lane failed", exc_info=error)
-        # What queued up meanwhile would wait as long again for the same answer.
+        # What was queued meanwhile would wait as long again for the same error.
         while not self._outbox.empty():
             call = self._outbox.get_nowait()
             if call is None:
@@ -251,9 +251,9 @@ class InteractiveClient:
                 break
             batch.append(call)
         for call in batch:
-            call.settle(error=StoreUnavailable("the server of the queues does not answer"))
+            call.settle(error=StoreUnavailable("Redis does not answer"))
 
-    def _send(self, line: PackedConnection, batch: list[_PendingCall]) -> None:
+    def _send(self, connection: PackedConnection, batch: list[_PendingCall]) -> None:
         lanes: dict[Lane, list[_PendingCall]] = defaultdict(list)
         now_s = time.monotonic()
         gone = [call for call in batch if call.gone]
@@ -261,26 +261,26 @@ class InteractiveClient:
             if call.expires_s > now_s and not call.gone:
                 lanes[call.lane].append(call)
         if gone:
-            self._withdraw(line, gone)
+            self._withdraw(connection, gone)
         if not lanes:
             return
         try:
-            answers = self._push(line, lanes, now_s)
+            answers = self._push(connection, lanes, now_s)
         except RedisConnectionError:
-            # An idle connection is closed by a server that restarted; a new one is worth one try. A request that
-            # did arrive is computed twice then, and its second reply finds nobody.
-            answers = self._push(line, lanes, now_s)
+            # An idle connection is closed by a server that restarted; a new one gets one try. A request that
+            # did arrive is computed twice then, and its second reply is dropped.
+            answers = self._push(connection, lanes, now_s)
         for calls, answer in zip(lanes.values(), answers, strict=True):
             self._admit(calls, answer)
 
-    def _push(self, line: PackedConnection, lanes: dict[Lane, list[_PendingCall]], now_s: float) -> list[Any]:
+    def _push(self, connection: PackedConnection, lanes: dict[Lane, list[_PendingCall]], now_s: float) -> list[Any]:
         commands: list[Command] = []
         for lane, calls in lanes.items():
             requests = [protocol.with_time_left(call.body, (call.expires_s - now_s) * 1000) for call in calls]
             commands.append(command(PushRequestScript(*_lane_keys(lane), self._settings.lane_max_tokens, requests)))
-        return line.trip(*commands)
+        return connection.trip(*commands)
 
-    def _withdraw(self, line: PackedConnection, gone: list[_PendingCall]) -> None:
+    def _withdraw(self, connection: PackedConnection, gone: list[_PendingCall]) -> None:
         """Take requests back that nobody waits for. When it fails they are computed for nobody, and that is all."""
         lanes: dict[Lane, list[bytes]] = defaultdict(list)
         for call in gone:
@@ -290,7 +290,7 @@ class InteractiveClient:
             for lane, names in lanes.items()
         ]
         try:
-            failed = [answer for answer in line.trip(*commands) if isinstance(answer, RedisError)]
+            failed = [answer for answer in connection.trip(*commands) if isinstance(answer, RedisError)]
         except RedisError as error:
             failed = [error]
         if failed:
@@ -299,9 +299,9 @@ class InteractiveClient:
     @staticmethod
     def _admit(calls: list[_PendingCall], answer: list[int] | Exception) -> None:
         if isinstance(answer, Exception):
-            _log.error("the server refused requests of the interactive lane: %s", answer)
+            _log.error("Redis refused requests of the interactive lane: %s", answer)
             for call in calls:
-                call.settle(error=StoreUnavailable("the server of the queues refuses requests"))
+                call.settle(error=StoreUnavailable("Redis refuses requests"))
             return
         for place, why, value in zip(answer[::3], answer[1::3], answer[2::3], strict=True):
             call = calls[place]
@@ -316,34 +316,34 @@ class InteractiveClient:
     def _read_forever(self) -> None:
         known_run = ""
         with connect(self._url, name="replies", block_s=_BLOCK_S) as redis:
-            line, connected = PackedConnection(redis), False
+            connection, connected = PackedConnection(redis), False
             while not self._closing.is_set():
                 try:
                     if not connected:
                         known_run, connected = self._greet(redis, known_run), True
-                    self._read(line)
+                    self._read(connection)
                 except RedisConnectionError:
                     if not connected:
-                        self._settle_all("the server of the queues does not answer")
+                        self._settle_all("Redis does not answer")
                         self._closing.wait(_RECONNECT_S)
                     connected = False
-                except Exception as error:  # noqa: BLE001 - the edge of this thread: whoever waits is told
+                except Exception as error:  # noqa: BLE001 - the edge of this thread: callers get an error
                     connected = False
-                    self._settle_all("the server of the queues does not answer")
+                    self._settle_all("Redis does not answer")
                     if not isinstance(error, RedisError):
                         _log.exception("the reader of the interactive lane failed")
                     self._closing.wait(_RECONNECT_S)
             self._leave(redis)
 
     def _greet(self, redis: Redis, known_run: str) -> str:
-        """Return the name of the server's run. A new one may have lost what waited: nobody waits for that."""
+        """Return the ID of this run of Redis. A new run may have lost requests: their callers get an error at once."""
         run = str(redis.info("server")["run_id"])
         if known_run and run != known_run:
-            self._settle_all("the server of the queues was started anew")
+            self._settle_all("Redis was restarted")
         return run
 
-    def _read(self, line: PackedConnection) -> None:
-        (popped,) = line.trip(("BLMPOP", _BLOCK_S, 1, self._reply_key, "LEFT", "COUNT", _PER_TRIP))
+    def _read(self, connection: PackedConnection) -> None:
+        (popped,) = connection.trip(("BLMPOP", _BLOCK_S, 1, self._reply_key, "LEFT", "COUNT", _PER_TRIP))
         if isinstance(popped, RedisError):
             raise popped
         for reply in popped[1] if popped else ():
@@ -359,5 +359,5 @@ class InteractiveClient:
 
 
 def _lane_keys(lane: Lane) -> tuple[Key, Key, Key, Key]:
-    workers, facts = keys.lane_workers(lane.model), keys.worker_info(lane.model)
-    return keys.lane_requests(lane), keys.lane_load(lane), workers, facts
+    workers, infos = keys.lane_workers(lane.model), keys.worker_info(lane.model)
+    return keys.lane_requests(lane), keys.lane_load(lane), workers, infos

@@ -2,7 +2,7 @@
 
 Owns the layout and how an error crosses the wire. Owns no connection.
 
-Request: float64 ms until the deadline, which push_request.lua replaces by the deadline in ms by the server's clock;
+Request: float64 ms until the deadline, which push_request.lua replaces by the deadline in ms by Redis' clock;
          uint32 tokens; 16 bytes that name the request; a frame.
 Reply:   uint64 number of the request, a frame. All little-endian.
 """
@@ -38,7 +38,7 @@ _NUMBER = struct.Struct("<Q")
 _NAME_AT = _DEADLINE.size + _TOKENS.size
 _NAME_BYTES = 16
 _FRAME_AT = _NAME_AT + _NAME_BYTES
-# They stand side by side with the fields of the request, so that web processes and workers of two versions agree.
+# They are fields of the request itself, so that web processes and workers of two versions understand each other.
 _PARAMS = tuple(field.name for field in fields(JobParams))
 
 
@@ -49,10 +49,10 @@ class InteractiveRequest:
     Attributes:
         number: the web process's own number for it; the reply carries it.
         reply_key: the Redis list that the reply goes to.
-        deadline_ms: until when it is wanted, by the server's clock.
+        deadline_ms: until when it is wanted, by Redis' clock.
         tokens: what it counts for in the lane.
         work: what to compute, still without a deadline.
-        name: tells it from the requests of all web processes.
+        name: identifies it among the requests of all web processes.
     """
 
     number: int

@@ -1,7 +1,7 @@
-"""The synchronous hop, the worker's end: `serve()`. The web's end is `tasks.interactive.client`.
+"""The server of the interactive lane, in the worker: `serve()`. The client is `tasks.interactive.client`.
 
 Owns the threads that take requests and send replies, and the accounting of tokens that left a lane. Owns no deadline:
-the server's clock decides what is too late.
+Redis' clock decides what is too late.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ def serve(redis: Redis, cards: Sequence[ModelCard], engine: Engine, stop: thread
         redis: a client for blocking commands, see `connect(block_s=1)`.
         cards: models that the engine has.
         engine: where the work goes.
-        stop: ends the serving.
+        stop: ends it.
     """
     replies = _ReplySender(redis)
     receivers = [_Receiver(redis, cards, service, engine, replies) for service in Service]
@@ -103,7 +103,7 @@ class _ReplySender:
     """Sends what futures end with; their callbacks run on the device's thread and only put it into a queue."""
 
     def __init__(self, redis: Redis) -> None:
-        self._line = PackedConnection(redis)
+        self._connection = PackedConnection(redis)
         self._done: queue.SimpleQueue[tuple[InteractiveRequest, Callable[[], bytes]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = 0
@@ -165,7 +165,7 @@ class _ReplySender:
             try:
                 self._send(batch)
             except Exception:  # noqa: BLE001 - the edge of this thread
-                # Nobody is left to tell: the web process gives up at the deadline.
+                # The web process gives up at the deadline.
                 _log.exception("%d replies could not be sent", len(batch))
             with self._lock:
                 self._open -= len(batch)
@@ -184,14 +184,14 @@ class _ReplySender:
         commands: list[Command] = [
             command(PushRepliesScript(Key(reply_key), _KEEP_MS, elements)) for reply_key, elements in replies.items()
         ]
-        for answer in self._line.trip(*commands):
+        for answer in self._connection.trip(*commands):
             if isinstance(answer, RedisError):
                 raise answer
 
 
 def _encode(request: InteractiveRequest, future: Future[Outcomes]) -> bytes:
     if future.cancelled():
-        return protocol.encode_failure(request.number, EngineClosed("the worker gave this request up"))
+        return protocol.encode_failure(request.number, EngineClosed("the worker is going away"))
     error = future.exception()
     if error is not None:
         return protocol.encode_failure(request.number, error)
@@ -204,7 +204,7 @@ class _Receiver:
     def __init__(
         self, redis: Redis, cards: Iterable[ModelCard], service: Service, engine: Engine, replies: _ReplySender
     ) -> None:
-        self._line = PackedConnection(redis)
+        self._connection = PackedConnection(redis)
         self._lanes = [Lane(card.slug, service) for card in cards]
         self._engine = engine
         self._replies = replies
@@ -216,7 +216,7 @@ class _Receiver:
             try:
                 self._trip()
                 failing = False
-            except Exception as error:  # noqa: BLE001 - the edge of this thread: it must outlive its server
+            except Exception as error:  # noqa: BLE001 - the edge of this thread: it must outlive failures of Redis
                 if not isinstance(error, RedisError):
                     _log.exception("taking requests failed")
                 elif not failing:
@@ -224,16 +224,16 @@ class _Receiver:
                 failing = True
                 stop.wait(_RECONNECT_S)
         with contextlib.suppress(RedisError):
-            self._line.trip(*self._settlement())
+            self._connection.trip(*self._settlement())
 
     def _trip(self) -> None:
-        # Turned each time: the server looks at the lists in this order, and no model may starve another.
+        # Rotated each time: Redis looks at the lists in this order, and no model may starve another.
         self._lanes.append(self._lanes.pop(0))
         names = [keys.lane_requests(lane) for lane in self._lanes]
         block: Command = ("BLMPOP", _BLOCK_S, len(names), *names, "LEFT", "COUNT", _PER_TRIP)
         before = self._settlement()
         # Deadlines are by Redis' clock, so the time comes with what was taken.
-        answers = self._line.trip(*before, block, ("TIME",), *self._ask_withdrawn())
+        answers = self._connection.trip(*before, block, ("TIME",), *self._ask_withdrawn())
         popped, (seconds, micros) = answers[len(before) : len(before) + 2]
         withdrawn = self._give_up(answers[len(before) + 2 :])
         if isinstance(popped, RedisError):
@@ -245,8 +245,8 @@ class _Receiver:
         tokens, refused = self._take(elements, int(seconds) * 1000 + int(micros) / 1000, withdrawn)
         self._unsettled = (lane, tokens, refused)
         if refused:
-            # The engine is full. Other workers may be free, so the requests go back to where all see them.
-            self._line.trip(*self._settlement())
+            # The engine is full. Other workers may be free, so the requests go back to the list.
+            self._connection.trip(*self._settlement())
             self._replies.room.clear()
             self._replies.room.wait(_FULL_PAUSE_S)
 

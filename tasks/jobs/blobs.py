@@ -35,7 +35,7 @@ _WRITE_PAUSE_S = 1.0
 INPUT_GRACE_MS = 86_400_000
 _BATCH = 500
 _FULL_RETRY_AFTER_S = 30.0
-# An upload to which nothing was added for so long has broken off.
+# An upload to which nothing was added for so long was cut off.
 _ABANDONED_MS = 3_600_000
 
 
@@ -71,8 +71,10 @@ def pack_input(items: ChunkInput) -> bytes:
 
 
 def store_full() -> StoreFull:
-    """Return the error of a store that takes nothing new."""
-    return StoreFull("the store is full; jobs that end or expire make room", retry_after_s=_FULL_RETRY_AFTER_S)
+    """Return the error of a Redis that takes nothing new."""
+    return StoreFull(
+        "there is no memory for new jobs; jobs that end or expire make room", retry_after_s=_FULL_RETRY_AFTER_S
+    )
 
 
 class Blobs(Protocol):
@@ -82,7 +84,7 @@ class Blobs(Protocol):
         """Store the items of a chunk, before its job is created; return the size in bytes.
 
         Raises:
-            StoreFull: the server's memory is used up.
+            StoreFull: the memory of Redis is used up.
         """
         ...
 
@@ -91,7 +93,7 @@ class Blobs(Protocol):
         ...
 
     def stage_result(self, claim: Claim, frame: bytes, /) -> str:
-        """Bring a result frame to where the completion of the claim can point at it; return the pointer."""
+        """Store a result frame where the completion of the claim can point at it; return the pointer."""
         ...
 
     def discard(self, pointer: str, /) -> None:
@@ -172,7 +174,7 @@ class RedisBlobs:
         self._redis.zrem(keys.store_uploads(), job_id)
 
     def sweep(self, is_job: Callable[[str], bool]) -> None:
-        """See `Blobs`: uploads that broke off. Everything else expires by itself."""
+        """See `Blobs`: uploads that were cut off. Everything else expires by itself."""
         for found in self._scripts.call(AbandonedScript(keys.store_uploads())):
             job_id = found.decode()
             if not is_job(job_id):
@@ -197,10 +199,10 @@ class FileBlobs(RedisBlobs):
     def stage_result(self, claim: Claim, frame: bytes, /) -> str:
         """See `Blobs`. Each claim writes a file of its own, so that a late one cannot overwrite what was counted.
 
-        A storage that is away for a moment is waited for, since the result has cost device time.
+        Retries while the storage is unavailable for a moment, since the result has cost device time.
 
         Raises:
-            CapacityError: it stays away; the chunk goes back, and no attempt is spent.
+            CapacityError: it stays unavailable; the chunk goes back, and no attempt is spent.
         """
         if not claim.outside:
             return super().stage_result(claim, frame)
@@ -214,7 +216,7 @@ class FileBlobs(RedisBlobs):
                 time.sleep(_WRITE_PAUSE_S)
 
     def discard(self, pointer: str, /) -> None:
-        """See `Blobs`. What cannot be removed now goes with its job."""
+        """See `Blobs`. What cannot be removed now is removed with its job."""
         if pointer == IN_REDIS:
             return
         try:
@@ -234,7 +236,7 @@ class FileBlobs(RedisBlobs):
         self._files.remove_job(job_id)
 
     def sweep(self, is_job: Callable[[str], bool]) -> None:
-        """See `Blobs`: also the files of jobs that expired. A storage that is away is swept another time."""
+        """See `Blobs`: also the files of jobs that expired. A storage that is unavailable is swept another time."""
         super().sweep(is_job)
         try:
             for job_id in self._files.jobs():

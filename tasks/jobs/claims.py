@@ -1,6 +1,6 @@
-"""What passes between a worker and the store while a chunk is computed: claims, completions, tickets.
+"""What is exchanged between a worker and Redis while a chunk is computed: tickets, claims, completions.
 
-Owns the shapes only; `tasks.jobs.store` moves them, `tasks.bulk.chunk_task` acts on them.
+Owns the types only; `tasks.jobs.store` moves them, `tasks.bulk.chunk_task` acts on them.
 """
 
 import enum
@@ -15,10 +15,10 @@ IN_REDIS = "redis"
 
 
 class ClaimCode(enum.StrEnum):
-    """The store's answer to a claim. Only OK and POISON give the chunk to the caller."""
+    """The answer to a claim. Only OK and POISON give the chunk to the caller."""
 
     OK = "OK"
-    # The chunk has ended too many workers; its remaining items have to be given up without touching the device.
+    # The chunk has ended too many workers; its remaining items become errors without touching the device.
     POISON = "POISON"
     BUSY = "BUSY"
     DONE = "DONE"
@@ -27,7 +27,7 @@ class ClaimCode(enum.StrEnum):
 
 
 class Completed(enum.StrEnum):
-    """The store's answer to a completion. DUP is a success too: somebody's result was counted before."""
+    """The answer to a completion. DUP is a success too: another result was counted before."""
 
     OK = "OK"
     DUP = "DUP"
@@ -39,7 +39,7 @@ class Claim:
     """One worker's hold on one chunk.
 
     Attributes:
-        fence: tells this claim from every other one of the job.
+        fence: fencing token: distinguishes this claim from every other one of the job.
         attempt: 1 for the first claim of the chunk.
         items: number of items of the chunk.
         suspects: positions that were on the device when an earlier claim died.
@@ -68,7 +68,7 @@ class Claim:
 
     @property
     def held(self) -> bool:
-        """Whether the caller has to bring the chunk to its end."""
+        """Whether the caller has to complete or release the chunk."""
         return self.code in (ClaimCode.OK, ClaimCode.POISON)
 
 
@@ -79,7 +79,7 @@ class Completion:
     Attributes:
         frame: the result frame, see `tasks.frames`.
         error: a sentence about the first failed item.
-        cached: completed items whose value was taken over.
+        cached: completed items that were cache hits.
     """
 
     completed: int
@@ -93,10 +93,10 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A chunk that may be announced to the workers.
+    """A chunk whose Celery message is to be published: the message names the chunk and lets a worker claim it.
 
     Attributes:
-        again: the chunk was claimed before, by a worker that died or failed: it goes ahead of what waits.
+        again: the chunk was claimed before, by a worker that died or failed: its message goes ahead of those that wait.
     """
 
     job_id: str

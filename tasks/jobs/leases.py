@@ -1,4 +1,4 @@
-"""What workers do with chunks: tickets through the window, claims with a lease, completions, and their reaping.
+"""What workers do with chunks: dispatch through a window, claims with a lease, completions, and reaping.
 
 Owns the calls of those transitions. What users do with a job is in `tasks.jobs.store`; what a worker does with a claim
 is in `tasks.bulk.chunk_task`.
@@ -36,7 +36,7 @@ __all__ = ["Leases"]
 
 _MAX_TICKET_DELAY_MS = 300_000
 _REAP_ENTRIES = 200
-# Attempts after which a chunk's remaining items are given up, as a multiple of `max_attempts`: far more than finding a
+# Attempts after which a chunk's remaining items become errors, as a multiple of `max_attempts`: far more than finding a
 # bad item takes, so that a chunk whose workers were merely killed is not condemned.
 _CEILING_FACTOR = 10
 _REFS_KEPT = 10_000
@@ -57,11 +57,11 @@ class Leases:
         self._refs: dict[str, JobRef] = {}
 
     def dispatch(self, lane: Lane, head: str | None = None) -> list[Ticket]:
-        """Give tickets to the jobs whose turn it is until the window is full, and return them for publication.
+        """Issue tickets (see `Ticket`) by fair queueing until the window is full, and return them for publication.
 
         Args:
             lane: the lane.
-            head: the job whose turn it is, where the caller knows it from a completion; empty: no job waits.
+            head: the job that is next, where the caller knows it from a completion; empty: no job waits.
         """
         if head is None:
             first: list[bytes] = self.redis.zrange(keys.lane_ready(lane), 0, 0)  # type: ignore[assignment]  # sync client
@@ -119,7 +119,7 @@ class Leases:
         return bool(self._scripts.call(call) != b"GO")
 
     def complete(self, claim: Claim, completion: Completion, pointer: str = IN_REDIS) -> tuple[Completed, str]:
-        """Store the result and count it once; return what became of it, and the job whose turn is next.
+        """Store the result and count it once; return what became of it, and the job that is next.
 
         Args:
             claim: the claim.
@@ -153,7 +153,7 @@ class Leases:
 
         Args:
             claim: the claim.
-            delay_s: no new ticket before; for a worker that is busy, not gone.
+            delay_s: no new ticket before that; for a worker that is busy, not gone.
         """
         return self._release(claim, int(delay_s * 1000), counts=False)
 
@@ -195,7 +195,7 @@ class Leases:
         return JobKeys.of(job, self.settings)
 
     def _place(self, job_id: str, lane: Lane) -> JobRef:
-        """Return the job for a script that also clears up after one that is gone: then no tenant has it."""
+        """Return a job for a script that also cleans up after a deleted one: that belongs to no tenant."""
         return self.find(job_id) or JobRef(job_id, lane, "")
 
     def _lease_ms(self, lease_s: float | None) -> int:

@@ -1,6 +1,6 @@
 """What a job and a chunk are: frozen values, the states of a job and its allowed moves.
 
-Owns no storage (`tasks.jobs.store`) and no HTTP shape (`app.inference.schemas`).
+Owns no storage (`tasks.jobs.store`) and no HTTP schema (`app.inference.schemas`).
 """
 
 import enum
@@ -51,7 +51,7 @@ TERMINAL = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, J
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """Whom to tell of a job's end, and the key that signs what is sent (Standard Webhooks, `whsec_...`)."""
+    """Where the end of a job is sent, and the key that signs it (Standard Webhooks, `whsec_...`)."""
 
     url: str
     secret: str = field(repr=False)
@@ -59,7 +59,7 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class WebhookState:
-    """What became of telling a job's end. Never holds the secret.
+    """State of the delivery of a job's end. Never holds the secret.
 
     Attributes:
         status: `waiting` for the end, `pending` before the first attempt, `retrying`, `delivered`, or `failed` at last.
@@ -95,7 +95,7 @@ class ChunkInput:
 
 @dataclass(frozen=True, slots=True)
 class ChunkRecord:
-    """One line of the chunk table: where its items stand in the job and what they weigh."""
+    """One line of the chunk table: the place of its items in the job, and their tokens."""
 
     index: int
     start: int
@@ -105,7 +105,7 @@ class ChunkRecord:
 
 @dataclass(frozen=True, slots=True)
 class ChunkState:
-    """One line of the chunk table as it stands now.
+    """One line of the chunk table as it is now.
 
     Attributes:
         state: `dropped` chunks belong to a job that was cancelled or expired before they were claimed.
@@ -136,13 +136,13 @@ class Counts:
     completed: int = 0
     failed: int = 0
     truncated: int = 0
-    # Of the completed ones, those whose value was taken over instead of computed.
+    # Of the completed ones, the cache hits.
     cached: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as it is read from the store. Times are seconds since the epoch, by the server's clock."""
+    """A job as it is read from Redis. Times are seconds since the epoch, by Redis' clock."""
 
     id: str
     tenant: str
@@ -169,7 +169,7 @@ class Job:
     deadline_at: float | None = None
     # The request's own description of itself: document counts per query, metadata, custom fields.
     extra: Mapping[str, object] = field(default_factory=dict)
-    # None: nobody is told of its end.
+    # None: no webhook.
     webhook: WebhookState | None = None
 
     @property
@@ -180,7 +180,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
-    """What the web tier hands over when it creates a job.
+    """A job that the web tier creates.
 
     Attributes:
         id: from `new_job_id`; the inputs were stored under it before.

@@ -1,7 +1,7 @@
-"""Ends of jobs that somebody has to be told of: taken, held, and noted as told or to be tried again.
+"""The webhook outbox: ends of jobs that are to be sent, claimed by one process at a time, retried with growing delays.
 
-Owns the due list's moves and the growing delays. The end itself is noted by the step that ends the job
-(`lua/_job.lua`); what is sent, and how, is `app.webhooks`.
+Owns the due list and the delays. The end itself is written by the step that ends the job (`lua/_job.lua`); what is
+sent, and how, is `app.webhooks`.
 """
 
 from collections.abc import Mapping
@@ -22,13 +22,13 @@ __all__ = ["Attempt", "Delivery", "Outbox"]
 
 # The delays of the Standard Webhooks text, as multiples of the first: 5 s, 5 min, 30 min, 2 h, 5 h, 10 h, 14 h.
 _STEPS = (1, 60, 360, 1440, 3600, 7200, 10080)
-# A holder that says nothing for longer than two attempts may take is dead.
+# A process that settles nothing for longer than two attempts may take is dead.
 _HOLD_TIMEOUTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One end that is to be told.
+    """One end that is to be sent.
 
     Attributes:
         number: which end of the job it is: a job that is retried ends again.
@@ -46,7 +46,7 @@ class Delivery:
 
     @property
     def id(self) -> str:
-        """The same at every attempt, so that a receiver knows what it was told before."""
+        """The same at every attempt, so that a receiver recognises what it got before."""
         return f"msg_{self.job.id.removeprefix('job_')}_{self.number}"
 
 
@@ -67,7 +67,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class WebhookClaimScript(Script):
-    """Take up to `most` ends that are due, and hold them for `hold_ms`."""
+    """Claim up to `most` ends that are due, for `hold_ms`."""
 
     due: Key
     hold_ms: int
@@ -101,9 +101,9 @@ class WebhookSettleScript(Script):
 
 
 class Outbox:
-    """The ends that have to be told. Thread-safe; any number of processes may use it at a time.
+    """The ends that are to be sent. Thread-safe; any number of processes may use it at a time.
 
-    All methods raise `redis.RedisError` when the server does not answer.
+    All methods raise `redis.RedisError` when Redis does not answer.
 
     Args:
         redis: client without `decode_responses`.
@@ -117,12 +117,12 @@ class Outbox:
         self._first_delay_ms = settings.webhook_retry_s * 1000
 
     def take(self, most: int) -> list[Delivery]:
-        """Return ends that are due; nobody else gets them until the hold runs out."""
+        """Claim ends that are due and return them; no other process gets them until the claim expires."""
         job_ids: list[bytes] = self._scripts.call(WebhookClaimScript(keys.webhooks_due(), self._hold_ms, most))
         return [delivery for job_id in job_ids if (delivery := self._read(job_id.decode())) is not None]
 
     def settle(self, delivery: Delivery, attempt: Attempt) -> str:
-        """Note what became of an attempt and return what follows: `delivered`, `retrying` or `failed`."""
+        """Record the outcome of an attempt and return the new status: `delivered`, `retrying` or `failed`."""
         last = attempt.final or delivery.attempts >= len(_STEPS)
         status = "delivered" if not attempt.error else "failed" if last else "retrying"
         delay_ms = 0 if last else int(self._first_delay_ms * _STEPS[delivery.attempts])
@@ -144,7 +144,7 @@ class Outbox:
     def _read(self, job_id: str) -> Delivery | None:
         record = cast("Mapping[bytes, bytes]", self._redis.hgetall(keys.job(job_id)))
         if b"webhook" not in record or b"delivery" not in record:
-            # Deleted, expired, or running again: there is nothing to tell.
+            # Deleted, expired, or running again: there is nothing to send.
             self._redis.zrem(keys.webhooks_due(), job_id)
             return None
         noted = orjson.loads(record[b"delivery"])

@@ -39,7 +39,7 @@ __all__ = [
     "write_job",
 ]
 
-# Turns of one priority against another; `dispatch.lua` knows the heaviest.
+# Shares of the priorities in fair queueing; `dispatch.lua` knows the heaviest.
 WEIGHTS: Final[Mapping[str, int]] = {"low": 1, "normal": 4, "high": 16}
 _STEP_S = 10
 _RECENT_S = 60
@@ -221,7 +221,7 @@ def read_claim(job_id: str, chunk: int, answer: Sequence[Any]) -> Claim:
 
 
 def read_progress(job: Job, fields: Sequence[bytes | None], position: int | None, now_s: float) -> JobProgress:
-    """Return speed and time left from the record's `recent` and `done_estimate`, at the server's time `now_s`."""
+    """Return speed and time left from the record's `recent` and `done_estimate`, at `now_s` by Redis' clock."""
     recent, done_estimate = orjson.loads(fields[0] or b"[]"), int(fields[1] or 0)
     steps = [(step * _STEP_S, tokens) for step, tokens in recent if step * _STEP_S > now_s - _RECENT_S - _STEP_S]
     if job.started_at is None or not steps:

@@ -62,14 +62,14 @@ class JobStore:
     # -- create
 
     def check_room(self, size_bytes: int, new_bytes: int = 0) -> None:
-        """Raise unless the store has room; to be asked while an upload streams in.
+        """Raise unless Redis has room; to be called while an upload streams in.
 
         Args:
             size_bytes: size of the whole job, as far as it is known.
             new_bytes: how many of them are still to come; what is stored already counts as used.
 
         Raises:
-            TooLarge: the store can never hold so much.
+            TooLarge: Redis can never hold so much.
             StoreFull: not now.
         """
         call = RoomScript(
@@ -112,13 +112,13 @@ class JobStore:
             self.redis.hdel(keys.tenant_queued(tenant), *job_ids)
 
     def named(self, tenant: str, key: str) -> str | None:
-        """Return the job that the idempotency key stands for, whatever its payload was; None: there is none."""
+        """Return the job that was created under the idempotency key, whatever its payload was; None: there is none."""
         known = cast("bytes | None", self.redis.get(keys.idempotency(tenant, key)))
         job_id = None if known is None else str(orjson.loads(known)["job"])
         return job_id if job_id is not None and self.exists(job_id) else None
 
     def find(self, tenant: str, idempotency: Idempotency) -> Job | None:
-        """Return the job that the key stands for, if any.
+        """Return the job that was created under the key, if any.
 
         Raises:
             IdempotencyMismatch: the key was used with another payload.
@@ -135,11 +135,11 @@ class JobStore:
     def create(
         self, job: NewJob, chunks: Sequence[ChunkRecord], idempotency: Idempotency | None = None
     ) -> tuple[Job, bool]:
-        """Create the job whose inputs are stored already; it is on disk, where the server can say so, on return.
+        """Create the job whose inputs are stored already; it is on disk, where Redis can confirm that, on return.
 
         Returns:
-            The job and True; or the job that the idempotency key stands for and False: then the caller removes the
-            inputs that it stored.
+            The job and True; or the job that was created under the idempotency key before and False: then the caller
+            removes the inputs that it stored.
 
         Raises:
             InvalidRequest: there is nothing to compute.
@@ -159,7 +159,7 @@ class JobStore:
     def record_finished(
         self, job: NewJob, frame: bytes, counts: Counts, tokens: int, idempotency: Idempotency | None = None
     ) -> tuple[Job, bool]:
-        """Keep a job that was answered at once, like any other; arguments and errors as `create`.
+        """Store a job that was answered at once, like any other; arguments and errors as `create`.
 
         Args:
             job: what it was.
@@ -271,11 +271,11 @@ class JobStore:
         return self._move(job_id, tenant, "cancelled")
 
     def pause(self, job_id: str, tenant: str = "default") -> Job:
-        """Let the job wait until `resume`; errors as `cancel`. Repeatable."""
+        """Pause the job until `resume`; errors as `cancel`. Repeatable."""
         return self._move(job_id, tenant, "paused")
 
     def resume(self, job_id: str, tenant: str = "default") -> Job:
-        """Let a paused job go on; errors as `cancel`. Repeatable."""
+        """Resume a paused job; errors as `cancel`. Repeatable."""
         return self._move(job_id, tenant, "resumed")
 
     def retry_failed(self, job_id: str, tenant: str = "default") -> Job:
@@ -288,7 +288,7 @@ class JobStore:
         return self._move(job_id, tenant, "retried")
 
     def delete(self, job_id: str, tenant: str = "default") -> Job:
-        """Forget the job, whatever its state, and return what it was; the caller removes its blobs.
+        """Delete the job, whatever its state, and return what it was; the caller removes its blobs.
 
         Raises:
             NotFound: there is no such job.
@@ -329,7 +329,7 @@ class JobStore:
         return [read_job(record) if record else None for record in pipeline.execute()]
 
     def _settle(self, job: Job) -> Job | None:
-        """Let time take its effect on a job that ends, even where no worker is alive to reap."""
+        """Apply deadlines and expired leases to a job that ends, even where no worker is alive to reap."""
         self._scripts.call(CancelScript(JobKeys.of(job, self.settings), ending="expired"))
         if job.state is JobState.CANCELLING:
             self.leases.reap_job(job)
@@ -355,7 +355,7 @@ class JobStore:
 def _make_durable(connection: Redis) -> None:
     """Wait a moment for this connection's writes to reach the disk.
 
-    Servers without a log, or older ones, refuse: that is no error.
+    A Redis without an append-only file, or an old one, refuses: that is no error.
     """
     with contextlib.suppress(ResponseError):
         connection.execute_command("WAITAOF", 1, 0, _DURABLE_WITHIN_MS)  # type: ignore[no-untyped-call]
@@ -372,7 +372,7 @@ def _expire_inputs(connection: Redis, job: Job, chunks: int) -> None:
 
 def _refuse(code: bytes) -> None:
     if code == b"TOO_LARGE":
-        raise TooLarge("the job needs more memory than the store may ever use for jobs")
+        raise TooLarge("the job needs more memory than Redis may ever use for jobs")
     if code == b"FULL":
         raise store_full()
 

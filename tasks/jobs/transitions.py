@@ -1,6 +1,6 @@
 """The scripts that change the state of a job, one per transition, as typed calls.
 
-Owns what each is given; what it does and answers stands at the head of its file in `lua/`. Calls nothing:
+Owns what each is given; what it does and answers is at the head of its file in `lua/`. Calls nothing:
 `tasks.jobs.store` and `tasks.jobs.leases` do. Every transition may run twice: clients repeat what got no answer.
 """
 
@@ -205,7 +205,7 @@ class PauseScript(Script):
 
 @dataclass(frozen=True, slots=True)
 class ResumeScript(Script):
-    """Let a paused job go on."""
+    """Resume a paused job."""
 
     keys: JobKeys
 
@@ -219,7 +219,7 @@ class RetryScript(Script):
 
 @dataclass(frozen=True, slots=True)
 class DeleteScript(Script):
-    """Forget a job; `tenant_jobs` is the list that it stands in."""
+    """Delete a job; `tenant_jobs` is the list that contains it."""
 
     keys: JobKeys
     tenant_jobs: Key
@@ -255,7 +255,7 @@ class ClaimScript(Script):
         worker_id: who takes it.
         nonce: of this call, so that its repetition gets the same answer.
         lease_ms: how long the claim holds without a heartbeat.
-        max_attempts: attempts after which the chunk's items are given up.
+        max_attempts: attempts after which the chunk's items become errors.
     """
 
     keys: JobKeys
@@ -300,7 +300,7 @@ class CompleteScript(Script):
         pointer: where the frame lies: `redis`, or a URL.
         frame: the frame; empty where it lies at a URL.
         error: a sentence about the first failed item, or empty.
-        cached: completed items whose value came from the cache.
+        cached: completed items that were cache hits.
     """
 
     keys: JobKeys

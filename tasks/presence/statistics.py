@@ -1,7 +1,7 @@
-"""What stands in the store at a moment, for those who watch: depth and age of the lanes, jobs that have not ended.
+"""Statistics of what is in Redis, for monitoring: depth and age of the lanes, jobs that have not ended, memory.
 
-Owns the reading only. Nothing here changes the store or blocks it: many small reads, each a snapshot of its own, so the
-numbers of one reading may be some milliseconds apart.
+Only reads. Nothing here changes Redis or blocks it: many small reads, each a snapshot of its own, so the numbers of one
+call may be some milliseconds apart.
 """
 
 from collections import Counter
@@ -19,7 +19,7 @@ from tasks.lanes import Lane, Service
 __all__ = ["LaneStatistics", "StoreStatistics", "read_statistics"]
 
 _PER_TRIP = 1000
-# A watcher must not cost more than it is worth: beyond so many unfinished jobs the rest is not looked at.
+# Monitoring must stay cheap: unfinished jobs beyond this number are not read.
 _MOST_JOBS = 20_000
 
 
@@ -28,7 +28,7 @@ class LaneStatistics:
     """One lane.
 
     Attributes:
-        requests: requests of the synchronous hop that wait in its list.
+        requests: interactive requests that wait in its list.
         tokens: estimated tokens that wait: in that list and, in a bulk lane, in chunks that are not done.
         jobs_ready: jobs that have chunks without a ticket.
         tickets: chunks that were published and are not claimed.
@@ -49,7 +49,7 @@ class LaneStatistics:
 
 @dataclass(frozen=True, slots=True)
 class StoreStatistics:
-    """The whole store."""
+    """Everything that is in Redis."""
 
     lanes: Sequence[LaneStatistics]
     jobs: Mapping[str, int] = field(default_factory=dict)
@@ -64,7 +64,7 @@ class StoreStatistics:
 
 @dataclass(frozen=True, slots=True)
 class _Raw:
-    """What the first trip brings of one lane."""
+    """What the first trip returns for one lane."""
 
     requests: int
     tokens: int
@@ -77,7 +77,7 @@ def read_statistics(redis: Redis, settings: Settings, models: Iterable[str]) -> 
     """Read both lanes of the models (slugs), and what they share.
 
     Raises:
-        redis.RedisError: the store does not answer.
+        redis.RedisError: Redis does not answer.
     """
     lanes = [Lane(model, service) for model in models for service in (Service.INTERACTIVE, Service.BULK)]
     raw, (now_s, memory, reserved, holders) = _read_lanes(redis, lanes)

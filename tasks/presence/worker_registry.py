@@ -1,7 +1,7 @@
-"""Which workers are ready for which model: workers announce themselves, the web reads.
+"""Which workers are ready for which model: workers send heartbeats, the web reads the registry.
 
-Owns the announcements, the shape of the facts and a short cache of the reader. Time is the server's: a worker
-whose clock is wrong counts as gone neither too early nor too late.
+Owns both and a short cache of the reader. Time is that of Redis: a worker whose clock is wrong counts as gone neither
+too early nor too late.
 """
 
 import logging
@@ -29,7 +29,7 @@ _CACHE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What a worker says of itself for one model.
+    """Description of a worker, for one model.
 
     Attributes:
         worker_id: unique among all workers.
@@ -54,10 +54,10 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class WorkerHeartbeatScript(Script):
-    """Note that a worker is ready for a model, for `ttl_ms`; `info` is JSON."""
+    """Register a worker as ready for a model, for `ttl_ms`; `info` is JSON."""
 
     workers: Key
-    facts: Key
+    infos: Key
     worker_id: str
     ttl_ms: int
     info: bytes
@@ -71,63 +71,63 @@ class ReadyWorkersScript(Script):
 
 
 class WorkerHeartbeat:
-    """Announces one worker every second, in a thread of its own, while it is healthy.
+    """Sends the heartbeat of one worker every second, in a thread of its own, while it is healthy.
 
     Args:
-        redis: a client that gives up quickly, see `tasks.interactive.client.connect`.
+        redis: a client with short timeouts, see `tasks.connections.connect`.
         worker_id: unique among all workers.
-        facts: called each time; facts by model slug, empty while the worker is not ready.
-        ttl_s: how long one announcement holds.
+        describe: called each time; descriptions by model slug, empty while the worker is not ready.
+        ttl_s: after how long without a heartbeat the worker counts as gone.
     """
 
     def __init__(
-        self, redis: Redis, worker_id: str, facts: Callable[[], Mapping[str, WorkerInfo]], ttl_s: float
+        self, redis: Redis, worker_id: str, describe: Callable[[], Mapping[str, WorkerInfo]], ttl_s: float
     ) -> None:
         self._redis = redis
         self._worker_id = worker_id
-        self._facts = facts
+        self._describe = describe
         self._ttl_ms = int(ttl_s * 1000)
-        self._announced: set[str] = set()
-        self._thread = PeriodicThread(self._look, _PERIOD_S, "announcer")
+        self._registered: set[str] = set()
+        self._thread = PeriodicThread(self._beat, _PERIOD_S, "heartbeat")
 
     def start(self) -> None:
-        """Announce from now on."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Withdraw and end the thread. Safe to call twice."""
+        """End the thread and leave the registry. Safe to call twice."""
         self._thread.stop(2 * _PERIOD_S + 1)
         try:
-            self._announce({})
+            self._send({})
         except RedisError:
-            _log.debug("the announcement stays until its expiry")
+            _log.debug("the worker stays registered until its heartbeat expires")
 
-    def _look(self) -> None:
-        self._announce(self._facts())
+    def _beat(self) -> None:
+        self._send(self._describe())
 
-    def _announce(self, facts: Mapping[str, WorkerInfo]) -> None:
+    def _send(self, described: Mapping[str, WorkerInfo]) -> None:
         pipeline = self._redis.pipeline(transaction=False)
-        for model, fact in facts.items():
+        for model, info in described.items():
             call = WorkerHeartbeatScript(
                 keys.lane_workers(model),
                 keys.worker_info(model),
                 self._worker_id,
                 self._ttl_ms,
-                orjson.dumps(asdict(fact)),
+                orjson.dumps(asdict(info)),
             )
             pipeline.execute_command(*command(call))  # type: ignore[no-untyped-call]
-        for model in self._announced - facts.keys():
+        for model in self._registered - described.keys():
             pipeline.zrem(keys.lane_workers(model), self._worker_id)
             pipeline.hdel(keys.worker_info(model), self._worker_id)
         pipeline.execute()
-        self._announced = set(facts)
+        self._registered = set(described)
 
 
 class WorkerRegistry:
-    """Tells which workers are ready. Thread-safe; answers are at most half a second old.
+    """The ready workers. Thread-safe; answers are at most half a second old.
 
     Args:
-        redis: a client that gives up quickly.
+        redis: a client with short timeouts.
         models: slugs of the models to look for.
     """
 
@@ -142,7 +142,7 @@ class WorkerRegistry:
         """Return the ready workers by model slug; a model without one is left out.
 
         Raises:
-            tasks.errors.StoreUnavailable: the server does not answer.
+            tasks.errors.StoreUnavailable: Redis does not answer.
         """
         with self._lock:
             if time.monotonic() - self._read_at_s > _CACHE_S:
@@ -155,14 +155,12 @@ class WorkerRegistry:
         try:
             answer: list[list[bytes]] = self._redis.execute_command(*command(ReadyWorkersScript(names)))  # type: ignore[no-untyped-call]
         except RedisError as error:
-            raise StoreUnavailable("the server of the queues does not answer") from error
-        found = {
-            model: [_read_facts(line) for line in lines] for model, lines in zip(self._models, answer, strict=True)
-        }
+            raise StoreUnavailable("Redis does not answer") from error
+        found = {model: [_read_info(line) for line in lines] for model, lines in zip(self._models, answer, strict=True)}
         return {model: workers for model, workers in found.items() if workers}
 
 
-def _read_facts(line: bytes) -> WorkerInfo:
-    # A newer worker may say more than this process knows of.
-    told = orjson.loads(line)
-    return WorkerInfo(**{field.name: told[field.name] for field in fields(WorkerInfo) if field.name in told})
+def _read_info(line: bytes) -> WorkerInfo:
+    # A newer worker may send more fields than this process knows.
+    known = orjson.loads(line)
+    return WorkerInfo(**{field.name: known[field.name] for field in fields(WorkerInfo) if field.name in known})

@@ -1,6 +1,6 @@
 """File systems behind a URL: a folder, S3 or whatever else fsspec has a driver for.
 
-Owns the choice of the driver and its options, the look at it when a process starts, and what its failures become: each
+Owns the choice of the driver and its options, the check when a process starts, and the translation of failures: each
 driver has errors of its own, and their libraries may not be installed. Knows no layout (`tasks.storage.objects`).
 """
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 _S3 = re.compile(r"s3a?://")
 _LOGIN = re.compile(r"://[^/@\s]*@")
-# A storage that does not answer must cost a web thread seconds, not the minutes of the library's own patience.
+# A storage that does not answer must cost a web thread seconds, not the minutes of the library's own timeouts.
 _CONNECT_S, _READ_S, _TRIES = 3, 20, 2
 _INSTALL = "install Twolane with its extra: pip install 'twolane-server[s3]'"
 
@@ -67,9 +67,9 @@ def open_storage(settings: Settings, setting: str, url: str) -> Storage:
 
 
 def check_storage(settings: Settings, *, files: bool) -> None:
-    """Write to the storages that the settings name and read it away again, so that a start tells what is wrong.
+    """Write to the storages that the settings name and remove it again, so that a wrong setting stops the start.
 
-    A storage that does not answer is logged, no error: it may come back, and until then all that needs it waits.
+    A storage that does not answer is logged, no error: it may come back, and what needs it waits until then.
 
     Args:
         settings: the settings.

@@ -88,7 +88,7 @@ class ByteWriter:
             self._handle.write(block)
 
     def finish(self) -> None:
-        """Bring everything to disk and close the file."""
+        """Flush everything to disk and close the file."""
         with storage_errors():
             self._handle.flush()
             # Object storage has no descriptor: there, closing is what makes it durable.
@@ -100,7 +100,7 @@ class ByteWriter:
         """Close the file, whatever becomes of its bytes."""
         with contextlib.suppress(CapacityError, FileNotFoundError), storage_errors():
             if isinstance(self._handle, AbstractBufferedFile):
-                # In object storage closing would complete the upload; its parts are given up instead.
+                # In object storage closing would complete the upload; its parts are discarded instead.
                 self._handle.discard()
                 self._handle.closed = True
             else:

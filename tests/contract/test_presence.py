@@ -26,11 +26,11 @@ def seen_within(presence: WorkerRegistry, expected: dict[str, list[WorkerInfo]],
 
 def test_a_worker_is_ready_while_it_announces_and_gone_when_it_withdraws(redis: Redis) -> None:
     presence = WorkerRegistry(redis, ["fake", "other"])
-    announcer = WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 5.0)
+    heartbeat = WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 5.0)
     assert presence.ready_models() == {}
-    announcer.start()
+    heartbeat.start()
     assert seen_within(presence, {"fake": [FACTS]})
-    announcer.stop()
+    heartbeat.stop()
     assert seen_within(presence, {})
     assert redis.keys() == []
 
@@ -38,14 +38,14 @@ def test_a_worker_is_ready_while_it_announces_and_gone_when_it_withdraws(redis: 
 def test_a_worker_that_turns_unhealthy_withdraws_and_comes_back_by_itself(redis: Redis) -> None:
     facts = {"fake": FACTS}
     presence = WorkerRegistry(redis, ["fake"])
-    announcer = WorkerHeartbeat(redis, "w1", lambda: dict(facts), 5.0)
-    announcer.start()
+    heartbeat = WorkerHeartbeat(redis, "w1", lambda: dict(facts), 5.0)
+    heartbeat.start()
     assert seen_within(presence, {"fake": [FACTS]})
     facts.clear()
     assert seen_within(presence, {})
     facts["fake"] = FACTS
     assert seen_within(presence, {"fake": [FACTS]})
-    announcer.stop()
+    heartbeat.stop()
 
 
 def test_two_workers_of_one_model_are_both_seen_and_leave_apart(redis: Redis) -> None:
@@ -65,21 +65,21 @@ def test_two_workers_of_one_model_are_both_seen_and_leave_apart(redis: Redis) ->
 def test_a_worker_that_died_is_forgotten_when_its_time_is_over(redis: Redis) -> None:
     presence = WorkerRegistry(redis, ["fake"])
     dead = WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 0.3)
-    dead._announce({"fake": FACTS})  # once, and never again
+    dead._send({"fake": FACTS})  # once, and never again
     assert presence.ready_models() == {"fake": [FACTS]}
     assert seen_within(presence, {})
 
 
 def test_what_a_newer_worker_says_besides_is_passed_over(redis: Redis) -> None:
-    WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 5.0)._announce({"fake": FACTS})
+    WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 5.0)._send({"fake": FACTS})
     told = orjson.loads(redis.hget(keys.worker_info("fake"), "w1") or b"")
     redis.hset(keys.worker_info("fake"), "w1", orjson.dumps({**told, "mood": "good"}))
     assert WorkerRegistry(redis, ["fake"]).ready_models() == {"fake": [FACTS]}
 
 
 def test_an_announcement_has_an_expiry(redis: Redis) -> None:
-    announcer = WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 5.0)
-    announcer._announce({"fake": FACTS})
+    heartbeat = WorkerHeartbeat(redis, "w1", lambda: {"fake": FACTS}, 5.0)
+    heartbeat._send({"fake": FACTS})
     assert 0 < redis.pttl(keys.lane_workers("fake")) <= 5000
     assert 0 < redis.pttl(keys.worker_info("fake")) <= 5000
 

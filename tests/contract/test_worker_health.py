@@ -17,7 +17,7 @@ FACTS = WorkerInfo("w1", "here", 1, "cpu", "float32", "f", 0.0)
 @pytest.fixture
 def announce(redis: Redis) -> Announce:
     """Announce facts of the fake model once."""
-    return lambda facts: WorkerHeartbeat(redis, facts.worker_id, dict, ttl_s=60)._announce({"fake": facts})
+    return lambda facts: WorkerHeartbeat(redis, facts.worker_id, dict, ttl_s=60)._send({"fake": facts})
 
 
 def test_a_machine_without_a_worker_is_not_ready(settings: Settings) -> None:

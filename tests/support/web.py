@@ -115,20 +115,20 @@ def running_worker(settings: Settings) -> Iterator[DeviceEngine]:
         stack.callback(reusing.close)
         context = WorkerContext(Leases(state, settings), open_blobs(state, settings), reusing, settings, "w-test")
         facts = {card.slug: WorkerInfo("w-test", "here", 1, "cpu", "float32", "fp-1", 1000.0) for card in cards}
-        announcer = WorkerHeartbeat(state, "w-test", lambda: facts, settings.worker_ttl_s)
+        heartbeat = WorkerHeartbeat(state, "w-test", lambda: facts, settings.worker_ttl_s)
         threads = [
             threading.Thread(target=serve, args=(hop, cards, reusing, stop)),
             threading.Thread(target=_take_tickets, args=(settings, cards, context, stop)),
         ]
         for thread in threads:
             thread.start()
-        announcer.start()
+        heartbeat.start()
         try:
             _wait_until_announced(settings, cards)
             yield engine
         finally:
             stop.set()
-            announcer.stop()
+            heartbeat.stop()
             for thread in threads:
                 thread.join()
 

@@ -1,6 +1,6 @@
 #!lua
--- Keep values that were computed, within a budget of bytes: the oldest go first. Without room in the server the call is
--- refused as a whole, and nothing is lost by that.
+-- Keep values that were computed, within a budget of bytes: the oldest go first. When Redis is full the call is
+-- refused as a whole; nothing is lost by that.
 -- Answers the bytes that are kept now
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)

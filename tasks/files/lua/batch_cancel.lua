@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Ask for the end of a batch; whoever looks after it next stops its jobs. Repeatable.
+-- Ask for the end of a batch; the scheduler stops its jobs. Repeatable.
 -- Answers the state that it has now: cancelling, or the one in which it ended; '' when there is no such batch.
 local state = redis.call('HGET', BATCH, 'state')
 if not state then

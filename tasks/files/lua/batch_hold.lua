@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Take or renew the right to move a batch on: one process at a time, and another one when it is not heard of.
--- Returns 1, or 0 when somebody else has it or there is nothing left to do.
+-- Take or renew the lock of a batch: one process at a time, and another one when the lock is not renewed.
+-- Returns 1, or 0 when another process has it or there is nothing left to do.
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
 local state, held_by, until_ms = unpack(redis.call('HMGET', BATCH, 'state', 'holder', 'held_until_ms'))

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Give a batch back: somebody should look at it again after a while.
+-- Release the lock of a batch, which is due again after a while.
 if redis.call('HGET', BATCH, 'holder') ~= holder then
   return 0
 end

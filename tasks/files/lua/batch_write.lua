@@ -1,14 +1,13 @@
 #!lua flags=allow-oom
--- Move a batch on under a hold: from one of some states to another, with what is known now. A batch that is being
+-- Advance a batch under its lock: from one of some states to another, with new fields. A batch that is being
 -- cancelled stays so until its end, whatever else was reached. Running it twice changes nothing.
--- then fields and values of the record
--- Answers the state that it has now, or '' when the hold is lost or the state is none of those.
+-- Answers the state that it has now, or '' when the lock is lost or the state is none of those.
 local TERMINAL = { completed = true, failed = true, expired = true, cancelled = true }
 local state, held_by = unpack(redis.call('HMGET', BATCH, 'state', 'holder'))
 if not state or held_by ~= holder then
   return ''
 end
--- A client that lost our answer asks again: what it wanted is reached already.
+-- A client that lost the answer asks again: the state is reached already.
 if state == goal or (TERMINAL[state] and TERMINAL[goal]) then
   if not string.find(',' .. sources .. ',', ',' .. state .. ',', 1, true) then
     return state

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Announce bytes before the first of them is written, so that a process that dies leaves nothing that nobody sweeps.
--- Run again while the bytes come: it only moves the time at which they count as left behind.
+-- Announce bytes before the first of them is written, so that the sweep finds what a process that dies leaves behind.
+-- Run again while bytes arrive, it only moves the time at which they count as left behind.
 -- Returns 1, or 0 when the file is complete or deleted already.
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)

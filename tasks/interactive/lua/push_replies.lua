@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Hand replies to one web process; they vanish when it is gone and does not fetch them.
+-- Send replies to one web process; they expire when it is gone and does not fetch them.
 for _, element in ipairs(elements) do
   redis.call('RPUSH', REPLIES, element)
 end

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Admit requests of the synchronous hop to a lane's list, all or some, in their order.
--- A store that is full of jobs still serves small requests: their bytes are bounded by the lane's limit.
+-- Admit interactive requests to a lane's list, all or some, in their order.
+-- A Redis that is full of jobs still serves small requests: their bytes are bounded by the lane's limit.
 -- Returns three integers for each request that was refused: its place (0 is the first), then 1 0: no worker is ready,
 -- or 2 n: the lane is full for about n ms.
 local time = redis.call('TIME')
@@ -32,9 +32,9 @@ end
 local function milliseconds_to_drain(tokens)
   local rate = 0
   for _, worker in ipairs(live) do
-    local facts = redis.call('HGET', FACTS, worker)
-    if facts then
-      rate = rate + (tonumber(cjson.decode(facts).tokens_per_s) or 0)
+    local info = redis.call('HGET', INFOS, worker)
+    if info then
+      rate = rate + (tonumber(cjson.decode(info).tokens_per_s) or 0)
     end
   end
   if rate <= 0 then
@@ -46,7 +46,7 @@ end
 local keep_ms = 0
 for i = 1, #requests do
   local left_ms, tokens = struct.unpack('<dI', requests[i])
-  -- An empty lane takes a request of any size, else one above the limit would be refused for ever.
+  -- An empty lane takes a request of any size, else one above the limit would always be refused.
   if waiting > 0 and waiting + tokens > max_tokens then
     refuse(i, 2, milliseconds_to_drain(waiting))
   else
@@ -58,7 +58,7 @@ for i = 1, #requests do
 end
 
 if keep_ms > 0 then
-  -- Nobody wants what is in the list after the last deadline.
+  -- After the last deadline nothing in the list is wanted.
   keep_ms = math.ceil(math.max(keep_ms, redis.call('PTTL', WAITING_LIST)))
   redis.call('HSET', LOAD, 'waiting', string.format('%.0f', counted))
   redis.call('PEXPIRE', WAITING_LIST, keep_ms)

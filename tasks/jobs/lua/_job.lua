@@ -59,7 +59,7 @@ local function let_go(number)
   redis.call('ZREM', INFLIGHT, entry(number))
 end
 
--- Join the jobs that take turns. A newcomer, or one that was away, starts at the lane's clock: waiting earns no credit.
+-- Enter the fair queue. A newcomer, or one that was away, starts at the lane's clock: waiting earns no credit.
 local function enter_ready(job)
   if job.state ~= 'queued' and job.state ~= 'running' then return end
   if redis.call('LLEN', PENDING) == 0 or redis.call('ZSCORE', READY, job_id) then return end
@@ -115,7 +115,7 @@ local function note_end(state)
   redis.call('PEXPIRE', WEBHOOKS, lane_ttl_ms)
 end
 
--- Count for the operator. In the step that makes it true, so that neither a replay nor a dead process counts wrong.
+-- Count for the operator. In the step that makes it true, so that neither a repeated call nor a dead process counts wrong.
 local function tally(name, amount)
   redis.call('HINCRBY', TOTALS, name, amount)
   redis.call('PEXPIRE', TOTALS, lane_ttl_ms)

@@ -1,7 +1,7 @@
 -- Shared piece: how many items a tenant has in the queue, if its key limits that. Put before the scripts that add to it.
 
 -- Items that wait: a line for each unfinished job, items and time of creation (ms). Jobs that expired before they ended
--- never took their line away.
+-- never removed their line.
 local function count_queued(now_ms, ttl_ms)
   local waiting, lines = 0, redis.call('HGETALL', QUEUED)
   for i = 1, #lines, 2 do

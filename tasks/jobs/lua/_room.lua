@@ -1,7 +1,7 @@
--- Shared piece: whether the store has room. Put before the scripts that admit new bytes.
+-- Shared piece: whether Redis has room. Put before the scripts that admit new bytes.
 -- Bytes that accepted jobs still need for their results are reserved, so that completions always pass.
 
--- The bytes that new jobs may fill: 70% of maxmemory, or the setting where the server has no limit. 0: no limit.
+-- The bytes that new jobs may fill: 70% of maxmemory, or the setting where Redis has no limit. 0: no limit.
 local function byte_limit(info, store_max_bytes)
   local max = tonumber(info:match('maxmemory:(%d+)'))
   if max > 0 then return math.floor(max * 0.7) end

@@ -33,7 +33,7 @@ if chunk.state == 'claimed' then
   add(job, 'claimed', -1)
 end
 
--- The fence is a time, so that a server which lost its last second of writes does not give the same one twice.
+-- The fence is a time, so that a Redis which lost its last second of writes does not issue the same one twice.
 set(job, 'fence', math.max(NOW_MS, job.fence + 1))
 chunk.state, chunk.fence, chunk.nonce, chunk.worker = 'claimed', job.fence, nonce, worker_id
 chunk.attempts = (chunk.attempts or 0) + 1

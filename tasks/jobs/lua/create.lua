@@ -36,7 +36,7 @@ if payload_hash ~= '' then
   redis.call('SET', IDEMPOTENCY, cjson.encode({ job = job_id, hash = payload_hash }), 'PXAT', expires_ms)
 end
 
--- In slices: one call per chunk would hold up the server for long when a job has tens of thousands.
+-- In slices: one call per chunk would block Redis for long when a job has tens of thousands.
 for first = 1, #chunks, 500 do
   local lines, numbers = {}, {}
   for i = first, math.min(first + 499, #chunks) do

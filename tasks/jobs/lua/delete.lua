@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Forget a job. From here on every claim of it is answered GONE; the caller removes inputs and results.
+-- Delete a job. From here on every claim of it is answered GONE; the caller removes inputs and results.
 -- Answers OK
 -- include: _job
 redis.call('ZREM', TENANT_JOBS, job_id)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Renew a lease, if the claim still holds and its work has moved; say whether to stop.
+-- Renew a lease, if the claim still holds and the device made progress; answer whether to stop.
 -- Answers GO or STOP
 -- include: _job
 local job = read_job()

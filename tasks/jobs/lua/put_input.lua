@@ -1,6 +1,6 @@
 #!lua
--- Store the texts of a chunk whose job does not exist yet, and note until when it may come, so that an upload that breaks
--- off is swept.
+-- Store the texts of a chunk whose job does not exist yet, and note until when it may come, so that an upload that is
+-- cut off is swept.
 -- Answers OK
 local time = redis.call('TIME')
 redis.call('SET', INPUT, packed, 'PX', ttl_ms)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Settle one overdue ticket or claim; any process may do it, and twice does no harm.
+-- Settle one overdue ticket or claim; any process may do it. Repeatable.
 -- Answers PUBLISH (the ticket has to be sent again), BACK (a claim was taken back), or NONE
 -- include: _job
 local until_ms = tonumber(redis.call('ZSCORE', INFLIGHT, entry(number)) or NOW_MS + 1)

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Let a paused job take turns again. Repeatable.
+-- Resume a paused job. Repeatable.
 -- Answers OK, GONE, or CONFLICT (it has ended or is ending)
 -- include: _job
 local job = read_job()

@@ -9,7 +9,7 @@ if job.failed == 0 then return 'NOTHING' end
 set(job, 'state', 'running')
 set(job, 'retried', 1)
 redis.call('HDEL', JOB, 'ended_ms', 'error', 'deadline_ms', 'delivery')
--- An end that is not told yet is none any more; the next one is told.
+-- An end that was not sent yet is none any more; the next one is sent.
 redis.call('ZREM', WEBHOOKS, job_id)
 for number = 0, job.chunks - 1 do
   local chunk = read_chunk(number)

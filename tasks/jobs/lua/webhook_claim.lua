@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Take ends that somebody has to be told of now, and hold them for a while: whoever dies over one leaves it to another.
+-- Claim ends that are due for a while; when the process dies, the claim expires and another process gets them.
 -- Answers job ids
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)

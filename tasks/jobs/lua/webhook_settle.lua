@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- Note one attempt to tell a job's end: it was told, or it is tried again later, or it is given up. Whoever was told once
--- stays told, whatever a slower attempt says afterwards.
--- Answers OK, GONE (no such job, or it runs again) or OTHER (another end is to be told by now)
+-- Record one attempt to deliver a job's end: delivered, to be retried, or failed. What was delivered once stays so,
+-- whatever a slower attempt reports afterwards.
+-- Answers OK, GONE (no such job, or it runs again) or OTHER (another end is to be sent by now)
 local line = redis.call('HGET', JOB, 'delivery')
 if not line then
   redis.call('ZREM', DUE, job_id)

@@ -1,14 +1,14 @@
 #!lua flags=no-writes
 -- Read which workers are ready, for many models in one trip.
--- Returns for each model a list of facts as JSON.
+-- Returns for each model a list of descriptions as JSON.
 local time = redis.call('TIME')
 local now_ms = string.format('(%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
 local answer = {}
 for i = 1, #MODELS, 2 do
-  local facts = {}
+  local infos = {}
   for _, worker in ipairs(redis.call('ZRANGE', MODELS[i], now_ms, '+inf', 'BYSCORE')) do
-    facts[#facts + 1] = redis.call('HGET', MODELS[i + 1], worker) or nil
+    infos[#infos + 1] = redis.call('HGET', MODELS[i + 1], worker) or nil
   end
-  answer[#answer + 1] = facts
+  answer[#answer + 1] = infos
 end
 return answer
