@@ -29,7 +29,8 @@
     |   |   |-- InvalidEmbedding  the model gives no finite value for it
     |   |   |-- WorkerCrashed   it ended the workers that computed it
     |   |   |-- GaveUp          its chunk ended too many workers
-    |   |   `-- InputLost       its text is gone
+    |   |   |-- InputLost       its text is gone
+    |   |   `-- InvalidText     its text is not Unicode
     |   |-- OutOfMemory         a batch does not fit on the device
     |   `-- EngineClosed        the worker is going away
     `-- ConfigError             the process must not start like this
@@ -57,6 +58,7 @@ __all__ = [
     "InputLost",
     "InvalidEmbedding",
     "InvalidRequest",
+    "InvalidText",
     "ItemFailed",
     "LaneFull",
     "ModelNotFound",
@@ -278,6 +280,12 @@ class InputLost(ItemFailed):
     """The text of this item is not in Redis any more."""
 
     code = "input_lost"
+
+
+class InvalidText(ItemFailed):
+    """The text of this item is not Unicode: it has half of a surrogate pair."""
+
+    code = "invalid_text"
 
 
 class OutOfMemory(WorkError):

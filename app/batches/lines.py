@@ -4,6 +4,7 @@ Owns the reading of a line and of its body, by the same schemas and limits as th
 all is a problem of the whole batch; a request that a route would refuse fails alone, with the route's own answer.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,14 +14,14 @@ from pydantic import ValidationError
 
 from app.access.auth import Tenant, find_card
 from app.batches.plan import Answer, EmbeddingsAnswer, RankingAnswer
-from app.http.bodies import explain_invalid, load_json
+from app.http.bodies import explain_invalid, is_broken, load_json, load_json_with_surrogates
 from app.http.errors import render_error
 from app.inference.schemas import EmbeddingsRequest, RerankRequest, document_text
 from app.inference.token_ids import read_texts
 from app.services import Services
 from app.submission.desk import Desk
 from app.submission.orders import Order, order_embeddings, order_ranking
-from tasks.errors import TwolaneError
+from tasks.errors import InvalidRequest, TwolaneError
 from tasks.files.batches import BatchProblem, Endpoint
 from tasks.jobs.chunking import Item
 
@@ -31,10 +32,15 @@ _MAX_CUSTOM_ID_CHARS = 512
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line that is a request. `body` was not looked at yet."""
+    """A line that is a request. `body` was not looked at yet.
+
+    Attributes:
+        broken: what a route would say of its JSON; empty: it is good.
+    """
 
     custom_id: str
     body: dict[str, Any]
+    broken: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +62,11 @@ class Refusal:
 
 def read_line(raw: bytes, number: int, endpoint: Endpoint) -> Line | BatchProblem:
     """Return the request of a line, or what is wrong with it."""
-    try:
-        value = load_json(raw)
-    except orjson.JSONDecodeError:
-        value = None
+    value, broken = _load(raw)
     if not isinstance(value, dict):
         return BatchProblem("invalid_json_line", "This line is not a JSON object in UTF-8.", number)
     custom_id, body = value.get("custom_id"), value.get("body")
-    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= _MAX_CUSTOM_ID_CHARS:
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= _MAX_CUSTOM_ID_CHARS or is_broken(custom_id):
         complaint = ("custom_id", f"must be a string of 1 to {_MAX_CUSTOM_ID_CHARS} characters.")
     elif value.get("method") != "POST":
         complaint = ("method", "must be POST.")
@@ -72,18 +75,30 @@ def read_line(raw: bytes, number: int, endpoint: Endpoint) -> Line | BatchProble
     elif not isinstance(body, dict):
         complaint = ("body", "must be a JSON object.")
     else:
-        return Line(custom_id, body)
+        return Line(custom_id, body, broken)
     param, message = complaint
     return BatchProblem(f"invalid_{param}", f"{param} {message}", number, param)
 
 
-def read_call(body: dict[str, Any], endpoint: Endpoint, live: Services, tenant: Tenant) -> Call | Refusal:
-    """Return what a body asks for, or the answer of a route that refuses it."""
+def _load(raw: bytes) -> tuple[Any, str]:
+    """Return the value of a line, and what is wrong with it though it can be read: half of a surrogate pair."""
     try:
+        return load_json(raw), ""
+    except orjson.JSONDecodeError as error:
+        with contextlib.suppress(ValueError):
+            return load_json_with_surrogates(raw), f"the body is not valid JSON in UTF-8: {error.msg}"
+    return None, ""
+
+
+def read_call(line: Line, endpoint: Endpoint, live: Services, tenant: Tenant) -> Call | Refusal:
+    """Return what a line asks for, or the answer of a route that refuses it."""
+    try:
+        if line.broken:
+            raise InvalidRequest(line.broken)
         if endpoint == "/v1/rerank":
-            call = _read_ranking(RerankRequest.model_validate(body), live, tenant)
+            call = _read_ranking(RerankRequest.model_validate(line.body), live, tenant)
         else:
-            call = _read_embeddings(EmbeddingsRequest.model_validate(body), live, tenant)
+            call = _read_embeddings(EmbeddingsRequest.model_validate(line.body), live, tenant)
         items = Desk(live, tenant).inspect(call.order, call.items, queued=True)
     except ValidationError as error:
         response = render_error(explain_invalid(error))

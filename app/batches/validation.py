@@ -110,7 +110,7 @@ class Intake:
         return line
 
     def _plan_line(self, line: Line, number: int) -> PlannedCall | PlannedRefusal | BatchProblem:
-        call = read_call(line.body, self._hold.batch.endpoint, self._live, self._tenant)
+        call = read_call(line, self._hold.batch.endpoint, self._live, self._tenant)
         if isinstance(call, Refusal):
             self._refused += 1
             return PlannedRefusal(line.custom_id, call.status, call.body)

@@ -4,6 +4,7 @@ Owns every read of a body and its limits in bytes. Knows no schema: what the JSO
 """
 
 import codecs
+import json
 import zlib
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -16,7 +17,17 @@ from app.http.sockets import was_cut_off
 from app.http.stalls import Body, StallWatch
 from tasks.errors import BodyCutOff, InvalidRequest, TooLarge
 
-__all__ = ["ApiRequest", "explain_invalid", "load_json", "parse_json", "read_json", "read_model", "stream_body"]
+__all__ = [
+    "ApiRequest",
+    "explain_invalid",
+    "is_broken",
+    "load_json",
+    "load_json_with_surrogates",
+    "parse_json",
+    "read_json",
+    "read_model",
+    "stream_body",
+]
 
 M = TypeVar("M", bound=BaseModel)
 _BLOCK_BYTES = 64 * 1024
@@ -66,6 +77,31 @@ def load_json(text: bytes) -> Any:
         orjson.JSONDecodeError: it is not JSON in UTF-8.
     """
     return orjson.loads(text.removeprefix(codecs.BOM_UTF8))
+
+
+def load_json_with_surrogates(text: bytes) -> Any:
+    r"""Return a JSON value in which strings may hold half of a surrogate pair, escaped (`\ud83d`) or as bytes.
+
+    Raises:
+        ValueError: it is not JSON otherwise, either.
+    """
+    try:
+        return json.loads(text.decode("utf-8-sig", "surrogatepass"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def is_broken(text: str) -> bool:
+    """Tell whether a text has half of a surrogate pair, so that it cannot be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
 
 
 def read_model(request: Request, limit_bytes: int, model: type[M]) -> M:

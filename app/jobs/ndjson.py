@@ -8,12 +8,14 @@ import codecs
 import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 import orjson
 from pydantic import BaseModel
 
-from app.http.bodies import load_json
+from app.http.bodies import load_json, load_json_with_surrogates
+from app.jobs.items import ITEM_FORMS, BadItemError, read_item, refuse_surrogates
 from tasks.errors import IdempotencyMismatch, InvalidRequest
 from tasks.jobs.chunking import Item
 from tasks.jobs.model import Idempotency
@@ -171,6 +173,8 @@ def _check_length(line: bytes, number: int, limit_bytes: int) -> bytes:
 def read_items(lines: Iterator[bytes], query: str | None, *, rerank: bool, before: int = 0) -> Iterator[Item]:
     """Yield one item per line; blank lines are skipped but counted.
 
+    An item whose text is not Unicode fails alone, see `app.jobs.items`.
+
     Args:
         lines: the body.
         query: for rerank, what a line without a query of its own is compared with.
@@ -178,21 +182,30 @@ def read_items(lines: Iterator[bytes], query: str | None, *, rerank: bool, befor
         before: how many lines came earlier.
 
     Raises:
-        InvalidRequest: a line is not a string or `{"id", "text"}`; its number is told.
+        InvalidRequest: a line is no item; its number is told.
     """
-    parse: Callable[[Any], Item | None] = (lambda value: _pair(value, query)) if rerank else _text
     for number, line in enumerate(lines, start=before + 1):
         if is_blank(line):
             continue
+        place = f"line {number}"
+        value, whole = _load_line(line, place)
         try:
-            item = parse(load_json(line))
-        except orjson.JSONDecodeError as error:
-            message = f"line {number} is not valid JSON in UTF-8: {error.msg}"
-            raise InvalidRequest(message, param=f"line {number}") from None
-        if item is None:
-            wanted = 'a string, or {"id", "text"}' + (', with a "query" there or in the address' if rerank else "")
-            raise InvalidRequest(f"line {number} must be {wanted}", param=f"line {number}")
-        yield item
+            item = _pair(value, query) if rerank else read_item(value)
+        except BadItemError as error:
+            raise InvalidRequest(f"{place} {error}", param=place) from None
+        yield item if whole else refuse_surrogates(item, place)
+
+
+def _load_line(line: bytes, place: str) -> tuple[Any, bool]:
+    """Return the value of a line, and whether it is Unicode throughout."""
+    try:
+        return load_json(line), True
+    except orjson.JSONDecodeError as error:
+        try:
+            return load_json_with_surrogates(line), False
+        except ValueError:
+            message = f"{place} is not valid JSON in UTF-8: {error.msg}"
+            raise InvalidRequest(message, param=place) from None
 
 
 def is_blank(line: bytes) -> bool:
@@ -200,19 +213,10 @@ def is_blank(line: bytes) -> bool:
     return not line.removeprefix(codecs.BOM_UTF8).strip()
 
 
-def _text(value: Any) -> Item | None:
-    if isinstance(value, str):
-        return Item(value)
-    if not isinstance(value, dict):
-        return None
-    text, name = value.get("text"), value.get("id")
-    return Item(text, id=name) if isinstance(text, str) and isinstance(name, str | None) else None
-
-
-def _pair(value: Any, query: str | None) -> Item | None:
-    item = _text(value)
+def _pair(value: Any, query: str | None) -> Item:
+    item = read_item(value)
     own = value.get("query") if isinstance(value, dict) else None
     asked = query if own is None else own
-    if item is None or not isinstance(asked, str):
-        return None
-    return Item(item.text, query=asked, id=item.id)
+    if not isinstance(asked, str):
+        raise BadItemError(f"must be {ITEM_FORMS}, with a `query` there or in the address")
+    return replace(item, query=asked)

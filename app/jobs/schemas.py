@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from pydantic_core import PydanticCustomError
 
 from app.inference.schemas import Documents, ModelName, Returns, SparseWeights, Truncate, Vector, document_text
+from app.jobs.items import MAX_ID_BYTES, BadItemError, read_id, read_item
+from tasks.errors import InvalidRequest
 from tasks.jobs.chunking import Item
 
 __all__ = [
@@ -43,17 +45,20 @@ def _check_items(value: Any) -> list[Item]:
 
 
 def _check_item(item: Any, position: int) -> Item:
-    if isinstance(item, str):
-        return Item(item)
-    if isinstance(item, dict) and isinstance(item.get("text"), str) and isinstance(item.get("id"), str | None):
-        return Item(item["text"], id=item.get("id"))
-    message = 'item {position} must be a string or {{"id": "..", "text": ".."}}'
-    raise PydanticCustomError("invalid_value", message, {"position": position})
+    try:
+        return read_item(item)
+    except BadItemError as error:
+        raise PydanticCustomError(
+            "invalid_value", "item {position} {problem}", {"position": position, "problem": str(error)}
+        ) from None
 
 
 _ITEM_OBJECT = {
     "type": "object",
-    "properties": {"id": {"type": "string"}, "text": {"type": "string"}},
+    "properties": {
+        "id": {"anyOf": [{"type": "string", "maxLength": MAX_ID_BYTES}, {"type": "integer"}]},
+        "text": {"type": "string"},
+    },
     "required": ["text"],
 }
 _ITEMS_SCHEMA = {
@@ -149,15 +154,17 @@ class JobRequest(HowToCompute):
         if self.type == "embeddings":
             return self.input or []
         return [
-            Item(document_text(document), query=group.query, id=_document_id(document))
+            Item(document_text(document), query=group.query, id=_document_id(document, position))
             for group in self.groups()
-            for document in group.documents
+            for position, document in enumerate(group.documents)
         ]
 
 
-def _document_id(document: Any) -> str | None:
-    name = document.get("id") if isinstance(document, dict) else None
-    return name if isinstance(name, str) else None
+def _document_id(document: Any, position: int) -> str | None:
+    try:
+        return read_id(document) if isinstance(document, dict) else None
+    except BadItemError as error:
+        raise InvalidRequest(f"document {position} {error}", param="documents") from None
 
 
 class SubmitOptions(HowToCompute):

@@ -103,7 +103,8 @@ class Desk:
             return self._queue(order, stream, idempotency, deposit)
         head = list(itertools.islice(stream, self._settings.interactive_max_items + 1))
         tokens = self._estimate_tokens(order, head)
-        if not self._is_small(len(head), tokens):
+        # Only a worker enters what failed before it was computed.
+        if not self._is_small(len(head), tokens) or any(item.refused is not None for item in head):
             return self._queue(order, itertools.chain(head, stream), idempotency, deposit)
         return self._serve(order, head, tokens, idempotency)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tasks import frames
 from tasks.engine import ItemError, Outcomes
-from tasks.errors import WorkerCrashed
+from tasks.errors import InvalidText, WorkerCrashed
 from tasks.jobs.claims import Claim, Completion
 from tasks.jobs.model import ChunkInput
 from tasks.vectors import Extra, Parts, Ragged, pack_extras, unpack_extras
@@ -40,7 +40,7 @@ class ChunkOutcomes:
     """What became of each item of a chunk.
 
     Args:
-        claim: the claim; its items that are known to be poison are errors from the start.
+        claim: the claim; its items that are known to be poison are errors from the start, refused ones too.
         items: the texts.
         width: length of an embedding, needed if no item can be computed; 0 unknown.
         before: the frame of the last run, if only its failed items are computed again.
@@ -64,6 +64,9 @@ class ChunkOutcomes:
         self.asked: list[int] = list(range(size))
         if before is not None:
             self._load_frame(before)
+        for position, refused in enumerate(items.refused or ()):
+            if refused is not None:
+                self.fail(position, ItemError.of(InvalidText(refused)))
         for position in claim.poison:
             self.fail(position, ItemError.of(WorkerCrashed("the worker ended while it computed this item")))
 

@@ -66,8 +66,9 @@ class AbandonedScript(Script):
 
 
 def pack_input(items: ChunkInput) -> bytes:
-    """Return the items of a chunk as they are stored."""
-    return zstandard.compress(orjson.dumps(asdict(items)), _ZSTD_LEVEL)
+    """Return the items of a chunk as they are stored; without what none of them has, as older workers know it."""
+    columns = {name: column for name, column in asdict(items).items() if column is not None}
+    return zstandard.compress(orjson.dumps(columns), _ZSTD_LEVEL)
 
 
 def store_full() -> StoreFull:

@@ -31,11 +31,16 @@ def estimate_tokens(text: str, max_tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item as it was submitted: a text, for rerank with its query, and the caller's own id for it."""
+    """One item as it was submitted: a text, for rerank with its query, and the caller's own id for it.
+
+    Attributes:
+        refused: why it fails without being computed; None: it is computed.
+    """
 
     text: str
     query: str | None = None
     id: str | None = None
+    refused: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +103,21 @@ class _Chunk:
         self.bytes += size_bytes
 
     def finish(self, index: int, start: int) -> tuple[ChunkRecord, ChunkInput]:
-        queries = (
-            [item.query or "" for item in self.items] if any(item.query is not None for item in self.items) else None
-        )
-        ids = [item.id for item in self.items] if any(item.id is not None for item in self.items) else None
+        texts = [item.text for item in self.items]
+        paired = any(item.query is not None for item in self.items)
+        queries = [item.query or "" for item in self.items] if paired else None
         record = ChunkRecord(index, start, len(self.items), self.tokens)
-        return record, ChunkInput([item.text for item in self.items], queries, ids)
+        ids, refused = _column([item.id for item in self.items]), _column([item.refused for item in self.items])
+        return record, ChunkInput(texts, queries, ids, refused)
+
+
+def _column(values: list[str | None]) -> list[str | None] | None:
+    return values if any(value is not None for value in values) else None
 
 
 def _weigh(item: Item, limits: ChunkLimits) -> tuple[int, int]:
     tokens, size_bytes = estimate_tokens(item.text, limits.max_tokens), _size_bytes(item.text)
+    size_bytes += _size_bytes(item.id or "")
     if item.query is not None:
         tokens = min(limits.max_tokens, tokens + estimate_tokens(item.query, limits.max_tokens))
         size_bytes += _size_bytes(item.query)

@@ -86,11 +86,13 @@ class ChunkInput:
         texts: texts or documents, length n.
         queries: for rerank the query of each document, length n; else None.
         ids: the caller's own ids, length n; None when the caller gave none.
+        refused: why an item fails without being computed, length n; None when all are computed.
     """
 
     texts: list[str]
     queries: list[str] | None = None
     ids: list[str | None] | None = None
+    refused: list[str | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

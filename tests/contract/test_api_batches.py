@@ -1,6 +1,7 @@
 """Files and batches over HTTP: upload, validation, output and error files, cancel, expiry, lists."""
 
 import base64
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -123,6 +124,15 @@ def test_a_line_that_the_route_would_refuse_fails_alone_with_the_routes_answer(c
         assert response["status_code"] == direct.status_code, name
         assert response["body"]["error"]["code"] == (direct.json or {})["error"]["code"], name
     assert errors["long"]["response"]["body"]["error"]["code"] == "context_length_exceeded"
+
+
+def test_a_line_with_half_a_surrogate_pair_fails_alone(client: FlaskClient) -> None:
+    bad = json.dumps(embed("bad", "cut \ud83d")).encode() + b"\n"
+    batch = run(client, [b"\xef\xbb\xbf" + json.dumps(embed("first", "x")).encode() + b"\n", bad, embed("last", "y")])
+    assert batch["request_counts"] == {"total": 3, "completed": 2, "failed": 1}
+    error = read(client, batch["error_file_id"])["bad"]["response"]
+    assert (error["status_code"], error["body"]["error"]["code"]) == (400, "invalid_value")
+    assert "surrogate" in error["body"]["error"]["message"]
 
 
 def test_a_batch_in_which_every_line_is_refused_completes_with_an_error_file_only(client: FlaskClient) -> None:

@@ -77,7 +77,13 @@ def test_a_ranking_takes_documents_and_queries_from_a_file(client: FlaskClient) 
 
 
 @pytest.mark.parametrize(
-    ("bad", "param"), [(b"{", "line 301"), (b'{"id": 1}', "line 301"), (b'"' + b"x" * 1000 + b'"', "line 301")]
+    ("bad", "param"),
+    [
+        (b"{", "line 301"),
+        (b'{"id": 1}', "line 301"),
+        (b'{"id": "\\ud800", "text": "a"}', "line 301"),
+        (b'"' + b"x" * 1000 + b'"', "line 301"),
+    ],
 )
 def test_a_bad_line_of_a_file_is_named_and_nothing_stays(
     client: FlaskClient, server: EmbeddedServer, bad: bytes, param: str
@@ -130,6 +136,45 @@ def test_two_gzip_files_put_together_are_read_whole(client: FlaskClient) -> None
     job = wait_for_end(client, (answer.json or {})["id"])
     assert job["counts"]["completed"] == 301
     assert results(client, job)[300]["id"] == "last"
+
+
+def test_one_broken_text_of_many_fails_alone_with_its_line(client: FlaskClient) -> None:
+    body = LINES + b'{"id": 17, "text": "cut \\ud83d"}\n"after"\n'
+    answer = client.post("/v1/jobs?model=fake", data=body, content_type=NDJSON)
+    job = wait_for_end(client, (answer.json or {})["id"])
+    assert (job["counts"]["completed"], job["counts"]["failed"]) == (301, 1)
+    failed, after = results(client, job)[300:]
+    assert (failed["id"], failed["error"]["code"]) == ("17", "invalid_text")
+    assert failed["error"]["message"].startswith("line 301:")
+    assert after["embedding"]
+    retried = wait_for_end(client, (client.post(f"/v1/jobs/{job['id']}/retry").json or {})["id"])
+    assert (retried["counts"]["completed"], retried["counts"]["failed"]) == (301, 1)
+
+
+def test_a_small_upload_with_a_broken_text_is_queued_and_fails_that_item(client: FlaskClient) -> None:
+    answer = client.post("/v1/jobs?model=fake", data=b'"\\ud83d"\n', content_type=NDJSON)
+    job = wait_for_end(client, (answer.json or {})["id"])
+    assert job["counts"]["failed"] == 1
+    assert results(client, job)[0]["error"]["code"] == "invalid_text"
+
+
+def test_ids_of_items_and_documents_may_be_numbers(client: FlaskClient) -> None:
+    job = submit(client, input=[{"id": 17, "text": "a"}, {"custom_id": "c", "text": "b"}, "c"]).json
+    assert [row["id"] for row in results(client, job)] == ["17", "c", None]
+    ranking = submit(client, type="rerank", query="q", documents=[{"id": 18, "text": "a"}, "b"]).json
+    assert [row["id"] for row in results(client, ranking)] == ["18", None]
+
+
+@pytest.mark.parametrize("bad", [1.5, True, ["x"], "x" * 513])
+def test_an_id_that_is_none_is_refused_in_one_sentence(client: FlaskClient, bad: Any) -> None:
+    entry = {"id": bad, "text": "a"}
+    embeddings = submit(client, input=["a", entry])
+    ranking = submit(client, type="rerank", query="q", documents=["a", entry])
+    for answer, param in ((embeddings, "input"), (ranking, "documents")):
+        error = answer.json["error"]
+        assert (answer.status_code, error["param"]) == (400, param)
+        assert "1 has an `id`" in error["message"]
+        assert "{" not in error["message"]
 
 
 # -- the same upload again

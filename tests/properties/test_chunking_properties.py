@@ -19,7 +19,7 @@ LIMITS = st.builds(
 
 
 def size(item: Item) -> int:
-    return len(item.text.encode()) + len((item.query or "").encode())
+    return sum(len((part or "").encode()) for part in (item.text, item.query, item.id))
 
 
 @given(ITEMS, LIMITS)

@@ -107,7 +107,7 @@ def test_a_job_of_pairs_keeps_the_order_of_queries_and_documents() -> None:
         {"type": "rerank", "model": "m", "queries": []},
         {"type": "chat", "model": "m", "input": ["a"]},
         {"type": "embeddings", "model": "m", "input": []},
-        {"type": "embeddings", "model": "m", "input": [{"id": 7, "text": "a"}]},
+        {"type": "embeddings", "model": "m", "input": [{"id": 7.5, "text": "a"}]},
         {"type": "embeddings", "model": "m", "input": [1]},
         {"type": "embeddings", "model": "m", "input": ["a"], "metadata": {"k": 1}},
         {"type": "embeddings", "model": "m", "input": ["a"], "dtype": "int8"},

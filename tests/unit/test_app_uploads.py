@@ -44,13 +44,37 @@ def test_byte_order_marks_are_skipped_where_files_were_put_together() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"{", b"1", b"null", b"[]", b'{"id": "a"}', b'{"text": 1}', b'{"id": 1, "text": "a"}', b'"\\ud800"',
-             b"\xff", b"NaN"],
+    "line",
+    [b"{", b"1", b"null", b"[]", b'{"id": "a"}', b'{"text": 1}', b'{"id": 1.5, "text": "a"}', b'"\\ud800',
+     b'{"id": true, "text": "a"}', b'{"id": ["x"], "text": "a"}', b'{"id": "\\ud800", "text": "a"}', b"\xff", b"NaN",
+     b'["\\ud800", NaN]', b"[" * 2000, b'{"custom_id": "' + b"x" * 513 + b'", "text": "a"}'],
 )  # fmt: skip
 def test_a_bad_line_is_refused_with_its_number(line: bytes) -> None:
     with pytest.raises(InvalidRequest, match="line 3") as refused:
         items(b'"a"\n\n' + line + b"\n")
     assert refused.value.param == "line 3"
+
+
+def test_ids_may_be_whole_numbers_and_may_be_called_custom_id() -> None:
+    lines = b'{"id": 17, "text": "a"}\n{"custom_id": "c", "text": "b"}\n{"custom_id": -3, "id": null, "text": "c"}\n'
+    assert [item.id for item in items(lines)] == ["17", "c", "-3"]
+    assert items(b'{"custom_id": "c", "id": "i", "text": "a"}')[0].id == "i"
+    longest = "é" * 256
+    assert items(f'{{"id": "{longest}", "text": "a"}}'.encode())[0].id == longest
+
+
+@pytest.mark.parametrize("half", [b"\\ud83d", b"\\udc00 text", b"\xed\xa0\xbd"])
+def test_a_text_with_half_a_surrogate_pair_fails_alone_and_names_its_line(half: bytes) -> None:
+    first, bad, last = items(b'"a"\n\n{"id": 7, "text": "cut ' + half + b'"}\n"b"\n')
+    assert (first, last) == (Item("a"), Item("b"))
+    assert (bad.text, bad.id) == ("", "7")
+    assert bad.refused == "line 3: the text has half of a surrogate pair, which is no character"
+    pair = items(b'{"text": "a", "query": "' + half + b'"}', rerank=True)[0]
+    assert (pair.text, pair.query, bool(pair.refused)) == ("", "", True)
+
+
+def test_half_a_surrogate_pair_in_a_field_that_is_not_read_does_no_harm() -> None:
+    assert items(b'{"text": "a", "title": "\\ud83d"}') == [Item("a")]
 
 
 def test_a_line_over_the_limit_is_refused_while_it_comes() -> None:
