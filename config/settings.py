@@ -119,7 +119,7 @@ class Settings(BaseSettings):
         2, description="Chunks that one worker holds at a time; with two, reading and storing overlap with computing."
     )
     store_max_bytes: Annotated[int, Field(ge=0)] = Field(
-        0, description="Memory that jobs may fill where the server has no maxmemory (else 70% of that); 0: no limit."
+        0, description="Memory that jobs may fill where Redis has no maxmemory (else 70% of that); 0: no limit."
     )
     results_url: str = Field(
         "",
@@ -162,7 +162,7 @@ class Settings(BaseSettings):
     cache_max_bytes: Count = Field(
         256 * 2**20, description="Memory for kept values of each tenant, and of each job that asks for `dedupe`."
     )
-    cache_ttl_s: Seconds = Field(86_400.0, description="How long a kept value may be taken over.")
+    cache_ttl_s: Seconds = Field(86_400.0, description="How long a cached value is served.")
 
     # -- webhooks ----------------------------------------------------------------------------------------
     webhook_allow_private: bool = Field(

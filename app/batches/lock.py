@@ -34,7 +34,7 @@ class Hold:
         """
         if time.monotonic() < self._renew_at_s:
             return
-        if not self._store.hold(self.batch.id, self.batch.tenant, self._holder):
+        if not self._store.lock(self.batch.id, self.batch.tenant, self._holder):
             raise HoldLostError
         self._renew_at_s = time.monotonic() + _RENEW_S
 

@@ -72,7 +72,7 @@ class Steward:
 
     def _look_at(self, batch_id: str, tenant: str) -> None:
         store = self._live.batches
-        if not store.hold(batch_id, tenant, self._holder):
+        if not store.lock(batch_id, tenant, self._holder):
             return
         delay_s = _RETRY_S
         try:
@@ -88,7 +88,7 @@ class Steward:
         if delay_s == 0:
             self._wake.set()
         with contextlib.suppress(RedisError):
-            store.release(batch_id, tenant, self._holder, delay_s)
+            store.unlock(batch_id, tenant, self._holder, delay_s)
 
     def _advance(self, hold: Hold) -> float:
         """Do what is next and return when to look again."""

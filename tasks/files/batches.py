@@ -26,7 +26,7 @@ __all__ = ["Batch", "BatchGroup", "BatchProblem", "BatchState", "BatchStore", "E
 Endpoint = Literal["/v1/embeddings", "/v1/rerank"]
 _PAGE = 100
 # Longer than the slowest step between two renewals, and short enough that a dead process is replaced soon.
-_HOLD_S = 15.0
+_LOCK_S = 15.0
 # Jobs must not vanish before the batch has ended: their results are still to be read then.
 _SHARE_OF_JOB_LIFE = 0.9
 # The record has to be there for as long as its output files.
@@ -171,18 +171,18 @@ class BatchCancelScript(Script):
 
 
 @dataclass(frozen=True, slots=True)
-class BatchHoldScript(Script):
-    """Take or renew the lock of a batch, for `hold_ms`."""
+class BatchLockScript(Script):
+    """Take or renew the lock of a batch, for `lock_ms`."""
 
     batch: Key
     active: Key
     member: str
     holder: str
-    hold_ms: int
+    lock_ms: int
 
 
 @dataclass(frozen=True, slots=True)
-class BatchReleaseScript(Script):
+class BatchUnlockScript(Script):
     """Give the lock back; the batch is due again after `delay_ms`."""
 
     batch: Key
@@ -301,14 +301,14 @@ class BatchStore:
         seconds, micros = self._redis.time()
         return float(seconds + micros / 1e6)
 
-    def hold(self, batch_id: str, tenant: str, holder: str) -> bool:
+    def lock(self, batch_id: str, tenant: str, holder: str) -> bool:
         """Take or renew the lock of a batch; False: another process has it, or the batch has ended."""
-        call = BatchHoldScript(*_keys(batch_id), _member(tenant, batch_id), holder, int(_HOLD_S * 1000))
+        call = BatchLockScript(*_keys(batch_id), _member(tenant, batch_id), holder, int(_LOCK_S * 1000))
         return bool(self._scripts.call(call))
 
-    def release(self, batch_id: str, tenant: str, holder: str, delay_s: float) -> None:
+    def unlock(self, batch_id: str, tenant: str, holder: str, delay_s: float) -> None:
         """Give the lock back; the batch is due again after the delay."""
-        call = BatchReleaseScript(*_keys(batch_id), _member(tenant, batch_id), holder, int(delay_s * 1000))
+        call = BatchUnlockScript(*_keys(batch_id), _member(tenant, batch_id), holder, int(delay_s * 1000))
         self._scripts.call(call)
 
     def leave(self, batch_id: str, tenant: str) -> None:

@@ -11,7 +11,7 @@ end
 if held_by ~= holder and tonumber(until_ms) > now_ms then
   return 0
 end
-local next_ms = string.format('%.0f', now_ms + hold_ms)
+local next_ms = string.format('%.0f', now_ms + lock_ms)
 redis.call('HSET', BATCH, 'holder', holder, 'held_until_ms', next_ms)
 redis.call('ZADD', ACTIVE, next_ms, member)
 return 1
