@@ -181,6 +181,11 @@ class Settings(BaseSettings):
         description="Precision of the models; auto: on a CPU bfloat16 by OpenVINO where the CPU computes in it, else "
         "float32; on a GPU float16, for decoders bfloat16.",
     )
+    packed: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Compute batches without padding, where the model is one that this is known for and gives the same "
+        "values as with padding; auto: on GPUs; on: also on a CPU, which is slow and for tests.",
+    )
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of one worker; 0 chooses.")
     cpu_affinity: str = Field("", description="CPU cores of the worker, as 0-3 or 0,2; empty: not pinned.")
     max_batch_tokens: Annotated[int, Field(ge=0)] = Field(

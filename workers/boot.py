@@ -137,6 +137,8 @@ class _Parts:
             dtype=model.backend.dtype,
             fingerprint=model.fingerprint,
             tokens_per_s=rate,
+            backend=model.backend.kind,
+            fallback=model.fallback,
         )
 
 

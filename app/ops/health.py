@@ -89,7 +89,14 @@ def _describe(live: Services, name: str, ready: dict[str, list[Any]], store: str
 
 def _workers(live: Services) -> list[dict[str, Any]]:
     return [
-        {"model": model, "device": facts.device, "dtype": facts.dtype, "tokens_per_s": round(facts.tokens_per_s, 1)}
+        {
+            "model": model,
+            "device": facts.device,
+            "dtype": facts.dtype,
+            "backend": facts.backend,
+            "tokens_per_s": round(facts.tokens_per_s, 1),
+            **({"fallback": facts.fallback} if facts.fallback else {}),
+        }
         for model, workers in live.presence.ready_models().items()
         for facts in workers
     ]

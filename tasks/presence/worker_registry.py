@@ -40,6 +40,8 @@ class WorkerInfo:
         fingerprint: what decides the numbers: weights, tokenizer, pooling, precision.
         tokens_per_s: measured speed of late; 0 when nothing was measured yet.
         healthy: whether its engine made a vector when it was last probed.
+        backend: the code that runs the model: openvino, torch, packed, ...
+        fallback: why it is not the backend that was wanted; empty where it is.
     """
 
     worker_id: str
@@ -50,6 +52,8 @@ class WorkerInfo:
     fingerprint: str
     tokens_per_s: float
     healthy: bool = True
+    backend: str = ""
+    fallback: str = ""
 
 
 @dataclass(frozen=True, slots=True)

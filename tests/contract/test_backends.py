@@ -46,6 +46,7 @@ AWKWARD = [
 
 BACKENDS = [
     "torch-float32",
+    "packed-float32",
     "openvino-float32",
     "openvino-bfloat16",
     # No default chooses it.

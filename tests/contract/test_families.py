@@ -28,9 +28,9 @@ QUICK = {"bert", "qwen3", "xlmr-reranker"}
 
 
 def both_ways(families: list[str]) -> list[Any]:
-    """Return a case for each family by torch, and one by OpenVINO."""
+    """Return a case for each family by torch, padded and packed, and one by OpenVINO."""
     slow = [[] if family in QUICK else [pytest.mark.slow] for family in families]
-    return [pytest.param(family, "torch") for family in families] + [
+    return [pytest.param(family, backend) for backend in ("torch", "packed") for family in families] + [
         pytest.param(family, "openvino", marks=marks) for family, marks in zip(families, slow, strict=True)
     ]
 

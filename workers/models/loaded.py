@@ -19,9 +19,11 @@ class LoadedModel:
         backend: runs them.
         fingerprint: says which weights, tokenizer, pooling, precision and prompt made a vector: two vectors with
             the same fingerprint may be compared.
+        fallback: why another backend runs it than was wanted; empty where it is that one.
     """
 
     card: ModelCard
     tokenizer: TextTokenizer
     backend: Backend
     fingerprint: str
+    fallback: str = ""

@@ -60,7 +60,7 @@ def load_model(card: ModelCard, settings: Settings) -> LoadedModel:
             if card.backend == "openvino":
                 raise ConfigError(error.message) from error
             _log.warning("%s; torch serves it, more slowly", error.message)
-    return _proved(_load_torch(recipe, device, settings))
+    return _proved(_load_torch(recipe, device, settings, packed=kind == "packed"))
 
 
 def _proved(model: LoadedModel) -> LoadedModel:
@@ -69,11 +69,13 @@ def _proved(model: LoadedModel) -> LoadedModel:
 
 
 def _backend(card: ModelCard, settings: Settings, device: str) -> str:
-    """Return torch or openvino. OpenVINO is the faster one on a CPU, for what it can run."""
+    """Return torch, packed or openvino. OpenVINO is the faster one on a CPU, for what it can run."""
     can = device == "cpu" and _wish(card, settings) != "float16"
     if card.backend == "auto":
+        if settings.packed == "on" or (settings.packed == "auto" and device.startswith("cuda")):
+            return "packed"
         return "openvino" if can and importlib.util.find_spec("openvino") else "torch"
-    if card.backend not in {"torch", "openvino"}:
+    if card.backend not in {"torch", "packed", "openvino"}:
         raise ConfigError(f"model {card.name}: unknown backend {card.backend!r}")
     if card.backend == "openvino" and not can:
         raise ConfigError(f"model {card.name}: OpenVINO runs on a CPU, in float32 or bfloat16")
@@ -104,7 +106,7 @@ def _load_openvino(recipe: Recipe, settings: Settings) -> LoadedModel:
     )
 
 
-def _load_torch(recipe: Recipe, device: str, settings: Settings) -> LoadedModel:
+def _load_torch(recipe: Recipe, device: str, settings: Settings, *, packed: bool) -> LoadedModel:
     torch: Any = importlib.import_module("torch")
     dtype = _wish(recipe.card, settings)
     if device == "cpu":
@@ -113,11 +115,16 @@ def _load_torch(recipe: Recipe, device: str, settings: Settings) -> LoadedModel:
         dtype = "float32" if device == "cpu" else _gpu_dtype(recipe.card, torch)
     weights = load_weights(recipe, dtype)
     module = importlib.import_module("workers.models.backends.torch")
+    backend, fallback = module.TorchBackend(weights, device, dtype), ""
+    if packed:
+        choose = importlib.import_module("workers.models.backends.packed.choose")
+        backend, fallback = choose.pack(recipe.card, weights, backend)
     return LoadedModel(
         card=recipe.card,
         tokenizer=weights.tokenizer,
-        backend=module.TorchBackend(weights, device, dtype),
+        backend=backend,
         fingerprint=fingerprint_recipe(recipe, dtype),
+        fallback=fallback,
     )
 
 

@@ -28,6 +28,7 @@ class Backend(Protocol):
         dtype: precision of the arithmetic: float32, bfloat16 or float16.
         dimension: length of the vectors; None when the model gives scores.
         parallel: rows that are computed side by side, each on cores of its own; a batch should be a multiple of it.
+        counts_padding: whether a pass costs its rows times its longest row; else it costs the tokens of its rows.
         latency_stream: the same weights set up for few rows at a time, which another thread may run while this one
             runs a batch; None where the device does one thing at a time.
         pipeline: starts a pass while the one before computes; None where a pass computes in the calling thread.
@@ -39,6 +40,7 @@ class Backend(Protocol):
     dtype: str
     dimension: int | None
     parallel: int
+    counts_padding: bool
     latency_stream: "Backend | None"
     pipeline: "Pipeline | None"
     heads: "Heads | None"

@@ -68,6 +68,7 @@ class FakeBackend:
 
     kind = "fake"
     parallel = 1
+    counts_padding = True
     latency_stream: Backend | None = None
     heads: Heads | None = None
     device = "cpu"

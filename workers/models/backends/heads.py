@@ -3,15 +3,15 @@
 Owns the rule which tokens have a weight. Computes no pass (the backends).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.vectors import Extra, Parts
+from tasks.vectors import Extra, ExtraParts, Parts
 from workers.models.tokenizer import Tokens
 
-__all__ = ["deal_out"]
+__all__ = ["deal_out", "deal_out_all"]
 
 
 def deal_out(
@@ -32,6 +32,27 @@ def deal_out(
         # A copy: one row that waits must not keep those of the whole batch.
         parts["colbert"] = (np.array(vectors, np.float32),)
     return parts
+
+
+def deal_out_all(
+    rows: Sequence[Tokens], weights: NDArray[np.float32], vectors: NDArray[np.float32], silent: Sequence[int]
+) -> list[ExtraParts]:
+    """Return the extras of each row, of what was computed for those that want it, one row's after the other's.
+
+    Args:
+        rows: the batch.
+        weights: float32, one for each token of the rows that want sparse weights.
+        vectors: float32, shape (_, d), one for each token but the first of the rows that want those.
+        silent: ids of special tokens, which have no weight.
+    """
+    found: list[ExtraParts] = []
+    weight_at = vector_at = 0
+    for row in rows:
+        of_row = weights[weight_at : weight_at + len(row)], vectors[vector_at : vector_at + len(row) - 1]
+        found.append(deal_out(row, *of_row, np.asarray(silent, np.int32)))
+        weight_at += len(row) if "sparse" in row.extras else 0
+        vector_at += len(row) - 1 if "colbert" in row.extras else 0
+    return found
 
 
 def _weigh_tokens(ids: NDArray[np.int32], weights: NDArray[np.float32], silent: NDArray[np.int32]) -> Parts:

@@ -58,6 +58,7 @@ class OpenVinoBackend:
 
     kind = "openvino"
     device = "cpu"
+    counts_padding = True
 
     def __init__(
         self,
