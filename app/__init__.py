@@ -8,13 +8,13 @@ from app.access.auth import Authenticator, protect
 from app.access.limits import Limiter, limit
 from app.batches import files_routes
 from app.batches import routes as batches_routes
+from app.http.bodies import BODY_SLOTS
 from app.http.compression import install_compression
 from app.http.errors import install_errors
 from app.http.openapi import Api, register_schema
 from app.http.request_ids import install_tracing
-from app.http.stalls import StallWatch
 from app.inference import embeddings, models, rerank
-from app.jobs import events_routes, results_routes, uploads_routes
+from app.jobs import events_routes, results_routes
 from app.jobs import routes as jobs_routes
 from app.jobs.schemas import JobEstimate, JobRequest, ResultPage
 from app.ops import health, metrics_routes, pages
@@ -24,7 +24,7 @@ from config.settings import Settings
 
 __all__ = ["create_app"]
 
-_JOBS = (jobs_routes, results_routes, events_routes, uploads_routes)
+_JOBS = (jobs_routes, results_routes, events_routes)
 _BATCHES = (files_routes, batches_routes)
 
 
@@ -37,8 +37,8 @@ def create_app(settings: Settings) -> Flask:
     """
     app = Api(_read_version())
     app.config["MAX_BODY_BYTES"] = settings.max_body_bytes
-    app.config["STALLS"] = StallWatch(settings.body_timeout_s, settings.body_min_bytes_per_s)
     live = build_services(settings)
+    app.config[BODY_SLOTS] = live.large_bodies
     install_services(app, live)
     install_metrics(app, Metrics(live))
     install_errors(app)

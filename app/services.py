@@ -14,8 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from app.http.hangups import HangupWatch
-from app.http.waiting import WaitingRoom
+from app.http.slots import BoundedSlots
 from config.catalog import Catalog, load_catalog
 from config.settings import Settings
 from tasks.files.batches import BatchStore
@@ -42,9 +41,9 @@ class Services:
     blobs: Blobs
     interactive: InteractiveClient
     presence: WorkerRegistry
-    waiting: WaitingRoom
-    hangups: HangupWatch
-    large_calls: WaitingRoom
+    long_polls: BoundedSlots
+    large_calls: BoundedSlots
+    large_bodies: BoundedSlots
     files: FileStore
     batches: BatchStore
     # Rung when a batch was created or cancelled here, so that nobody has to wait for the next look.
@@ -86,10 +85,10 @@ def build_services(settings: Settings) -> Services:
         blobs=open_blobs(redis, settings),
         interactive=InteractiveClient(settings),
         presence=WorkerRegistry(redis, (card.slug for card in catalog)),
-        waiting=WaitingRoom(settings.web_threads // 2),
-        hangups=HangupWatch(),
-        # With those above they leave an eighth of the threads to small calls.
-        large_calls=WaitingRoom(settings.web_threads * 3 // 8),
+        # Together they leave an eighth of the threads to small calls, health checks and cancels.
+        long_polls=BoundedSlots(settings.web_threads * 3 // 8),
+        large_calls=BoundedSlots(settings.web_threads // 4),
+        large_bodies=BoundedSlots(settings.web_threads // 4),
         files=FileStore(redis, settings),
         batches=BatchStore(redis, settings),
         batch_bell=threading.Event(),

@@ -82,10 +82,6 @@ class Settings(BaseSettings):
     max_body_bytes: Count = Field(64 * 2**20, description="Largest JSON body in bytes; above it: 413.")
     max_upload_bytes: Count = Field(8 * 2**30, description="Largest NDJSON upload in bytes; above it: 413.")
     max_line_bytes: Count = Field(4 * 2**20, description="Longest NDJSON line in bytes.")
-    body_timeout_s: Seconds = Field(30.0, description="A request body of which nothing came for so long is given up.")
-    body_min_bytes_per_s: Annotated[int, Field(ge=0)] = Field(
-        1024, description="A request body that is slower on average, after the body timeout, is given up; 0: none is."
-    )
     max_inputs: Count = Field(2048, description="Most texts or documents of one synchronous call.")
     max_text_chars: Count = Field(1_000_000, description="Longest single text in characters.")
     max_job_items: Count = Field(10_000_000, description="Most items of one job.")
@@ -133,10 +129,6 @@ class Settings(BaseSettings):
         "auto",
         description="How a bucket is named to object storage: in the path (as MinIO wants it) or as part of the host "
         "(virtual, as Alibaba Cloud's OSS wants it). Endpoint, region and credentials come from AWS' own variables.",
-    )
-    upload_ttl_s: Seconds = Field(
-        6 * 3600.0,
-        description="How long an upload under an Idempotency-Key that broke off is kept, for the rest to follow.",
     )
     job_ttl_s: Seconds = Field(7 * 86_400.0, description="How long a job and its results are kept.")
 

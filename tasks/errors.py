@@ -14,8 +14,6 @@
     |   |-- IdempotencyMismatch the key was used before with another payload
     |   |-- NotFinished         results were asked for before the job's end
     |   |-- Conflict            the job's state does not allow the move
-    |   |-- CallerGone          the caller closed its connection while it waited
-    |   |-- BodyTooSlow         the body came too slowly, or not at all
     |   `-- Expired             it existed, and its time is over
     |-- CapacityError           the same request may succeed later
     |   |-- NoWorker            no worker is ready for this model
@@ -44,8 +42,6 @@ from typing import ClassVar
 __all__ = [
     "AuthenticationError",
     "BodyCutOff",
-    "BodyTooSlow",
-    "CallerGone",
     "CapacityError",
     "ConfigError",
     "Conflict",
@@ -184,19 +180,6 @@ class Expired(RequestError):
     """It existed once, and was deleted when its time was over."""
 
     code = "expired"
-
-
-class CallerGone(RequestError):
-    """The caller closed its connection while it waited; this answer reaches only logs and counters."""
-
-    code = "caller_gone"
-
-
-class BodyTooSlow(RequestError):
-    """Too few bytes of the body came, or none for too long."""
-
-    code = "request_timeout"
-    retryable = True
 
 
 class CapacityError(TwolaneError):

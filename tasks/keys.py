@@ -37,7 +37,6 @@ __all__ = [
     "lane_messages",
     "lane_ready",
     "lane_requests",
-    "lane_withdrawn",
     "lane_workers",
     "limits_prefix",
     "replies",
@@ -49,7 +48,6 @@ __all__ = [
     "tenant_files",
     "tenant_jobs",
     "tenant_queued",
-    "upload",
     "webhooks_due",
     "worker_info",
 ]
@@ -127,11 +125,6 @@ def lane_load(lane: Lane) -> Key:
     return Key(f"{_PREFIX}:lane:{lane.queue}:load")
 
 
-def lane_withdrawn(lane: Lane) -> Key:
-    """Sorted set: names of requests that workers have and nobody wants any more, by the ms when that is forgotten."""
-    return Key(f"{_PREFIX}:lane:{lane.queue}:withdrawn")
-
-
 def lane_messages(lane: Lane) -> tuple[Key, Key]:
     """Lists: Celery's messages of a bulk lane, in Celery's own format; first those that go ahead, then the ordinary."""
     first = f"{BROKER_PREFIX}{lane.queue}"
@@ -186,11 +179,6 @@ def store_sweep() -> Key:
 def store_uploads() -> Key:
     """Sorted set: jobs to be, whose inputs are being stored, by the time (ms) at which they count as abandoned."""
     return Key(f"{_PREFIX}:store:uploads")
-
-
-def upload(tenant: str, key: str) -> Key:
-    """Hash: an upload under an idempotency key that is not complete, see `tasks.jobs.uploads`."""
-    return Key(f"{_PREFIX}:upload:{tenant}:{key}")
 
 
 def cache_values(scope: str) -> Key:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from app.batches.lines import Call
 from app.services import Services
-from app.submission.desk import Desk
 from app.submission.orders import Order, limit_chunks
+from app.submission.service import SubmissionService
 from tasks.files.batches import BatchGroup
 from tasks.jobs.chunking import Item, cut_chunks
 from tasks.jobs.model import ChunkRecord, NewJob, new_job_id
@@ -47,9 +47,9 @@ class Group:
         """Remove the stored inputs."""
         self._live.blobs.delete(self.job_id, len(self.records))
 
-    def describe(self, desk: Desk, batch_id: str, deadline_in_s: float) -> NewJob:
+    def describe(self, submission: SubmissionService, batch_id: str, deadline_in_s: float) -> NewJob:
         """Return the job that the group becomes."""
-        job = desk.describe(self.order, self.job_id, self.items, self.tokens)
+        job = submission.describe(self.order, self.job_id, self.items, self.tokens)
         extra = {"metadata": {"batch_id": batch_id}}
         return replace(job, input_bytes=self._stored_bytes, deadline_in_s=deadline_in_s, extra=extra)
 

@@ -19,8 +19,8 @@ from app.http.errors import render_error
 from app.inference.schemas import EmbeddingsRequest, RerankRequest, document_text
 from app.inference.token_ids import read_texts
 from app.services import Services
-from app.submission.desk import Desk
 from app.submission.orders import Order, order_embeddings, order_ranking
+from app.submission.service import SubmissionService
 from tasks.errors import InvalidRequest, TwolaneError
 from tasks.files.batches import BatchProblem, Endpoint
 from tasks.jobs.chunking import Item
@@ -99,7 +99,7 @@ def read_call(line: Line, endpoint: Endpoint, live: Services, tenant: Tenant) ->
             call = _read_ranking(RerankRequest.model_validate(line.body), live, tenant)
         else:
             call = _read_embeddings(EmbeddingsRequest.model_validate(line.body), live, tenant)
-        items = Desk(live, tenant).inspect(call.order, call.items, queued=True)
+        items = SubmissionService(live, tenant).inspect(call.order, call.items, queued=True)
     except ValidationError as error:
         response = render_error(explain_invalid(error))
     except TwolaneError as error:

@@ -9,8 +9,8 @@ from app.batches.schemas import BatchHeaders, BatchId, BatchList, BatchObject, B
 from app.batches.views import view_batch
 from app.http.errors import documented
 from app.inference.rendering import json_response
-from app.jobs.ndjson import PayloadHash
 from app.services import Services, services
+from app.submission.payload import PayloadHash
 from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound
 from tasks.files.batches import Batch, NewBatch
 

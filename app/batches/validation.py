@@ -17,7 +17,7 @@ from app.batches.lock import Hold, HoldLostError
 from app.batches.plan import PlannedCall, PlannedRefusal, write_step
 from app.jobs.ndjson import is_blank, split_lines
 from app.services import Services
-from app.submission.desk import Desk
+from app.submission.service import SubmissionService
 from tasks.errors import CapacityError, InvalidRequest, NotFound, RateLimited, TooLarge
 from tasks.files.batches import BatchProblem, BatchState
 from tasks.files.store import FileWriter, NewFile
@@ -129,16 +129,16 @@ class Intake:
         # Noted before the first is created, so that whoever comes after us can remove them.
         if self._hold.move(BatchState.VALIDATING, noted) is not BatchState.VALIDATING:
             raise HoldLostError
-        store, desk = self._live.store, Desk(self._live, self._tenant)
+        store, submission = self._live.store, SubmissionService(self._live, self._tenant)
         items = {group.job_id: group.items for group in groups}
         store.reserve_queue(self._tenant.name, items, self._tenant.max_queued_items)
         left_s = batch.deadline_at - self._live.batches.now_s()
         for group in groups:
             self._hold.keep()
-            store.create(group.describe(desk, batch.id, max(1.0, left_s)), group.records)
+            store.create(group.describe(submission, batch.id, max(1.0, left_s)), group.records)
         self._hand_over()
-        for lane in {group.describe(desk, batch.id, 1.0).lane for group in groups}:
-            desk.publish(lane)
+        for lane in {group.describe(submission, batch.id, 1.0).lane for group in groups}:
+            submission.publish(lane)
 
     def _hand_over(self) -> None:
         counts = {"total": len(self._seen), "failed": self._refused}

@@ -7,17 +7,19 @@ import codecs
 import json
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import orjson
 from flask import Request, current_app, has_app_context
 from pydantic import BaseModel, ValidationError
 
-from app.http.sockets import was_cut_off
-from app.http.stalls import Body, StallWatch
-from tasks.errors import BodyCutOff, InvalidRequest, TooLarge
+from app.http.disconnects import was_cut_off
+from app.http.slots import BoundedSlots
+from tasks.errors import BodyCutOff, InvalidRequest, LaneFull, TooLarge
 
 __all__ = [
+    "BODY_SLOTS",
     "ApiRequest",
     "explain_invalid",
     "is_broken",
@@ -31,6 +33,10 @@ __all__ = [
 
 M = TypeVar("M", bound=BaseModel)
 _BLOCK_BYTES = 64 * 1024
+# Up to here a body is read without a slot: the bodies of small calls come in one go, or a proxy in front sees to it.
+_SMALL_BYTES = 64 * 1024
+# The app's configuration has the slots of the others under this name.
+BODY_SLOTS = "BODY_SLOTS"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 # zlib copies what stands behind a member: small steps keep a body of thousands of tiny members cheap.
 _GZIP_STEP_BYTES = 4 * 1024
@@ -129,8 +135,8 @@ def stream_body(request: Request, limit_bytes: int) -> Iterator[bytes]:
 
     Raises:
         BodyCutOff: the body ended before its announced end.
-        BodyTooSlow: it came too slowly, or nothing of it came any more.
         InvalidRequest: it cannot be unpacked.
+        LaneFull: too many large bodies, or bodies of unknown length, arrive at this moment.
         TooLarge: the body is over the limit; nothing behind it is read.
     """
     length = request.content_length
@@ -150,14 +156,16 @@ def _too_large(limit_bytes: int) -> TooLarge:
 
 
 def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
-    stream, read_bytes, watched = request.environ["wsgi.input"], 0, _watch(request)
-    while length is None or read_bytes < length:
-        size = _BLOCK_BYTES if length is None else min(_BLOCK_BYTES, length - read_bytes)
-        block = watched.read(stream, size) if watched is not None else stream.read(size)
-        if not block:
-            break
-        read_bytes += len(block)
-        yield block
+    stream, read_bytes = request.environ["wsgi.input"], 0
+    with _slot(length) as free:
+        if not free:
+            raise LaneFull("too many large request bodies arrive at this moment; send it again", retry_after_s=2)
+        while length is None or read_bytes < length:
+            size = _BLOCK_BYTES if length is None else min(_BLOCK_BYTES, length - read_bytes)
+            if not (block := stream.read(size)):
+                break
+            read_bytes += len(block)
+            yield block
     # To the web server a lost connection looks like the end of the body.
     if length is not None and read_bytes < length:
         raise BodyCutOff(f"the body ended after {read_bytes} of {length} bytes")
@@ -165,9 +173,11 @@ def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
         raise BodyCutOff("the connection was lost in the middle of the body")
 
 
-def _watch(request: Request) -> Body | None:
-    stalls: StallWatch | None = current_app.config.get("STALLS") if has_app_context() else None
-    return Body(stalls, request.environ) if stalls is not None else None
+def _slot(length: int | None) -> AbstractContextManager[bool]:
+    """Return the slot for a body: whoever sends slowly holds a thread, and small calls must always find one."""
+    slots: BoundedSlots | None = current_app.config.get(BODY_SLOTS) if has_app_context() else None
+    small = length is not None and length <= _SMALL_BYTES
+    return nullcontext(enter_result=True) if small or slots is None else slots.slot()
 
 
 def _counted(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:

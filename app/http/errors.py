@@ -23,8 +23,6 @@ from app.http.request_ids import current_request_id
 from tasks.engine import ItemError
 from tasks.errors import (
     AuthenticationError,
-    BodyTooSlow,
-    CallerGone,
     CapacityError,
     ConfigError,
     Conflict,
@@ -78,15 +76,12 @@ _STATUS: Mapping[type[TwolaneError], int] = {
     PermissionDenied: 403,
     ModelNotFound: 404,
     NotFound: 404,
-    BodyTooSlow: 408,
     Conflict: 409,
     NotFinished: 409,
     Expired: 410,
     TooLarge: 413,
     RangeNotSatisfiable: 416,
     IdempotencyMismatch: 422,
-    # As nginx notes it. Nobody sees it.
-    CallerGone: 499,
     CapacityError: 503,
     LaneFull: 429,
     RateLimited: 429,
@@ -138,8 +133,6 @@ def documented(
         extra: answers of other kinds, in OpenAPI's words.
     """
     kinds = {*errors, *_ANYWHERE, *(_COMPUTING if computing else ())}
-    if TooLarge in kinds:  # it reads a body
-        kinds.add(BodyTooSlow)
     bodies: ResponseDict = {200: success}
     if accepted is not None:
         bodies[202] = accepted

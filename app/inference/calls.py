@@ -10,12 +10,12 @@ from pydantic import BaseModel
 
 from app.access.auth import current_tenant
 from app.http.errors import raise_item_errors
-from app.http.waiting import parse_prefer
-from app.jobs.ndjson import PayloadHash
+from app.http.prefer import parse_prefer
 from app.jobs.views import render_submission
 from app.services import services
-from app.submission.desk import Desk
 from app.submission.orders import Order
+from app.submission.payload import PayloadHash
+from app.submission.service import SubmissionService
 from tasks.engine import Outcomes
 from tasks.jobs.chunking import Item
 
@@ -35,14 +35,14 @@ def answer_or_queue(
         render: makes the answer of outcomes without failed items.
 
     Raises:
-        tasks.errors.TwolaneError: as `Desk.answer` and `Desk.submit`; the error of the first failed item.
+        tasks.errors.TwolaneError: as `SubmissionService.answer` and `.submit`; the error of the first failed item.
     """
     live, preferences = services(), parse_prefer(request.headers.get("Prefer", ""))
-    desk = Desk(live, current_tenant())
+    submission = SubmissionService(live, current_tenant())
     if preferences.respond_async:
         payload = PayloadHash.of_json(request.headers.get("Idempotency-Key"), body)
-        return render_submission(live, desk.submit(order, items, payload.settle, queue=True), preferences)
-    desk.require_few(order, count)
-    outcomes = desk.answer(order, list(items))
+        return render_submission(live, submission.submit(order, items, payload.settle, queue=True), preferences)
+    submission.require_few(order, count)
+    outcomes = submission.answer(order, list(items))
     raise_item_errors(outcomes.errors)
     return render(outcomes)

@@ -1,6 +1,6 @@
 """Bodies of the embeddings, rerank and models routes, as pydantic models; the OpenAPI text is made from them.
 
-Owns shapes and types. Limits that are settings are checked where the settings are, in `app.submission.desk`. Unknown
+Owns shapes and types. Limits that are settings are checked where the settings are, in `app.submission.service`. Unknown
 fields are ignored, and null means absent, since clients send both.
 """
 

@@ -44,11 +44,11 @@ def stream_events(path: JobId, header: EventHeaders) -> Response:
     job = live.store.get(path.job_id, current_tenant().name)
     seen = header.last_event_id or ""
     version = int(seen) if seen.isascii() and seen.isdecimal() else -1
-    seat = live.waiting.take()
-    if seat is None:
+    release = live.long_polls.acquire()
+    if release is None:
         raise LaneFull("too many callers wait for jobs on this server; poll instead", retry_after_s=5)
     response = Response(_follow(live, job, version), mimetype="text/event-stream")
-    response.call_on_close(seat)
+    response.call_on_close(release)
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
     return response

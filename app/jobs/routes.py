@@ -1,11 +1,10 @@
-"""Jobs: the one door that decides, and what can be done with a job afterwards."""
+"""The routes of jobs: create one, read it, wait for it, and change it."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 
-from flask import Response, after_this_request, request
+from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
@@ -13,9 +12,9 @@ from app.access.auth import current_tenant, find_card
 from app.http.bodies import read_model, stream_body
 from app.http.errors import documented
 from app.http.openapi import describe_either, describe_json_or_ndjson
-from app.http.waiting import Preferences, parse_prefer
+from app.http.prefer import Preferences, parse_prefer
 from app.inference.rendering import json_response
-from app.jobs.ndjson import PayloadHash, Trail, read_items, split_lines
+from app.jobs.ndjson import read_items, split_lines
 from app.jobs.schemas import (
     HowToCompute,
     JobEstimate,
@@ -31,16 +30,15 @@ from app.jobs.schemas import (
 )
 from app.jobs.views import job_etag, render_estimate, render_job, render_submission, view_job
 from app.services import services
-from app.submission.deposits import KeyedDeposit, WrongOffset
-from app.submission.desk import Desk
 from app.submission.orders import Order, Submission, choose_kinds, resolve_params
+from app.submission.payload import PayloadHash
+from app.submission.service import SubmissionService
 from app.webhooks.requests import choose_webhook
 from config.catalog import ModelCard
 from tasks.engine import Operation
 from tasks.errors import Conflict, InvalidRequest, NotFound, StoreFull
 from tasks.jobs.chunking import Item
 from tasks.jobs.model import Job, JobProgress, JobState
-from tasks.jobs.uploads import UploadStore
 from tasks.storage.objects import read_blocks
 
 __all__ = ["blueprint"]
@@ -66,22 +64,20 @@ _CHANGED = documented(JobObject, NotFound, Conflict)
 def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
     """Hand in texts: few are answered at once, many are queued.
 
-    200 with `results`, or 202 with `Location`; kept under its id either way. An NDJSON body with an `Idempotency-Key`
-    that broke off goes on where `/v1/uploads` says.
+    200 with `results`, or 202 with `Location`; kept under its id either way.
     """
     if request.mimetype in _NDJSON:
-        order, items, payload = _read_upload(header, query)
+        order, items, payload = _read_ndjson(header, query)
     else:
         order, items, payload = _read_body(header)
-    desk = Desk(services(), current_tenant())
+    submission = SubmissionService(services(), current_tenant())
     if query.dry_run:
-        return render_estimate(services(), order.card, desk.estimate(order, items))
+        return render_estimate(services(), order.card, submission.estimate(order, items))
     preferences = parse_prefer(header.prefer or "")
-    submission = desk.repeat(order, items, payload)
-    if submission is None:
-        deposit = _open_deposit(header, payload)
-        submission = desk.submit(order, items, payload.settle, queue=preferences.respond_async, deposit=deposit)
-    return render_submission(services(), _wait_for(submission, preferences), preferences, order.new_secret)
+    submitted = submission.repeat(order, items, payload)
+    if submitted is None:
+        submitted = submission.submit(order, items, payload.settle, queue=preferences.respond_async)
+    return render_submission(services(), _wait_for(submitted, preferences), preferences, order.new_secret)
 
 
 @blueprint.get("/v1/jobs", responses=documented(JobList, NotFound))
@@ -150,7 +146,7 @@ def retry_job(path: JobId) -> Response:
 # -- reading a submission
 
 
-def _read_upload(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, Iterable[Item], PayloadHash]:
+def _read_ndjson(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, Iterable[Item], PayloadHash]:
     settings = services().settings
     if query.model is None:
         raise InvalidRequest("an NDJSON body needs `model` among the query parameters", param="model")
@@ -158,54 +154,10 @@ def _read_upload(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, It
     operation: Operation = query.type or "embeddings"
     asked = header.webhook()
     described = query.model_dump_json() + (asked.model_dump_json() if asked else "")
-    _refuse_rest(header)
-    blocks = stream_body(request, max(1, settings.max_upload_bytes - (header.upload_offset or 0)))
-    parse = partial(_parse, query=query.query, rerank=operation == "rerank")
-    if header.idempotency_key is None:
-        payload, items = PayloadHash(None), parse(split_lines(blocks, settings.max_line_bytes), 0)
-    else:
-        trail = Trail()
-        payload = PayloadHash(header.idempotency_key, described.encode(), trail=trail)
-        items = trail.read(blocks, settings.max_line_bytes, parse)
+    payload = PayloadHash(header.idempotency_key, described.encode(), streamed=True)
+    lines = payload.follow(split_lines(stream_body(request, settings.max_upload_bytes), settings.max_line_bytes))
+    items = read_items(lines, query.query, rerank=operation == "rerank")
     return _add_webhook(_order(query, card, operation, {}), asked), items, payload
-
-
-def _parse(lines: Iterator[bytes], before: int, *, query: str | None, rerank: bool) -> Iterator[Item]:
-    return read_items(lines, query, rerank=rerank, before=before)
-
-
-def _refuse_rest(header: SubmitHeaders) -> None:
-    """The rest of an upload alone does not tell whether the whole is that of the job."""
-    if header.upload_offset is None:
-        return
-    if header.idempotency_key is None:
-        raise InvalidRequest("an upload goes on under its Idempotency-Key", param="Idempotency-Key")
-    if header.upload_offset and services().store.named(current_tenant().name, header.idempotency_key) is not None:
-        _tell_upload("Upload-Complete", "?1")
-        raise Conflict("the upload is complete, and its job created: GET /v1/uploads names it")
-
-
-def _open_deposit(header: SubmitHeaders, payload: PayloadHash) -> KeyedDeposit | None:
-    """Return where the inputs of an NDJSON body with a key go, with all that came before."""
-    if payload.key is None or payload.complete:
-        return None
-    live = services()
-    uploads = UploadStore(live.redis, live.settings)
-    deposit = KeyedDeposit(live.blobs, uploads, current_tenant().name, payload)
-    try:
-        deposit.open(header.upload_offset)
-    except WrongOffset as error:
-        _tell_upload("Upload-Offset", str(error.offset_bytes))
-        raise error.explain() from None
-    return deposit
-
-
-def _tell_upload(name: str, value: str) -> None:
-    def tell(response: Response) -> Response:
-        response.headers[name] = value
-        return response
-
-    after_this_request(tell)
 
 
 def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHash]:
@@ -272,18 +224,18 @@ def _wait_for(submission: Submission, preferences: Preferences) -> Submission:
 
 
 def _wait(job: Job, wait_s: float, done: Callable[[Job], bool]) -> Job:
-    """Wait for a job if there is a seat; without one the caller asks again, which costs less than a held thread."""
+    """Wait for a job if a thread may be held for it; else the caller asks again."""
     live = services()
     deadline_s = time.monotonic() + wait_s
-    with live.waiting.seat() as seated:
-        while seated and not done(job) and (left_s := deadline_s - time.monotonic()) > 0:
+    with live.long_polls.slot() as free:
+        while free and not done(job) and (left_s := deadline_s - time.monotonic()) > 0:
             job = live.store.wait(job.id, job.tenant, job.version, left_s)
     return job
 
 
 def _set_going(path: JobId, change: Callable[[str, str], Job]) -> Response:
     job = change(path.job_id, current_tenant().name)
-    Desk(services(), current_tenant()).publish(job.lane)
+    SubmissionService(services(), current_tenant()).publish(job.lane)
     return render_job(services(), job)
 
 

@@ -1,6 +1,6 @@
 """Bodies and parameters of the job routes, as pydantic models.
 
-Owns shapes and types; limits that are settings are checked in `app.submission.desk`.
+Owns shapes and types; limits that are settings are checked in `app.submission.service`.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -182,11 +182,6 @@ class SubmitHeaders(BaseModel):
     prefer: str | None = Field(None, alias="Prefer", description="respond-async, wait=N (RFC 7240).")
     idempotency_key: Annotated[str, Field(min_length=1, max_length=255)] | None = Field(
         None, alias="Idempotency-Key", description="The same key and payload give the same job."
-    )
-    upload_offset: Annotated[int, Field(ge=0)] | None = Field(
-        None,
-        alias="Upload-Offset",
-        description="For NDJSON with a key: the body goes on at this byte of an upload, see /v1/uploads.",
     )
     webhook_url: WebhookUrl | None = Field(
         None, alias="Webhook-Url", description="For NDJSON: whom to tell of the end."

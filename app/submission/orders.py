@@ -1,6 +1,6 @@
-"""What is asked of the desk, and what it answers.
+"""What is asked of the submission service, and what it answers.
 
-Owns the values between routes and desk, and what of an order can be checked against the model's card alone.
+Owns the values between routes and service, and what of an order can be checked against the model's card alone.
 """
 
 from collections.abc import Mapping, Sequence

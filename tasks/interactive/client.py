@@ -12,8 +12,7 @@ import secrets
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,26 +24,19 @@ from config.settings import Settings
 from tasks import keys
 from tasks.connections import Command, PackedConnection, connect
 from tasks.engine import Outcomes, Work
-from tasks.errors import CallerGone, DeadlineExceeded, LaneFull, NoWorker, StoreUnavailable, TwolaneError
+from tasks.errors import DeadlineExceeded, LaneFull, NoWorker, StoreUnavailable, TwolaneError
 from tasks.interactive import protocol
 from tasks.keys import Key
 from tasks.lanes import Lane
 from tasks.scripts import Script, command
 
-__all__ = ["InteractiveClient", "Watch"]
+__all__ = ["InteractiveClient"]
 
 _log = logging.getLogger(__name__)
 
 _BLOCK_S = 0.4  # how long a blocking read waits, and so the longest that a thread takes to notice its end
 _PER_TRIP = 256
 _RECONNECT_S = 0.1
-# Most calls are answered before it is worth a look whether their callers are still there.
-_UNWATCHED_S = 0.1
-# Workers look for withdrawn requests at every trip, which is several times a second.
-_WITHDRAWN_MS = 5000
-
-# Entered when a call waits long; calls its argument when the caller went away.
-Watch = Callable[[Callable[[], None]], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +60,10 @@ class PushRequestScript(Script):
     requests: Sequence[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class WithdrawRequestsScript(Script):
-    """Take back requests whose callers went away."""
-
-    waiting_list: Key
-    load: Key
-    withdrawn: Key
-    forget_ms: int
-    names: Sequence[bytes]
-
-
 class _PendingCall:
     """One call that waits. It is settled once: by a reply or by an error."""
 
-    __slots__ = ("_settled", "body", "error", "expires_s", "gone", "lane", "number", "reply", "tokens")
+    __slots__ = ("_settled", "body", "error", "expires_s", "lane", "number", "reply", "tokens")
 
     def __init__(self, number: int, lane: Lane, tokens: int, expires_s: float) -> None:
         self.number = number
@@ -92,7 +73,6 @@ class _PendingCall:
         self.body = b""
         self.reply: bytes | None = None
         self.error: TwolaneError | None = None
-        self.gone = False
         # A bare lock is the cheapest thing in Python that one thread can wait for and another can open.
         self._settled = threading.Lock()
         self._settled.acquire()
@@ -105,24 +85,12 @@ class _PendingCall:
             except RuntimeError:  # another thread settled it in the same moment
                 return
 
-    def leave(self) -> None:
-        """Take note that the caller went away."""
-        self.gone = True
-        self.settle(error=CallerGone("the caller closed its connection"))
-
-    def wait(self, watch: Watch | None) -> bytes:
-        settled = watch is not None and self._settled.acquire(timeout=self._left_s(_UNWATCHED_S))
-        if not settled:
-            with watch(self.leave) if watch is not None else nullcontext():
-                settled = self._settled.acquire(timeout=self._left_s())
-        if not settled:
+    def wait(self) -> bytes:
+        if not self._settled.acquire(timeout=max(0.0, self.expires_s - time.monotonic())):
             raise DeadlineExceeded("no worker answered within the deadline")
         if self.error is not None:
             raise self.error
         return cast("bytes", self.reply)
-
-    def _left_s(self, most_s: float = threading.TIMEOUT_MAX) -> float:
-        return min(most_s, max(0.0, self.expires_s - time.monotonic()))
 
 
 class InteractiveClient:
@@ -151,17 +119,15 @@ class InteractiveClient:
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
 
-    def ask(self, work: Work, tokens: int, watch: Watch | None = None) -> Outcomes:
+    def ask(self, work: Work, tokens: int) -> Outcomes:
         """Have a worker compute the work and wait for it.
 
         Args:
             work: `deadline_s` is honoured; without one `Settings.interactive_timeout_s` holds. Work of the bulk
                 service waits in a list of its own, so that it never delays a small one.
             tokens: estimate of what it adds to the lane.
-            watch: looks after the caller when the call waits long; without it, nobody does.
 
         Raises:
-            tasks.errors.CallerGone: the caller went away. The request is withdrawn: what still waits is not computed.
             tasks.errors.NoWorker: no worker is ready for the model.
             tasks.errors.LaneFull: too many tokens wait already.
             tasks.errors.DeadlineExceeded: no answer in time.
@@ -179,10 +145,7 @@ class InteractiveClient:
             self._outbox.put(call)
             if self._closing.is_set():
                 raise StoreUnavailable("the web process is going away")
-            return protocol.decode_reply(call.wait(watch))
-        except CallerGone:
-            self._outbox.put(call)
-            raise
+            return protocol.decode_reply(call.wait())
         finally:
             self._calls.pop(call.number, None)
 
@@ -256,12 +219,9 @@ class InteractiveClient:
     def _send(self, connection: PackedConnection, batch: list[_PendingCall]) -> None:
         lanes: dict[Lane, list[_PendingCall]] = defaultdict(list)
         now_s = time.monotonic()
-        gone = [call for call in batch if call.gone]
         for call in batch:
-            if call.expires_s > now_s and not call.gone:
+            if call.expires_s > now_s:
                 lanes[call.lane].append(call)
-        if gone:
-            self._withdraw(connection, gone)
         if not lanes:
             return
         try:
@@ -279,22 +239,6 @@ class InteractiveClient:
             requests = [protocol.with_time_left(call.body, (call.expires_s - now_s) * 1000) for call in calls]
             commands.append(command(PushRequestScript(*_lane_keys(lane), self._settings.lane_max_tokens, requests)))
         return connection.trip(*commands)
-
-    def _withdraw(self, connection: PackedConnection, gone: list[_PendingCall]) -> None:
-        """Take requests back that nobody waits for. When it fails they are computed for nobody, and that is all."""
-        lanes: dict[Lane, list[bytes]] = defaultdict(list)
-        for call in gone:
-            lanes[call.lane].append(protocol.name_request(call.number, self._reply_key))
-        commands: list[Command] = [
-            command(WithdrawRequestsScript(*_lane_keys(lane)[:2], keys.lane_withdrawn(lane), _WITHDRAWN_MS, names))
-            for lane, names in lanes.items()
-        ]
-        try:
-            failed = [answer for answer in connection.trip(*commands) if isinstance(answer, RedisError)]
-        except RedisError as error:
-            failed = [error]
-        if failed:
-            _log.warning("%d requests whose callers went away could not be withdrawn: %s", len(gone), failed[0])
 
     @staticmethod
     def _admit(calls: list[_PendingCall], answer: list[int] | Exception) -> None:

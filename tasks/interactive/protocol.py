@@ -3,12 +3,10 @@
 Owns the layout and how an error crosses the wire. Owns no connection.
 
 Request: float64 ms until the deadline, which push_request.lua replaces by the deadline in ms by Redis' clock;
-         uint32 tokens; 16 bytes that name the request; a frame.
+         uint32 tokens; a frame.
 Reply:   uint64 number of the request, a frame. All little-endian.
 """
 
-import functools
-import hashlib
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -28,16 +26,13 @@ __all__ = [
     "encode_failure",
     "encode_outcomes",
     "encode_request",
-    "name_request",
     "reply_id",
 ]
 
 _DEADLINE = struct.Struct("<d")
 _TOKENS = struct.Struct("<I")
 _NUMBER = struct.Struct("<Q")
-_NAME_AT = _DEADLINE.size + _TOKENS.size
-_NAME_BYTES = 16
-_FRAME_AT = _NAME_AT + _NAME_BYTES
+_FRAME_AT = _DEADLINE.size + _TOKENS.size
 # They are fields of the request itself, so that web processes and workers of two versions understand each other.
 _PARAMS = tuple(field.name for field in fields(JobParams))
 
@@ -52,7 +47,6 @@ class InteractiveRequest:
         deadline_ms: until when it is wanted, by Redis' clock.
         tokens: what it counts for in the lane.
         work: what to compute, still without a deadline.
-        name: identifies it among the requests of all web processes.
     """
 
     number: int
@@ -60,17 +54,6 @@ class InteractiveRequest:
     deadline_ms: float
     tokens: int
     work: Work
-    name: bytes
-
-
-def name_request(number: int, reply_key: str) -> bytes:
-    """Return the 16 bytes that name a request among those of all web processes."""
-    return _hash_key(reply_key) + _NUMBER.pack(number)
-
-
-@functools.lru_cache(maxsize=256)
-def _hash_key(reply_key: str) -> bytes:
-    return hashlib.blake2b(reply_key.encode(), digest_size=_NAME_BYTES - _NUMBER.size).digest()
 
 
 def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> bytes:
@@ -92,7 +75,7 @@ def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> byte
     for name in _PARAMS:
         header[name] = getattr(work.params, name)
     try:
-        return _TOKENS.pack(tokens) + name_request(number, reply_key) + frames.pack(header)
+        return _TOKENS.pack(tokens) + frames.pack(header)
     except TypeError as error:
         raise errors.InvalidRequest("a text holds a lone surrogate, which is not Unicode", param="input") from error
 
@@ -112,8 +95,7 @@ def decode_request(element: bytes) -> InteractiveRequest:
         (deadline_ms,) = _DEADLINE.unpack_from(element)
         (tokens,) = _TOKENS.unpack_from(element, _DEADLINE.size)
         header = frames.peek(memoryview(element)[_FRAME_AT:])
-        name = bytes(element[_NAME_AT:_FRAME_AT])
-        return InteractiveRequest(header["number"], header["reply"], deadline_ms, tokens, _work(header), name)
+        return InteractiveRequest(header["number"], header["reply"], deadline_ms, tokens, _work(header))
     except (struct.error, KeyError, ValueError) as error:
         raise frames.FrameError("the bytes are not a request") from error
 

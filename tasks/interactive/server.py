@@ -7,7 +7,6 @@ Redis' clock decides what is too late.
 import contextlib
 import functools
 import logging
-import math
 import queue
 import threading
 import time
@@ -42,9 +41,6 @@ _RECONNECT_S = 0.1
 _KEEP_MS = 60_000
 _FULL_PAUSE_S = 0.05
 _DRAIN_S = 6.0
-# A request that is answered sooner was not withdrawn: web processes look after callers only when they wait long.
-_UNWATCHED_S = 0.1
-_WITHDRAWN_PER_TRIP = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +103,6 @@ class _ReplySender:
         self._done: queue.SimpleQueue[tuple[InteractiveRequest, Callable[[], bytes]] | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._open = 0
-        # What waits in the engine by the request's name, the oldest first, with the time since when.
-        self._waiting: dict[bytes, tuple[float, Future[Outcomes]]] = {}
         self.room = threading.Event()
         self._thread = threading.Thread(target=self._send_forever, name="replies", daemon=True)
         self._thread.start()
@@ -117,21 +111,7 @@ class _ReplySender:
         """Send what the future ends with."""
         with self._lock:
             self._open += 1
-            self._waiting[request.name] = time.monotonic(), future
         future.add_done_callback(functools.partial(self._ended, request))
-
-    def has_long_waiting(self) -> bool:
-        """Return whether a request waits so long that its caller may have gone away meanwhile."""
-        with self._lock:
-            since_s, _ = next(iter(self._waiting.values()), (math.inf, None))
-        return time.monotonic() - since_s > _UNWATCHED_S
-
-    def give_up(self, name: bytes) -> None:
-        """Cancel a request whose caller went away; unknown ones are another worker's, or answered."""
-        with self._lock:
-            _, future = self._waiting.get(name, (0.0, None))
-        if future is not None:
-            future.cancel()
 
     def fail(self, request: InteractiveRequest, error: BaseException) -> None:
         """Send an error now."""
@@ -148,8 +128,6 @@ class _ReplySender:
         self._thread.join(timeout_s)
 
     def _ended(self, request: InteractiveRequest, future: Future[Outcomes]) -> None:
-        with self._lock:
-            self._waiting.pop(request.name, None)
         self._done.put((request, functools.partial(_encode, request, future)))
         self.room.set()
 
@@ -233,16 +211,14 @@ class _Receiver:
         block: Command = ("BLMPOP", _BLOCK_S, len(names), *names, "LEFT", "COUNT", _PER_TRIP)
         before = self._settlement()
         # Deadlines are by Redis' clock, so the time comes with what was taken.
-        answers = self._connection.trip(*before, block, ("TIME",), *self._ask_withdrawn())
-        popped, (seconds, micros) = answers[len(before) : len(before) + 2]
-        withdrawn = self._give_up(answers[len(before) + 2 :])
+        popped, (seconds, micros) = self._connection.trip(*before, block, ("TIME",))[len(before) :]
         if isinstance(popped, RedisError):
             raise popped
         if not popped:
             return
         name, elements = cast("tuple[bytes, list[bytes]]", popped)
         lane = self._lanes[names.index(Key(name.decode()))]
-        tokens, refused = self._take(elements, int(seconds) * 1000 + int(micros) / 1000, withdrawn)
+        tokens, refused = self._take(elements, int(seconds) * 1000 + int(micros) / 1000)
         self._unsettled = (lane, tokens, refused)
         if refused:
             # The engine is full. Other workers may be free, so the requests go back to the list.
@@ -259,20 +235,7 @@ class _Receiver:
         call = SettleRequestsScript(keys.lane_requests(lane), keys.lane_load(lane), tokens, _KEEP_MS, refused)
         return [command(call)]
 
-    def _ask_withdrawn(self) -> list[Command]:
-        """Return the commands that tell what nobody wants any more; none while everything is answered quickly."""
-        if not self._replies.has_long_waiting():
-            return []
-        return [("ZRANGE", keys.lane_withdrawn(lane), 0, _WITHDRAWN_PER_TRIP) for lane in self._lanes]
-
-    def _give_up(self, answers: list[list[bytes] | Exception]) -> frozenset[bytes]:
-        """Give up the withdrawn requests that wait in the engine; return the names of all that were withdrawn."""
-        names = frozenset(name for answer in answers if not isinstance(answer, Exception) for name in answer)
-        for name in names:
-            self._replies.give_up(name)
-        return names
-
-    def _take(self, elements: list[bytes], now_ms: float, withdrawn: frozenset[bytes]) -> tuple[int, list[bytes]]:
+    def _take(self, elements: list[bytes], now_ms: float) -> tuple[int, list[bytes]]:
         """Submit the requests; return the tokens of those that left the list, and those that the engine refused."""
         tokens = 0
         now_s = time.monotonic()
@@ -283,8 +246,7 @@ class _Receiver:
                 _log.warning("an unreadable request was dropped")
                 continue
             left_ms = request.deadline_ms - now_ms
-            wanted = left_ms > 0 and request.name not in withdrawn
-            if wanted and not self._submit(request, now_s + left_ms / 1000):
+            if left_ms > 0 and not self._submit(request, now_s + left_ms / 1000):
                 return tokens, elements[position:]
             tokens += request.tokens
         return tokens, []

@@ -17,7 +17,7 @@ SMALL, LARGE = ["one text"], ["a text"] * 65
 def app(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     folder = tmp_path_factory.mktemp("data")
     catalog = write_fake_card(folder, "latency_ms = 900")
-    # A pass takes longer than a small call may wait. Eight threads: three of them for large calls.
+    # A pass takes longer than a small call may wait. Eight threads: two of them for large calls.
     settings = settings_of(server, folder, catalog_file=catalog, interactive_timeout_s=0.5, web_threads=8)
     with running_worker(settings), opened_app(settings) as app:
         yield app
@@ -36,9 +36,9 @@ def test_a_large_call_may_take_longer_than_a_small_one(client: FlaskClient) -> N
 
 
 def test_large_calls_leave_threads_to_small_ones(app: Flask, client: FlaskClient) -> None:
-    room = services_of(app).large_calls
-    seats = [room.take() for _ in range(3)]
-    assert None not in seats
+    slots = services_of(app).large_calls
+    taken = [slots.acquire() for _ in range(2)]
+    assert None not in taken
     try:
         answer = client.post("/v1/embeddings", json={"model": "fake", "input": LARGE})
         assert (answer.status_code, (answer.json or {})["error"]["code"]) == (429, "rate_limit_exceeded")
@@ -47,7 +47,7 @@ def test_large_calls_leave_threads_to_small_ones(app: Flask, client: FlaskClient
         # The small one is admitted: it ends by its own deadline.
         assert client.post("/v1/embeddings", json={"model": "fake", "input": SMALL}).status_code == 504
     finally:
-        for give_back in seats:
-            assert give_back is not None
-            give_back()
+        for release in taken:
+            assert release is not None
+            release()
     assert client.post("/v1/embeddings", json={"model": "fake", "input": LARGE}).status_code == 200

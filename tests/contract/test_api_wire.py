@@ -7,8 +7,6 @@ import contextlib
 import http.client
 import json
 import socket
-import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +24,7 @@ LINES = b'"a line"\n' * 1000
 
 @pytest.fixture(scope="module")
 def web(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with fresh_web(server.url, tmp_path_factory.mktemp("web"), TWOLANE_BODY_TIMEOUT_S="1") as running:
+    with fresh_web(server.url, tmp_path_factory.mktemp("web")) as running:
         yield running
     assert b"Traceback" not in running.log
     assert b"panicked" not in running.log
@@ -136,38 +134,3 @@ def test_a_path_leads_to_no_file(web: Web, path: bytes) -> None:
         connection.sendall(b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"\r\n")
         response, body = answer_of(connection)
     assert (response.status, body["error"]["code"]) == (404, "route_not_found")
-
-
-@pytest.mark.parametrize("framing", ["chunked", "length"])
-@pytest.mark.parametrize("pause_s", [0.1, None])
-def test_a_body_that_trickles_or_stalls_is_answered_408_and_leaves_nothing(
-    web: Web, framing: str, pause_s: float | None
-) -> None:
-    known = web.job_ids()
-    ended = threading.Event()
-    with web.connect() as connection:
-        announced = CHUNKED if framing == "chunked" else b"Content-Length: 90000000\r\n\r\n"
-        first = b"%x\r\n%s\r\n" % (len(LINES), LINES) if framing == "chunked" else LINES
-        connection.sendall(UPLOAD + announced + first)
-        sender = threading.Thread(target=trickle, args=(connection, framing, pause_s, ended))
-        sender.start()
-        # Another one from the same address is as slow to begin, and then quick enough.
-        with web.connect() as other:
-            other.sendall(UPLOAD + b"Content-Length: %d\r\n\r\n" % (8 * len(LINES)))
-            for _ in range(8):
-                time.sleep(0.3)
-                other.sendall(LINES)
-            assert answer_of(other)[0].status == 202
-        response, body = answer_of(connection)
-        ended.set()
-        sender.join(10)
-    assert (response.status, body["error"]["code"]) == (408, "request_timeout")
-    assert str(response.getheader("x-request-id")).startswith("req_")
-    assert len(web.job_ids() - known) == 1
-
-
-def trickle(connection: socket.socket, framing: str, pause_s: float | None, ended: threading.Event) -> None:
-    """Send a byte now and then until the test is over, or nothing."""
-    with contextlib.suppress(OSError):
-        while pause_s is not None and not ended.wait(pause_s):
-            connection.sendall(b"1\r\n \r\n" if framing == "chunked" else b" ")

@@ -1,8 +1,9 @@
-"""The Prefer header, and the seats of callers that wait."""
+"""The Prefer header, and the slots of requests that hold a thread."""
 
 import pytest
 
-from app.http.waiting import Preferences, WaitingRoom, parse_prefer
+from app.http.prefer import Preferences, parse_prefer
+from app.http.slots import BoundedSlots
 
 
 @pytest.mark.parametrize(
@@ -21,18 +22,18 @@ def test_a_prefer_header_is_read_and_what_is_unknown_is_ignored(header: str, exp
     assert parse_prefer(header) == expected
 
 
-def test_what_was_applied_is_told_and_nothing_else() -> None:
+def test_the_answer_names_what_was_applied_and_nothing_else() -> None:
     assert parse_prefer("respond-async, wait=5, return=minimal").applied == {
         "Preference-Applied": "respond-async, wait=5"
     }
     assert Preferences().applied == {}
 
 
-def test_no_more_callers_wait_than_there_are_seats_and_a_seat_is_given_back() -> None:
-    room = WaitingRoom(1)
-    with room.seat() as first, room.seat() as second:
+def test_no_more_callers_wait_than_there_are_slots_and_a_slot_is_released() -> None:
+    slots = BoundedSlots(1)
+    with slots.slot() as first, slots.slot() as second:
         assert (first, second) == (True, False)
-    with pytest.raises(RuntimeError), room.seat():
+    with pytest.raises(RuntimeError), slots.slot():
         raise RuntimeError("a waiter failed")
-    with room.seat() as third:
+    with slots.slot() as third:
         assert third

@@ -1,14 +1,14 @@
 """NDJSON: lines out of blocks of any cut, and refusals that name the line."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.jobs.ndjson import PayloadHash, Trail, read_items, split_lines
-from tasks.errors import IdempotencyMismatch, InvalidRequest
+from app.jobs.ndjson import read_items, split_lines
+from app.submission.payload import PayloadHash
+from tasks.errors import InvalidRequest
 from tasks.jobs.chunking import Item
 
 
@@ -101,15 +101,10 @@ def test_pairs_take_their_query_from_the_line_or_from_the_address() -> None:
         items(b'"a"', None, rerank=True)
 
 
-def parse(lines: Iterator[bytes], before: int) -> Iterator[Item]:
-    return read_items(lines, None, rerank=False, before=before)
-
-
 def test_two_payloads_are_the_same_when_their_parameters_and_lines_are() -> None:
     def settled(parameters: bytes, *blocks: bytes) -> str:
-        trail = Trail()
-        payload = PayloadHash("key", parameters, trail=trail)
-        list(trail.read(iter(blocks), 1000, parse))
+        payload = PayloadHash("key", parameters, streamed=True)
+        list(read_items(payload.follow(split_lines(iter(blocks), 1000)), None, rerank=False))
         idempotency = payload.settle()
         assert idempotency is not None
         return idempotency.payload_hash
@@ -119,41 +114,3 @@ def test_two_payloads_are_the_same_when_their_parameters_and_lines_are() -> None
     assert settled(b"p", b'"a"\n"b"') != settled(b"p", b'"b"\n"a"')
     assert settled(b"p", b'"a"\n\n"b"') != settled(b"p", b'"a"\n"b"')
     assert PayloadHash(None, b"p").settle() is None
-
-
-@given(st.lists(st.sampled_from([b"", b" ", b'"a"', b'"text"']), max_size=30), st.data())
-def test_an_upload_that_goes_on_anywhere_ends_as_if_it_had_never_been_cut(lines: list[bytes], data: Any) -> None:
-    body = b"\n".join(lines)
-    whole = Trail()
-    whole.mark()
-    everything = list(whole.read(iter([body]), 1000, parse))
-    cut = data.draw(st.integers(0, len(everything)))
-    place = whole.before(cut)
-    for resent in (False, True):
-        rest = Trail()
-        rest.mark()
-        rest.resume(place, cut, resent=resent)
-        sent = body if resent else body[place.offset_bytes :]
-        assert list(rest.read(iter([sent]), 1000, parse)) == everything[cut:]
-        assert rest.position.digest == whole.position.digest
-        assert rest.before(len(everything)) == whole.before(len(everything))
-
-
-def test_what_is_sent_again_must_be_what_came_before() -> None:
-    first = Trail()
-    first.mark()
-    list(first.read(iter([b'"a"\n"b"\n"c"\n']), 1000, parse))
-    for other in (b'"a"\n"x"\n"c"\n', b'"a"\n'):
-        trail = Trail()
-        trail.resume(first.before(2), 2, resent=True)
-        with pytest.raises(IdempotencyMismatch):
-            list(trail.read(iter([other]), 1000, parse))
-
-
-def test_a_line_behind_the_place_of_going_on_keeps_its_number() -> None:
-    for body, resent in ((b'"c"\n{\n', False), (b'"a"\n"b"\n"c"\n{\n', True)):
-        first, trail = Trail(), Trail()
-        list(first.read(iter([b'"a"\n"b"\n']), 1000, parse))
-        trail.resume(first.position, 2, resent=resent)
-        with pytest.raises(InvalidRequest, match="line 4"):
-            list(trail.read(iter([body]), 1000, parse))

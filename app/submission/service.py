@@ -1,4 +1,4 @@
-"""The one desk: work is answered now or becomes a job.
+"""The submission service: work is answered now or becomes a job.
 
 Owns the limits of a request that are settings, the choice between the lanes, and the order in which a job's inputs,
 record and tickets are written. Knows neither HTTP nor the shape of a body.
@@ -14,9 +14,8 @@ from redis import RedisError
 
 from app.access.auth import Tenant
 from app.access.limits import charge_tokens
-from app.jobs.ndjson import PayloadHash
 from app.services import Services
-from app.submission.deposits import Deposit
+from app.submission.chunk_upload import ChunkUpload
 from app.submission.orders import (
     Estimate,
     Order,
@@ -26,18 +25,18 @@ from app.submission.orders import (
     estimate_result_bytes,
     limit_chunks,
 )
+from app.submission.payload import PayloadHash
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.bulk.outcomes import pack_outcomes
 from tasks.cache.values import tenant_scope
 from tasks.engine import JobParams, Outcomes, Work
 from tasks.errors import Conflict, InvalidRequest, LaneFull, NoWorker, TwolaneError
-from tasks.interactive.client import Watch
 from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.jobs.model import Counts, Idempotency, NewJob, new_job_id
 from tasks.lanes import Lane, Service
 
-__all__ = ["Desk"]
+__all__ = ["SubmissionService"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +45,8 @@ _RANK: Mapping[Priority, int] = {"low": 0, "normal": 1, "high": 2}
 _CHUNKS_PER_ROOM_CHECK = 16
 
 
-class Desk:
-    """Takes orders of one tenant."""
+class SubmissionService:
+    """Has the work of one tenant done, at once or as jobs."""
 
     def __init__(self, services: Services, tenant: Tenant) -> None:
         self._services = services
@@ -67,22 +66,14 @@ class Desk:
         checked = self.inspect(order, items)
         tokens = self._estimate_tokens(order, checked)
         if self._is_small(len(checked), tokens):
-            return self._ask(order, checked, tokens, Service.INTERACTIVE, self._services.hangups.of_request())
+            return self._ask(order, checked, tokens, Service.INTERACTIVE)
         # Each holds a thread for as long as minutes, and small calls need threads too.
-        with self._services.large_calls.seat() as seated:
-            if not seated:
+        with self._services.large_calls.slot() as free:
+            if not free:
                 raise LaneFull("too many large calls wait already; POST /v1/jobs queues this one", retry_after_s=2)
-            return self._ask(order, checked, tokens, Service.BULK, self._services.hangups.of_request())
+            return self._ask(order, checked, tokens, Service.BULK)
 
-    def submit(
-        self,
-        order: Order,
-        items: Iterable[Item],
-        idempotency: Settle,
-        *,
-        queue: bool = False,
-        deposit: Deposit | None = None,
-    ) -> Submission:
+    def submit(self, order: Order, items: Iterable[Item], idempotency: Settle, *, queue: bool = False) -> Submission:
         """Make a job of the items: answered at once when small, else queued.
 
         Args:
@@ -90,22 +81,20 @@ class Desk:
             items: may be a stream; it is read once, and never whole in memory.
             idempotency: gives the caller's key and the hash of what it stands for; asked when all items are read.
             queue: queue it however small it is.
-            deposit: where the inputs go, if some of them may be there already.
 
         Raises:
             InvalidRequest: an item is bad; nothing stays stored.
             tasks.errors.TwolaneError: as `answer`, and as `JobStore.create`.
         """
         check_capability(order)
-        deposit = deposit or Deposit(self._services.blobs)
-        stream = self._check(order, items, deposit.items)
-        if queue or deposit.items:
-            return self._queue(order, stream, idempotency, deposit)
+        stream = self._check(order, items)
+        if queue:
+            return self._queue(order, stream, idempotency)
         head = list(itertools.islice(stream, self._settings.interactive_max_items + 1))
         tokens = self._estimate_tokens(order, head)
         # Only a worker enters what failed before it was computed.
         if not self._is_small(len(head), tokens) or any(item.refused is not None for item in head):
-            return self._queue(order, itertools.chain(head, stream), idempotency, deposit)
+            return self._queue(order, itertools.chain(head, stream), idempotency)
         return self._serve(order, head, tokens, idempotency)
 
     def repeat(self, order: Order, items: Iterable[Item], payload: PayloadHash) -> Submission | None:
@@ -121,7 +110,7 @@ class Desk:
         store, tenant = self._services.store, self._tenant.name
         if payload.key is None or store.named(tenant, payload.key) is None:
             return None
-        if not payload.complete:
+        if payload.streamed:
             for _ in self._check(order, items):
                 pass
         settled = payload.settle()
@@ -161,9 +150,7 @@ class Desk:
 
     # -- answered at once
 
-    def _ask(
-        self, order: Order, items: Sequence[Item], tokens: int, service: Service, watch: Watch | None = None
-    ) -> Outcomes:
+    def _ask(self, order: Order, items: Sequence[Item], tokens: int, service: Service) -> Outcomes:
         charge_tokens(tokens)
         large_until_s = time.monotonic() + self._settings.large_call_timeout_s
         work = Work(
@@ -176,7 +163,7 @@ class Desk:
             params=order.params,
             reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
         )
-        return self._services.interactive.ask(work, tokens, watch)
+        return self._services.interactive.ask(work, tokens)
 
     def _serve(self, order: Order, items: Sequence[Item], tokens: int, settle: Settle) -> Submission:
         """Answer a small job and keep it like any other."""
@@ -194,42 +181,33 @@ class Desk:
 
     # -- queued
 
-    def _queue(self, order: Order, items: Iterable[Item], settle: Settle, deposit: Deposit) -> Submission:
-        """Store the inputs chunk by chunk, then the job in one step; after a failure only what can go on stays."""
+    def _queue(self, order: Order, items: Iterable[Item], settle: Settle) -> Submission:
+        """Store the inputs chunk by chunk, then the job in one step; after a failure nothing stays."""
         self._require_served(order)
-        store = self._services.store
+        store, upload = self._services.store, ChunkUpload(self._services.blobs)
         answered = True
         try:
-            self._store_inputs(order, items, deposit)
-            self._require_items(order, deposit.items)
-            tokens = sum(record.tokens for record in deposit.records)
-            new = self.describe(order, deposit.job_id, deposit.items, tokens)
+            self._store_inputs(order, items, upload)
+            self._require_items(order, upload.items)
+            new = self.describe(order, upload.job_id, upload.items, upload.tokens)
             answered = False
-            job, created = store.create(replace(new, input_bytes=deposit.input_bytes), deposit.records, settle())
+            job, created = store.create(replace(new, input_bytes=upload.input_bytes), upload.records, settle())
         except BaseException as error:
             # When only the answer was lost, the job is there and needs its inputs; else they expire.
             if answered or isinstance(error, TwolaneError):
-                self._give_up(deposit, error)
+                _delete(upload)
             raise
         if created:
-            deposit.close()
             self.publish(new.lane)
         else:
-            self._give_up(deposit, None)
+            _delete(upload)
         return Submission(job, created=created)
 
-    def _give_up(self, deposit: Deposit, error: BaseException | None) -> None:
-        try:
-            deposit.give_up(error)
-        except RedisError:
-            _log.warning("the inputs of a job that was not created stay until they expire")
-
-    def _store_inputs(self, order: Order, items: Iterable[Item], deposit: Deposit) -> None:
-        chunks = cut_chunks(items, self._chunk_limits(order), len(deposit.records), deposit.items)
-        for record, chunk in chunks:
+    def _store_inputs(self, order: Order, items: Iterable[Item], upload: ChunkUpload) -> None:
+        for record, chunk in cut_chunks(items, self._chunk_limits(order)):
             if record.index % _CHUNKS_PER_ROOM_CHECK == 0:
-                self._services.store.check_room(deposit.input_bytes)
-            deposit.put(record, chunk)
+                self._services.store.check_room(upload.input_bytes)
+            upload.put(record, chunk)
 
     def publish(self, lane: Lane) -> None:
         """Let workers know that a lane has work. That it fails is no failure of the job: workers look themselves."""
@@ -273,8 +251,8 @@ class Desk:
 
     # -- limits
 
-    def _check(self, order: Order, items: Iterable[Item], first: int = 0) -> Iterator[Item]:
-        for position, item in enumerate(items, start=first):
+    def _check(self, order: Order, items: Iterable[Item]) -> Iterator[Item]:
+        for position, item in enumerate(items):
             if position >= self._settings.max_job_items:
                 raise InvalidRequest(f"a job has at most {self._settings.max_job_items} items", param=order.items_field)
             self._check_length(item.text, f"item {position}", order.items_field)
@@ -330,6 +308,14 @@ class Desk:
 
     def _chunk_limits(self, order: Order) -> ChunkLimits:
         return limit_chunks(self._settings, order)
+
+
+def _delete(upload: ChunkUpload) -> None:
+    """Delete the inputs of a job that was not created, or was created before under the same key."""
+    try:
+        upload.delete()
+    except RedisError:
+        _log.warning("the inputs of a job that was not created stay until they expire")
 
 
 def _pack_result(order: Order, items: Sequence[Item], outcomes: Outcomes) -> bytes:
