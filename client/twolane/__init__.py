@@ -9,10 +9,12 @@ from twolane.client import Twolane
 from twolane.corpus import Block, EmbeddedCorpus
 from twolane.errors import (
     ApiError,
+    InputError,
     ItemsFailed,
     JobEnded,
     MissingExtra,
     ServerUnreachable,
+    SinkError,
     TwolaneError,
     UnexpectedAnswer,
     WebhookError,
@@ -26,6 +28,7 @@ __all__ = [
     "Block",
     "EmbeddedCorpus",
     "Embeddings",
+    "InputError",
     "ItemsFailed",
     "Job",
     "JobEnded",
@@ -35,6 +38,7 @@ __all__ = [
     "Ranking",
     "ResultItem",
     "ServerUnreachable",
+    "SinkError",
     "Twolane",
     "TwolaneError",
     "UnexpectedAnswer",

@@ -176,8 +176,11 @@ class AsyncJobs:
 
     async def estimate(self, items: Iterable[Item], *, model: str, **options: Any) -> Estimate:
         """Return what a job would cost; nothing is stored."""
-        call = requests.estimate_job(requests.encode_items(items), JobOptions(model=model, **options))
-        return await self._client.call(call)
+        return await self.measure(requests.encode_items(items), JobOptions(model=model, **options))
+
+    async def measure(self, lines: bytes, options: JobOptions) -> Estimate:
+        """Return what a job of encoded lines would cost, see `estimate`."""
+        return await self._client.call(requests.estimate_job(lines, options))
 
     async def get(self, job_id: str) -> Job:
         """Return a job."""

@@ -200,9 +200,11 @@ class Jobs:
 
     def estimate(self, items: Iterable[Item], *, model: str, **options: Any) -> Estimate:
         """Return what a job would cost; nothing is stored."""
-        return self._client.call(
-            requests.estimate_job(requests.encode_items(items), JobOptions(model=model, **options))
-        )
+        return self.measure(requests.encode_items(items), JobOptions(model=model, **options))
+
+    def measure(self, lines: bytes, options: JobOptions) -> Estimate:
+        """Return what a job of encoded lines would cost, see `estimate`."""
+        return self._client.call(requests.estimate_job(lines, options))
 
     def get(self, job_id: str) -> Job:
         """Return a job."""

@@ -10,10 +10,12 @@ import msgspec
 
 __all__ = [
     "ApiError",
+    "InputError",
     "ItemsFailed",
     "JobEnded",
     "MissingExtra",
     "ServerUnreachable",
+    "SinkError",
     "TwolaneError",
     "UnexpectedAnswer",
     "WebhookError",
@@ -75,6 +77,14 @@ class ItemsFailed(TwolaneError):
         index, (code, message) = next(iter(errors.items()))
         super().__init__(f"{len(errors)} items failed, the first of them item {index}: {message} ({code})")
         self.errors = dict(errors)
+
+
+class InputError(TwolaneError):
+    """A corpus cannot be read, or a row of it cannot be sent. The message says which, and what would be taken."""
+
+
+class SinkError(TwolaneError):
+    """The results cannot be written where they shall go, or what lies there does not belong to this run."""
 
 
 class MissingExtra(TwolaneError):

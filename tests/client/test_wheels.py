@@ -110,6 +110,7 @@ def test_the_installed_client_talks_to_the_installed_server(client_wheel: Path, 
     commands = install(client_wheel, "", tmp_path / "venv")
     code = "from twolane import Twolane; print([model.id for model in Twolane().models()])"
     assert run(commands / "python", "-c", code, env=clean(TWOLANE_URL=web)).strip() == "['all-MiniLM-L6-v2']"
+    assert json.loads(run(commands / "twolane", "--json", "models", env=clean(TWOLANE_URL=web)))["ready"] is False
     # The client brings nothing of the server, and none of the extras.
     packages = {entry["name"] for entry in json.loads(run(commands / "pip", "list", "--format", "json"))}
     assert packages & {"flask", "celery", "redis", "numpy", "pyarrow", "torch"} == set()

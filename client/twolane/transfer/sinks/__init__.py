@@ -1,0 +1,52 @@
+"""Where results go: one module for each kind of sink.
+
+Owns the choice by the form of the address, and what a sink has to be able to do.
+"""
+
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from twolane.errors import SinkError
+from twolane.transfer.checkpoint import Checkpoint, Plan
+from twolane.transfer.sinks.files import FileSink
+
+__all__ = ["Sink", "open_sink"]
+
+
+class Sink(Protocol):
+    """A place for tables, that keeps a checkpoint with them."""
+
+    name: str
+
+    def open(self, plan: Plan, *, overwrite: bool) -> Checkpoint:
+        """Return where an earlier run of the same plan stopped, or a new beginning.
+
+        Raises:
+            SinkError: what lies there belongs to something else.
+        """
+        ...
+
+    def write(self, table: Any, after: Checkpoint) -> None:
+        """Make a table durable together with the checkpoint behind it: both or none; again after a kill."""
+        ...
+
+    def finish(self, after: Checkpoint) -> None:
+        """Make the whole visible; repeatable."""
+        ...
+
+    def close(self) -> None:
+        """Give back what is held."""
+        ...
+
+
+def open_sink(address: str) -> Sink:
+    """Return the sink that an address names.
+
+    Raises:
+        SinkError: nobody knows what it is.
+        MissingExtra: its library is not installed.
+    """
+    scheme = urlsplit(address).scheme
+    if scheme in {"", "file"} or len(scheme) == 1:
+        return FileSink(address.removeprefix("file://"))
+    raise SinkError(f"there is no sink for addresses that begin with {scheme}://")
