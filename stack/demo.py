@@ -186,7 +186,7 @@ def _follow(story: _Story, client: httpx.Client, stack: Stack, job: dict[str, An
     with Progress(*columns, console=story.console) as progress:
         task = progress.add_task("", total=job["counts"]["total"], rate="", left="starting")
         while job["status"] not in _ENDED:
-            stack.look()
+            stack.poll()
             time.sleep(_POLL_S)
             job = _checked(client.get(f"/v1/jobs/{job['id']}")).json()
             done, total = job["counts"]["completed"] + job["counts"]["failed"], job["counts"]["total"]

@@ -14,7 +14,7 @@ from pathlib import Path
 from config.catalog import load_catalog
 from config.keyring import KeyringError, check_exposure
 from config.settings import Settings
-from stack.child import Program
+from config.supervisor import Program
 from stack.server import free_port
 
 __all__ = ["Plan", "StackError", "make_plan"]

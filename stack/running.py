@@ -15,21 +15,21 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from stack.child import Child, Sink
+from config.supervisor import Sink, SupervisedProcess, stop_all
 from stack.plan import Plan, StackError
 from stack.server import EmbeddedServer
 
 __all__ = ["Stack"]
 
-_LOOK_S = 0.1
+_POLL_S = 0.1
 _PROBE_TIMEOUT_S = 2.0
 _GRACE_S = 0.5
-_EXIT_CONFIG = 78  # how the launcher says that starting it again would end the same way
+_LONGEST_DELAY_S = 10.0
 _STARTS_WITHOUT_SUCCESS = 4
 
 
 class Stack:
-    """Starts with `start()`, is watched by `look()`, ends with `stop()`; all three from one thread.
+    """Starts with `start()`, is watched by `poll()`, ends with `stop()`; all three from one thread.
 
     Args:
         plan: what runs where.
@@ -42,7 +42,9 @@ class Stack:
         self._sink = sink
         self._lock: IO[str] | None = None
         self._server: EmbeddedServer | None = None
-        self._children = [Child(program, sink) for program in plan.programs()]
+        self._children = [
+            SupervisedProcess(program, longest_delay_s=_LONGEST_DELAY_S, sink=sink) for program in plan.programs()
+        ]
 
     def start(self) -> Self:
         """Start everything; returns when the server answers and the other processes are on their way.
@@ -57,7 +59,7 @@ class Stack:
             child.start()
         return self
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Start again what died.
 
         Raises:
@@ -67,7 +69,7 @@ class Stack:
             self._sink("server", "ended unexpectedly and is started again; nothing that was accepted is lost")
             self._start_server()
         for child in self._children:
-            code = child.look()
+            code = child.poll()
             if code is not None:
                 self._judge(child, code)
 
@@ -83,12 +85,12 @@ class Stack:
         """
         started_s = time.monotonic()
         while not stopping():
-            self.look()
+            self.poll()
             self.ready, missing = self.probe()
             if self.ready:
                 return True
             progress(time.monotonic() - started_s, missing)
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         return False
 
     def probe(self) -> tuple[bool, str]:
@@ -110,11 +112,7 @@ class Stack:
         Args:
             hurry: asked all the time; when it turns true, nothing is waited for any more.
         """
-        for child in self._children:
-            child.terminate()
-        deadline_s = time.monotonic() + self.plan.settings.worker_stop_s + _GRACE_S
-        while any(child.alive for child in self._children) and time.monotonic() < deadline_s and not hurry():
-            time.sleep(_LOOK_S / 2)
+        stop_all(self._children, self.plan.settings.worker_stop_s + _GRACE_S, hurry)
         self.kill()
 
     def kill(self) -> None:
@@ -135,9 +133,9 @@ class Stack:
         except RuntimeError as error:
             raise StackError(str(error)) from error
 
-    def _judge(self, child: Child, code: int) -> None:
+    def _judge(self, child: SupervisedProcess, code: int) -> None:
         name = child.program.name
-        if code == _EXIT_CONFIG:
+        if child.given_up:
             raise StackError(f"{name} cannot start with these settings; its reason stands above")
         if not self.ready and child.starts >= _STARTS_WITHOUT_SUCCESS:
             raise StackError(f"{name} ended {child.starts} times before the stack was ready; its reason stands above")

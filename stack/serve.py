@@ -116,7 +116,7 @@ def _run(settings: Settings, terminal: _Terminal) -> None:
         if stack.wait_until_ready(_Progress(terminal), stopping):
             terminal.block(describe(plan, time.monotonic() - started_s))
         while not stopping():
-            stack.look()
+            stack.poll()
             time.sleep(_LOOK_S)
         terminal.line("twolane", "stopping: requests and chunks that were begun are finished first")
     finally:

@@ -16,7 +16,7 @@ from typing import Self
 
 import redis
 
-from config.supervisor import die_with_parent, tied_to_parent
+from config.parent_death import die_with_parent, tied_to_parent
 
 __all__ = ["EmbeddedServer", "ServerNotFoundError", "die_with_parent", "find_server_binary", "free_port"]
 

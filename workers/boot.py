@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from config.catalog import ModelCard, load_catalog
 from config.logging import configure_logging
 from config.settings import Settings
+from config.supervisor import EXIT_CONFIG
 from tasks.bulk.chunk_task import WorkerContext
 from tasks.cache.caching_engine import CachingEngine
 from tasks.cache.values import ContentCache
@@ -43,7 +44,6 @@ __all__ = ["ModelsStep", "app"]
 
 _log = logging.getLogger(__name__)
 
-_EXIT_CONFIG = 78
 _STORE_TIMEOUT_S = 10.0
 
 
@@ -69,7 +69,7 @@ class ModelsStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no
             self._parts = _Parts(Settings(), f"{worker.hostname}#{os.getpid()}")
         except (ConfigError, ValidationError) as error:
             _log.critical("this worker cannot start: %s", error)
-            raise SystemExit(_EXIT_CONFIG) from error
+            raise SystemExit(EXIT_CONFIG) from error
         except TwolaneError as error:
             _log.critical("this worker cannot start: %s", error.message)
             raise SystemExit(1) from error

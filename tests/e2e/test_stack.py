@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from config.supervisor import tied_to_parent
+from config.parent_death import tied_to_parent
 from tests.support.polling import wait_until
 from tests.support.stack_fixture import RunningStack, clean_environment, running_stack
 

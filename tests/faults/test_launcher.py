@@ -8,11 +8,13 @@ from collections.abc import Callable
 import psutil
 import pytest
 
+from config import supervisor
 from config.settings import Settings
+from config.supervisor import EXIT_CONFIG
 from tests.support.polling import wait_until
 from workers import launch
 from workers.hardware import Device
-from workers.launch import EXIT_CONFIG, Launcher
+from workers.launch import Launcher
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
 
@@ -48,7 +50,7 @@ def children() -> list[psutil.Process]:
 def test_a_worker_that_keeps_dying_is_started_again_with_growing_delays(
     runs: Callable[[str], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_FIRST_DELAY_S", 0.1)
+    monkeypatch.setattr(supervisor, "_FIRST_DELAY_S", 0.1)
     runs("raise SystemExit(3)")
     with caplog.at_level(logging.WARNING, "workers.launch"):
         launcher = make("cpu")
@@ -64,8 +66,8 @@ def test_a_worker_that_keeps_dying_is_started_again_with_growing_delays(
 def test_the_delay_is_short_again_after_a_healthy_minute(
     runs: Callable[[str], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "_FIRST_DELAY_S", 0.1)
-    monkeypatch.setattr(launch, "_HEALTHY_AFTER_S", 0.0)
+    monkeypatch.setattr(supervisor, "_FIRST_DELAY_S", 0.1)
+    monkeypatch.setattr(supervisor, "_HEALTHY_AFTER_S", 0.0)
     runs("raise SystemExit(3)")
     with caplog.at_level(logging.WARNING, "workers.launch"):
         launcher = make("cpu")
@@ -103,7 +105,7 @@ def test_a_worker_that_does_not_stop_is_killed_when_its_time_is_over(runs: Calla
     wait_until(lambda: children() == [])
 
 
-def test_being_told_twice_means_at_once(runs: Callable[[str], None]) -> None:
+def test_the_second_stop_means_at_once(runs: Callable[[str], None]) -> None:
     runs(STUBBORN)
     launcher = make("cpu", stop_s=600.0)
     thread, codes = in_thread(launcher)

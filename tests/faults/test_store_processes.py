@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from config.parent_death import tied_to_parent
 from config.settings import Settings
-from config.supervisor import tied_to_parent
 from stack.server import EmbeddedServer
 from tasks import frames, keys
 from tasks.bulk.chunk_task import publish_tickets

@@ -17,8 +17,8 @@ import httpx
 import psutil
 from redis import Redis
 
+from config.parent_death import tied_to_parent
 from config.settings import Settings
-from config.supervisor import tied_to_parent
 from stack.server import EmbeddedServer, free_port
 from tests.support.fakes import write_fake_card
 from tests.support.polling import wait_until

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from s3fs import S3FileSystem
 
-from config.supervisor import tied_to_parent
+from config.parent_death import tied_to_parent
 from stack.server import free_port
 
 __all__ = ["S3Server", "running_s3", "use_s3"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from config.parent_death import tied_to_parent
 from config.settings import Settings
-from config.supervisor import tied_to_parent
 from stack.server import EmbeddedServer, free_port
 
 __all__ = ["RunningStack", "clean_environment", "running_stack"]

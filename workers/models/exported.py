@@ -15,7 +15,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-from config.supervisor import tied_to_parent
+from config.parent_death import tied_to_parent
 from tasks.errors import ConfigError, WorkError
 from workers.models.export import EXIT_REFUSED, MODEL, TOKENIZER, TRAITS
 from workers.models.fetch import locked
