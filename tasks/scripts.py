@@ -1,8 +1,7 @@
 """Lua scripts as typed calls: a script's keys and arguments are the fields of a class, known by name on both sides.
 
-A script is a file `lua/<name>.lua` and, in a module of the package that holds the folder, a frozen dataclass:
+A script is a file `lua/<name>.lua` and, in a module of the package that has the folder, a class:
 
-    @dataclass(frozen=True, slots=True)
     class FindValuesScript(Script):    # lua/find_values.lua
         values: Key                    # VALUES in Lua
         ttl_ms: int                    # ttl_ms in Lua, a number
@@ -19,7 +18,7 @@ from dataclasses import dataclass, is_dataclass
 from importlib import resources
 from importlib.resources.abc import Traversable
 from operator import attrgetter
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, dataclass_transform, get_args, get_origin, get_type_hints
 
 from redis import Redis
 from redis.exceptions import NoScriptError
@@ -35,14 +34,16 @@ _COMMENT = re.compile(r"^[ \t]*-- .*\n", re.MULTILINE)
 _WORD = re.compile(r"(?<!^)(?=[A-Z])")
 
 
+@dataclass_transform(frozen_default=True)
 class Script:
-    """One call of a script; see the module. Fields that are dataclasses themselves stand for their own fields.
+    """One call of a script; see the module. Subclasses are frozen dataclasses.
 
-    None is sent as an empty string and is nil in Lua where the field is a number; a bool is a bool on both sides. This
-    class has no attribute of its own, so that a field may have any name.
+    A field that is a dataclass itself contributes its own fields. None is sent as an empty string and is nil in Lua if
+    the field is a number; a bool is a bool on both sides. This class has no attributes, so a field may have any name.
     """
 
-    __slots__ = ()
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True)(cls)
 
 
 def command(script: Script) -> list[Argument]:
@@ -133,14 +134,16 @@ class ScriptSource:
         # All fields in one look-up, and positions instead of decisions: some calls are made a thousand times a second.
         self._read = attrgetter(*(field.path for field in (*keys, *arguments)))
         self._keys, self._values = len(keys), len(fields)
+        self._encodes = any(field.hint is bool or type(None) in get_args(field.hint) for field in arguments)
         self._many_keys = bool(keys) and keys[-1].is_many
         self._many_arguments = bool(arguments) and arguments[-1].is_many
 
     def split(self, script: Script) -> tuple[list[str], list[Argument]]:
         """Return the values of KEYS and of ARGV."""
         values = self._read(script) if self._values > 1 else (self._read(script),)
-        keys = list(values[: self._keys])
-        arguments = [_encode(value) for value in values[self._keys :]]
+        keys, arguments = list(values[: self._keys]), list(values[self._keys :])
+        if self._encodes:
+            arguments = [_encode(value) for value in arguments]
         if self._many_keys:
             keys[-1:] = keys[-1]
         if self._many_arguments:

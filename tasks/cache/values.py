@@ -31,7 +31,6 @@ _JOB = "job:"
 _JOB_LIFE_MS = 600_000
 
 
-@dataclass(frozen=True, slots=True)
 class CacheGetScript(Script):
     """Look up values.
 
@@ -49,7 +48,6 @@ class CacheGetScript(Script):
     digests: Sequence[bytes]
 
 
-@dataclass(frozen=True, slots=True)
 class CachePutScript(Script):
     """Keep values.
 

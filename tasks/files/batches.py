@@ -133,7 +133,6 @@ class Batch:
         return self.state in _TERMINAL
 
 
-@dataclass(frozen=True, slots=True)
 class BatchCreateScript(Script):
     """Create a batch.
 
@@ -161,7 +160,6 @@ class BatchCreateScript(Script):
     fields: Sequence[Argument]
 
 
-@dataclass(frozen=True, slots=True)
 class BatchCancelScript(Script):
     """Ask for the end of a batch."""
 
@@ -170,7 +168,6 @@ class BatchCancelScript(Script):
     member: str
 
 
-@dataclass(frozen=True, slots=True)
 class BatchLockScript(Script):
     """Take or renew the lock of a batch, for `lock_ms`."""
 
@@ -181,7 +178,6 @@ class BatchLockScript(Script):
     lock_ms: int
 
 
-@dataclass(frozen=True, slots=True)
 class BatchUnlockScript(Script):
     """Give the lock back; the batch is due again after `delay_ms`."""
 
@@ -192,7 +188,6 @@ class BatchUnlockScript(Script):
     delay_ms: int
 
 
-@dataclass(frozen=True, slots=True)
 class BatchWriteScript(Script):
     """Move a batch from one of some states (separated by commas) to the state `goal`, with new fields."""
 

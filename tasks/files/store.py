@@ -65,7 +65,6 @@ class StoredFile:
     expires_at: float
 
 
-@dataclass(frozen=True, slots=True)
 class FileBeginScript(Script):
     """Announce a file for `hold_ms`; `fields` are those of its record."""
 
@@ -76,7 +75,6 @@ class FileBeginScript(Script):
     fields: Sequence[str]
 
 
-@dataclass(frozen=True, slots=True)
 class FileCommitScript(Script):
     """Make a written file visible.
 
@@ -100,7 +98,6 @@ class FileCommitScript(Script):
     size_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
 class FileHideScript(Script):
     """Take a file out of sight."""
 
@@ -111,7 +108,6 @@ class FileHideScript(Script):
     file_id: str
 
 
-@dataclass(frozen=True, slots=True)
 class FileForgetScript(Script):
     """Forget a file whose bytes are gone."""
 

@@ -13,7 +13,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from redis import ConnectionError as RedisConnectionError
@@ -39,7 +38,6 @@ _PER_TRIP = 256
 _RECONNECT_S = 0.1
 
 
-@dataclass(frozen=True, slots=True)
 class PushRequestScript(Script):
     """Admit requests to a lane.
 

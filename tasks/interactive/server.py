@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import cast
 
 from redis import ConnectionError as RedisConnectionError
@@ -43,7 +43,6 @@ _FULL_PAUSE_S = 0.05
 _DRAIN_S = 6.0
 
 
-@dataclass(frozen=True, slots=True)
 class PushRepliesScript(Script):
     """Send replies to one web process, which are kept for `keep_ms`."""
 
@@ -52,7 +51,6 @@ class PushRepliesScript(Script):
     elements: Sequence[bytes]
 
 
-@dataclass(frozen=True, slots=True)
 class SettleRequestsScript(Script):
     """Count out requests that a worker took off a lane's list, and put those back that it refused.
 

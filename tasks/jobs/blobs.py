@@ -7,7 +7,7 @@ Owns no state: which chunks there are is the job record's business.
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import count
 from typing import Protocol, cast
 
@@ -39,7 +39,6 @@ _FULL_RETRY_AFTER_S = 30.0
 _ABANDONED_MS = 3_600_000
 
 
-@dataclass(frozen=True, slots=True)
 class PutInputScript(Script):
     """Store the texts of a chunk whose job does not exist yet.
 
@@ -58,7 +57,6 @@ class PutInputScript(Script):
     abandoned_ms: int
 
 
-@dataclass(frozen=True, slots=True)
 class AbandonedScript(Script):
     """List jobs that never came to be and whose time is over."""
 

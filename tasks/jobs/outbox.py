@@ -65,7 +65,6 @@ class Attempt:
     final: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class WebhookClaimScript(Script):
     """Claim up to `most` ends that are due, for `hold_ms`."""
 
@@ -74,7 +73,6 @@ class WebhookClaimScript(Script):
     most: int
 
 
-@dataclass(frozen=True, slots=True)
 class WebhookSettleScript(Script):
     """Note one attempt.
 

@@ -110,27 +110,19 @@ class JobKeys:
 # -- what users do
 
 
-@dataclass(frozen=True, slots=True)
 class CreateScript(Script):
-    """Create a job, or keep one that was answered at once.
+    """Create a job, or store one that was answered at once.
 
     Attributes:
-        tenant_jobs: the tenant's jobs.
-        idempotency: the caller's key.
-        uploads: inputs that belong to no job yet.
+        uploads: jobs to be, whose inputs are stored already.
         result: result of chunk 0.
-        fields: fields of the record, a flat JSON list.
-        table_lines: lines of the chunk table, a JSON list.
+        fields, table_lines: the record and the chunk table, as flat JSON lists.
         payload_hash: empty without an idempotency key.
         replaces: a vanished job that the idempotency key may still name; empty: none.
-        ttl_ms: how long the job lives.
         store_max_bytes: limit for new jobs where Redis itself has none.
         input_bytes, result_bytes: stored size of the inputs, expected size of the results.
-        deadline_in_ms: from now.
         queue_limit: items that the tenant may have in the queue.
-        items: items of the job.
-        outcome: what became of a finished job, as JSON; empty for one that is queued.
-        frame: its result frame.
+        outcome, frame: counts of a finished job, as JSON, and its result; empty for one that is queued.
     """
 
     keys: JobKeys
@@ -153,17 +145,8 @@ class CreateScript(Script):
     frame: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class QueueReserveScript(Script):
-    """Reserve room in a tenant's queue for several jobs that are about to be created: for all or none.
-
-    Attributes:
-        queued: items of the tenant that wait.
-        queue_limit: how many may wait.
-        ttl_ms: how long a job lives.
-        lane_ttl_ms: how long the table lives untouched.
-        jobs: a JSON list of pairs: job id, items.
-    """
+    """Reserve places in a tenant's queue for jobs that are about to be created; a JSON list of job ID and items."""
 
     queued: Key
     queue_limit: int
@@ -172,14 +155,8 @@ class QueueReserveScript(Script):
     jobs: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class RoomScript(Script):
-    """Ask whether new bytes would be admitted.
-
-    Attributes:
-        size_bytes: size of the whole.
-        new_bytes: bytes of it that are still to come.
-    """
+    """Ask whether a job of `size_bytes` would be admitted, of which `new_bytes` are still to come."""
 
     reserved: Key
     reserved_until: Key
@@ -188,7 +165,6 @@ class RoomScript(Script):
     new_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
 class CancelScript(Script):
     """Cancel a job, or end one whose deadline has passed; `ending` is `cancelled` or `expired`."""
 
@@ -196,28 +172,24 @@ class CancelScript(Script):
     ending: str
 
 
-@dataclass(frozen=True, slots=True)
 class PauseScript(Script):
     """Pause a job."""
 
     keys: JobKeys
 
 
-@dataclass(frozen=True, slots=True)
 class ResumeScript(Script):
     """Resume a paused job."""
 
     keys: JobKeys
 
 
-@dataclass(frozen=True, slots=True)
 class RetryScript(Script):
     """Queue the failed items of an ended job again."""
 
     keys: JobKeys
 
 
-@dataclass(frozen=True, slots=True)
 class DeleteScript(Script):
     """Delete a job; `tenant_jobs` is the list that contains it."""
 
@@ -228,16 +200,8 @@ class DeleteScript(Script):
 # -- what workers do
 
 
-@dataclass(frozen=True, slots=True)
 class DispatchScript(Script):
-    """Give the job's next chunk a ticket.
-
-    Attributes:
-        workers: the lane's ready workers.
-        window: tickets of the lane at a time.
-        tickets_per_worker: or so many for each ready worker, if that is more.
-        timeout_ms: how long a ticket waits before it is overdue.
-    """
+    """Issue a ticket for the job's next chunk, if the lane has fewer than `window`, or `tickets_per_worker` each."""
 
     keys: JobKeys
     workers: Key
@@ -246,17 +210,8 @@ class DispatchScript(Script):
     timeout_ms: int
 
 
-@dataclass(frozen=True, slots=True)
 class ClaimScript(Script):
-    """Take a chunk.
-
-    Attributes:
-        number: of the chunk.
-        worker_id: who takes it.
-        nonce: of this call, so that its repetition gets the same answer.
-        lease_ms: how long the claim holds without a heartbeat.
-        max_attempts: attempts after which the chunk's items become errors.
-    """
+    """Claim a chunk; the `nonce` of a call gives its repetition the same answer."""
 
     keys: JobKeys
     number: int
@@ -266,7 +221,6 @@ class ClaimScript(Script):
     max_attempts: int
 
 
-@dataclass(frozen=True, slots=True)
 class HeartbeatScript(Script):
     """Renew a lease, if `progress`, counted from the claim, has grown."""
 
@@ -277,7 +231,6 @@ class HeartbeatScript(Script):
     lease_ms: int
 
 
-@dataclass(frozen=True, slots=True)
 class MarkScript(Script):
     """Note which items go to the device next; `noted` is a JSON list of positions."""
 
@@ -288,20 +241,8 @@ class MarkScript(Script):
     lease_ms: int
 
 
-@dataclass(frozen=True, slots=True)
 class CompleteScript(Script):
-    """Store a chunk's result and count it.
-
-    Attributes:
-        result: where the result frame goes.
-        input: the chunk's texts.
-        number: of the chunk.
-        fence: of the claim.
-        pointer: where the frame lies: `redis`, or a URL.
-        frame: the frame; empty where it lies at a URL.
-        error: a sentence about the first failed item, or empty.
-        cached: completed items that were cache hits.
-    """
+    """Store a chunk's result and count it; where `pointer` is a URL and not `redis`, `frame` is empty."""
 
     keys: JobKeys
     result: Key
@@ -319,14 +260,8 @@ class CompleteScript(Script):
     cached: int
 
 
-@dataclass(frozen=True, slots=True)
 class ReleaseScript(Script):
-    """Give a chunk back without a result.
-
-    Attributes:
-        delay_ms: how long to wait before the next ticket.
-        counts: whether the attempt counts.
-    """
+    """Give a chunk back without a result; `counts` says whether the attempt does."""
 
     keys: JobKeys
     number: int
@@ -335,7 +270,6 @@ class ReleaseScript(Script):
     counts: bool
 
 
-@dataclass(frozen=True, slots=True)
 class ReapScript(Script):
     """Settle one overdue ticket or claim; `max_delay_ms` is the longest time between two copies of a ticket."""
 
@@ -344,14 +278,8 @@ class ReapScript(Script):
     max_delay_ms: int
 
 
-@dataclass(frozen=True, slots=True)
 class OverdueScript(Script):
-    """List what is overdue in a lane.
-
-    Attributes:
-        grace_s: how long after a start of Redis claims are left alone.
-        most: entries to answer.
-    """
+    """List up to `most` that is overdue in a lane; for `grace_s` after a start of Redis, no claims."""
 
     inflight: Key
     deadlines: Key

@@ -56,7 +56,6 @@ class WorkerInfo:
     fallback: str = ""
 
 
-@dataclass(frozen=True, slots=True)
 class WorkerHeartbeatScript(Script):
     """Register a worker as ready for a model, for `ttl_ms`; `info` is JSON."""
 
@@ -67,7 +66,6 @@ class WorkerHeartbeatScript(Script):
     info: bytes
 
 
-@dataclass(frozen=True, slots=True)
 class ReadyWorkersScript(Script):
     """Read which workers are ready; for each model the key of its workers and that of what they are."""
 

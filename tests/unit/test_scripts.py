@@ -89,7 +89,6 @@ class Pair:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
 class EchoScript(Script):
     pair: Pair
     flag: bool
