@@ -22,6 +22,7 @@ from tasks.files.store import FileStore
 from tasks.interactive.client import InteractiveClient
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.store import JobStore
+from tasks.presence.model_states import LearningCatalog, ModelReports
 from tasks.presence.worker_registry import WorkerRegistry
 
 __all__ = ["Services", "build_services", "connect_store", "services"]
@@ -41,6 +42,7 @@ class Services:
     blobs: Blobs
     interactive: InteractiveClient
     presence: WorkerRegistry
+    reports: ModelReports
     long_polls: BoundedSlots
     large_calls: BoundedSlots
     large_bodies: BoundedSlots
@@ -75,8 +77,8 @@ def build_services(settings: Settings) -> Services:
         OSError, tomllib.TOMLDecodeError, pydantic.ValidationError: the catalogue file is bad.
         tasks.errors.ConfigError: the place for files is of an unknown kind.
     """
-    catalog = load_catalog(settings.catalog_file)
     redis = connect_store(settings)
+    catalog = LearningCatalog(load_catalog(settings.catalog_file, settings.models), redis)
     return Services(
         settings=settings,
         catalog=catalog,
@@ -85,6 +87,7 @@ def build_services(settings: Settings) -> Services:
         blobs=open_blobs(redis, settings),
         interactive=InteractiveClient(settings),
         presence=WorkerRegistry(redis, (card.slug for card in catalog)),
+        reports=ModelReports(redis),
         # Together they leave an eighth of the threads to small calls, health checks and cancels.
         long_polls=BoundedSlots(settings.web_threads * 3 // 8),
         large_calls=BoundedSlots(settings.web_threads // 4),

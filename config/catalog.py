@@ -156,15 +156,27 @@ class Catalog:
     def __iter__(self) -> Iterator[ModelCard]:
         return iter(self._cards)
 
+    @property
+    def by_name(self) -> dict[str, ModelCard]:
+        """The cards by name and alias, in lower case."""
+        return self._by_name
+
     def find(self, name: str) -> ModelCard | None:
         """Return the card of that name or alias, or None."""
         return self._by_name.get(name.lower())
 
-    def nearest(self, name: str, most: int = 3) -> list[str]:
-        """Return the names that look most like this one, best first."""
-        names = {known: card.name for known, card in self._by_name.items()}
-        close = difflib.get_close_matches(name.lower(), names, n=2 * most, cutoff=0.5)
+    def nearest(self, name: str, among: Iterable[ModelCard] | None = None, most: int = 3) -> list[str]:
+        """Return the names of cards, by default of all, that look most like this one, best first."""
+        wanted = None if among is None else {card.name for card in among}
+        names = {known: card.name for known, card in self._by_name.items() if wanted is None or card.name in wanted}
+        close = difflib.get_close_matches(name.lower(), list(names), n=2 * most, cutoff=0.5)
         return list(dict.fromkeys(names[known] for known in close))[:most]
+
+    def describe_unknown(self, name: str) -> str:
+        """Return a sentence on a name that is neither a card's nor an ID or a folder."""
+        near = self.nearest(name)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"{name} is no model of the catalogue, no ID (owner/model) and no folder (/path){hint}"
 
     def _add(self, card: ModelCard, written: str = "") -> None:
         known = self._by_name.get(card.name.lower())

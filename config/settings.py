@@ -62,7 +62,8 @@ class Settings(BaseSettings):
     # -- models ------------------------------------------------------------------------------------------
     models: Annotated[tuple[str, ...], NoDecode] = Field(
         ("all-MiniLM-L6-v2",),
-        description="Models that every worker loads, by catalogue name, comma-separated.",
+        description="Models that every worker loads, comma-separated: names of the catalogue, IDs (owner/model of "
+        "ModelScope, or hf:owner/model), folders (/path). See docs/models.md.",
     )
     models_dir: Path | None = Field(
         None,

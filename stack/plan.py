@@ -131,13 +131,12 @@ def make_plan(settings: Settings) -> Plan:
 
 def _check_models(settings: Settings) -> None:
     try:
-        catalog = load_catalog(settings.catalog_file)
+        catalog = load_catalog(settings.catalog_file, settings.models)
     except (OSError, ValueError) as error:
         raise StackError(f"the catalogue file {settings.catalog_file} cannot be used: {error}") from error
-    unknown = [name for name in settings.models if catalog.find(name) is None]
+    unknown = [catalog.describe_unknown(name) for name in settings.models if catalog.find(name) is None]
     if unknown:
-        known = ", ".join(card.name for card in catalog)
-        raise StackError(f"TWOLANE_MODELS names {', '.join(unknown)}, but the catalogue has only: {known}")
+        raise StackError(f"TWOLANE_MODELS: {'; '.join(unknown)}")
 
 
 def _check_port(host: str, port: int, setting: str) -> int:

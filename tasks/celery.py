@@ -71,9 +71,8 @@ def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_T
 
 def bulk_queues(settings: Settings) -> list[Queue]:
     """Return the queue of each served model's bulk lane."""
-    catalog = load_catalog(settings.catalog_file)
-    cards = [card for name in settings.models if (card := catalog.find(name)) is not None]
-    names = [Lane(card.slug, Service.BULK).queue for card in cards]
+    served = load_catalog(settings.catalog_file, settings.models).served
+    names = [Lane(card.slug, Service.BULK).queue for card in served]
     return [Queue(name, routing_key=name) for name in names]
 
 

@@ -39,6 +39,9 @@ __all__ = [
     "lane_requests",
     "lane_workers",
     "limits_prefix",
+    "model_card",
+    "model_reporters",
+    "model_reports",
     "replies",
     "store_reserved",
     "store_reserved_until",
@@ -134,6 +137,21 @@ def lane_messages(lane: Lane) -> tuple[Key, Key]:
 def lane_workers(model: str) -> Key:
     """Sorted set: ready workers of a model, by the time (ms) at which their heartbeat has expired."""
     return Key(f"{_PREFIX}:workers:{model}")
+
+
+def model_reporters(model: str) -> Key:
+    """Sorted set: workers that were asked to serve a model, by the time (ms) at which their report is over."""
+    return Key(f"{_PREFIX}:model-reporters:{model}")
+
+
+def model_reports(model: str) -> Key:
+    """Hash: what became of the model in each worker (JSON), by worker id."""
+    return Key(f"{_PREFIX}:model-reports:{model}")
+
+
+def model_card(model: str) -> Key:
+    """String: the card of a model as a worker has completed it from the model's folder (JSON)."""
+    return Key(f"{_PREFIX}:model-card:{model}")
 
 
 def worker_info(model: str) -> Key:

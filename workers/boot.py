@@ -9,7 +9,6 @@ import os
 import signal
 import socket
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,9 @@ from tasks.lanes import Lane, Service
 from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo
 from workers.hardware import plan_cores
 from workers.listener import Listener
+from workers.loading import load_and_warm
 from workers.reaper import Reaper
+from workers.reporting import ModelReporting
 
 if TYPE_CHECKING:  # the engine's libraries are imported only after the cores were chosen
     from workers.engine import DeviceEngine
@@ -74,6 +75,8 @@ class ModelsStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no
             _log.critical("this worker cannot start: %s", error.message)
             raise SystemExit(1) from error
         signal.signal(signal.SIGTERM, told_to_stop)
+        # Tickets of a model that this worker lacks are for others.
+        worker.app.amqp.queues.deselect(self._parts.unserved)
         self._parts.start()
 
     def close(self, worker: Any) -> None:  # noqa: ARG002
@@ -97,24 +100,34 @@ class _Parts:
     def __init__(self, settings: Settings, worker_id: str) -> None:
         cards = _cards(settings)
         settings = _choose_cores(settings)
-        self._models, self.engine = _load(settings, cards)
         self._worker_id = worker_id
+        heartbeat_redis = connect(settings.redis_url, name="announce")
+        self._reports = ModelReporting(heartbeat_redis, worker_id, cards, settings)
+        loaded = load_and_warm(cards, settings, self._reports.fail)
+        self._models, self.engine = loaded.models, loaded.engine
+        self._reports.complete(self._models)
+        cards = [model.card for model in self._models.values()]
+        self.unserved = [_queue_of(card) for card in self._reports.failed_cards()]
         redis = connect(settings.redis_url, name="worker", timeout_s=_STORE_TIMEOUT_S, retries=1)
         leases = Leases(redis, settings)
         engine = _reuse(settings, self._models, self.engine)
-        app.twolane = WorkerContext(leases, open_blobs(redis, settings), engine, settings, worker_id)
+        dimensions = {card.name: card.dimension or 0 for card in cards}
+        app.twolane = WorkerContext(
+            leases, open_blobs(redis, settings), engine, settings, worker_id, dimensions=dimensions
+        )
         self._listener = Listener(settings, cards, engine)
         self._reaper = Reaper(leases, [Lane(card.slug, Service.BULK) for card in cards])
-        heartbeat_redis = connect(settings.redis_url, name="announce")
         self._heartbeat = WorkerHeartbeat(heartbeat_redis, worker_id, self._describe_models, settings.worker_ttl_s)
 
     def start(self) -> None:
         self._listener.start()
         self._reaper.start()
         self._heartbeat.start()
+        self._reports.start(self.engine.well_models)
         _log.info("worker %s is ready: %s", self._worker_id, ", ".join(self._models))
 
     def withdraw(self) -> None:
+        self._reports.stop()
         self._heartbeat.stop()
 
     def stop(self) -> None:
@@ -123,10 +136,9 @@ class _Parts:
         self._listener.stop()
 
     def _describe_models(self) -> Mapping[str, WorkerInfo]:
-        if not self.engine.healthy():
-            return {}
+        well = self.engine.well_models()
         rate = self.engine.stats()["tokens_per_s"]
-        return {model.card.slug: self._describe(model, rate) for model in self._models.values()}
+        return {model.card.slug: self._describe(model, rate) for name, model in self._models.items() if name in well}
 
     def _describe(self, model: "LoadedModel", rate: float) -> WorkerInfo:
         return WorkerInfo(
@@ -143,11 +155,17 @@ class _Parts:
 
 
 def _cards(settings: Settings) -> list[ModelCard]:
-    catalog = load_catalog(settings.catalog_file)
-    cards = {name: catalog.find(name) for name in settings.models}
-    if unknown := [name for name, card in cards.items() if card is None]:
-        raise ConfigError(f"TWOLANE_MODELS names what the catalogue does not have: {', '.join(unknown)}")
-    return list({card.name: card for card in cards.values() if card is not None}.values())
+    try:
+        catalog = load_catalog(settings.catalog_file, settings.models)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the catalogue cannot be used: {error}") from error
+    if unknown := [catalog.describe_unknown(name) for name in settings.models if catalog.find(name) is None]:
+        raise ConfigError(f"TWOLANE_MODELS: {'; '.join(unknown)}")
+    return list(catalog.served)
+
+
+def _queue_of(card: ModelCard) -> str:
+    return Lane(card.slug, Service.BULK).queue
 
 
 def _choose_cores(settings: Settings) -> Settings:
@@ -163,22 +181,6 @@ def _choose_cores(settings: Settings) -> Settings:
         os.environ.setdefault(name, value)
     cores.pin()
     return settings.model_copy(update={"threads": cores.threads})
-
-
-def _load(settings: Settings, cards: list[ModelCard]) -> "tuple[dict[str, LoadedModel], DeviceEngine]":
-    from workers.engine import DeviceEngine  # noqa: PLC0415 - after the cores were chosen, see above
-    from workers.models.registry import load_models  # noqa: PLC0415
-
-    started_s = time.monotonic()
-    names = ", ".join(card.name for card in cards)
-    _log.info("loading %s", names)
-    models = load_models(cards, settings)
-    loaded_s = time.monotonic()
-    engine = DeviceEngine(settings, models)
-    engine.warm_up()
-    took_s = time.monotonic() - started_s
-    _log.info("loaded and warmed %s in %.1f s (warm-up %.1f s)", names, took_s, took_s - (loaded_s - started_s))
-    return models, engine
 
 
 def _reuse(settings: Settings, models: "Mapping[str, LoadedModel]", engine: "DeviceEngine") -> CachingEngine:

@@ -22,8 +22,7 @@ def find_unready_models(settings: Settings, host: str) -> list[str]:
     Raises:
         tasks.errors.StoreUnavailable: the server does not answer.
     """
-    catalog = load_catalog(settings.catalog_file)
-    slugs = [card.slug for name in settings.models if (card := catalog.find(name)) is not None]
+    slugs = [card.slug for card in load_catalog(settings.catalog_file, settings.models).served]
     with connect(settings.redis_url, name="health") as redis:
         ready = WorkerRegistry(redis, slugs).ready_models()
     return [slug for slug in slugs if not any(one.host == host and one.healthy for one in ready.get(slug, []))]

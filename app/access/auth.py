@@ -13,9 +13,18 @@ from flask import Flask, g, request
 from config.catalog import Catalog, ModelCard
 from config.keyring import Key, KeyringError, KeyringFile
 from config.settings import Settings
-from tasks.errors import AuthenticationError, ConfigError, ModelNotFound, PermissionDenied
+from tasks.errors import AuthenticationError, ConfigError, ModelNotFound, NoWorker, PermissionDenied
 
-__all__ = ["OPEN_TENANT", "Authenticator", "Tenant", "current_tenant", "find_card", "protect", "visible_cards"]
+__all__ = [
+    "OPEN_TENANT",
+    "Authenticator",
+    "Tenant",
+    "current_tenant",
+    "find_card",
+    "look_up_card",
+    "protect",
+    "visible_cards",
+]
 
 # Probes come from machines without a key, and a browser that opens a page sends none.
 _OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health", "/favicon.ico", "/docs", "/openapi.json"})
@@ -137,10 +146,27 @@ def find_card(catalog: Catalog, name: str, tenant: Tenant | None = None) -> Mode
 
     Raises:
         ModelNotFound: there is none, or it is not on the key's allow-list; both read alike.
+        NoWorker: it was named by ID or folder, and no worker has read yet what it can do.
     """
+    card = look_up_card(catalog, name, tenant)
+    if not card.complete:
+        raise NoWorker(f"no worker has loaded {card.name} yet", retry_after_s=5)
+    return card
+
+
+def look_up_card(catalog: Catalog, name: str, tenant: Tenant | None = None) -> ModelCard:
+    """Return the same, known what it can do or not.
+
+    Raises:
+        ModelNotFound: as `find_card`.
+    """
+    tenant = tenant or current_tenant()
     card = catalog.find(name)
-    if card is None or not (tenant or current_tenant()).may_use(card):
-        raise ModelNotFound(f"The model `{name[:200]}` does not exist or you do not have access to it.", param="model")
+    if card is None or not tenant.may_use(card):
+        message = f"The model `{name[:200]}` does not exist or you do not have access to it."
+        near = catalog.nearest(name[:200], [served for served in catalog.served if tenant.may_use(served)])
+        hint = f" Did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else ""
+        raise ModelNotFound(message + hint, param="model")
     return card
 
 

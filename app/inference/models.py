@@ -1,6 +1,6 @@
 """`GET /v1/models`: what this server offers, and whether a worker is ready for it."""
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flask import Response
@@ -8,13 +8,14 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel
 
-from app.access.auth import find_card, visible_cards
+from app.access.auth import look_up_card, visible_cards
 from app.http.errors import documented
 from app.inference.rendering import json_response
 from app.inference.schemas import ModelList, ModelObject
 from app.services import Services, services
 from config.catalog import ModelCard
 from tasks.errors import ModelNotFound
+from tasks.presence.worker_registry import WorkerInfo
 
 __all__ = ["blueprint"]
 
@@ -33,19 +34,19 @@ def list_models() -> Response:
     """List the models that this server is set up for or has a worker for."""
     live = services()
     ready = live.presence.ready_models()
-    offered = {card.name for name in live.settings.models if (card := live.catalog.find(name))}
+    offered = {card.name for card in live.catalog.served}
     cards = [card for card in visible_cards(live.catalog) if card.name in offered or card.slug in ready]
-    return json_response({"object": "list", "data": [_view(card, ready) for card in cards]})
+    return json_response({"object": "list", "data": [_view(live, card, ready) for card in cards]})
 
 
 @blueprint.get("/v1/models/<path:model>", responses=documented(ModelObject, ModelNotFound))
 def get_model(path: _ModelPath) -> Response:
     """Describe one model of the catalogue, by name or alias."""
     live: Services = services()
-    return json_response(_view(find_card(live.catalog, path.model), live.presence.ready_models()))
+    return json_response(_view(live, look_up_card(live.catalog, path.model), live.presence.ready_models()))
 
 
-def _view(card: ModelCard, ready: Collection[str]) -> dict[str, Any]:
+def _view(live: Services, card: ModelCard, ready: Mapping[str, Sequence[WorkerInfo]]) -> dict[str, Any]:
     return {
         "id": card.name,
         "object": "model",
@@ -57,5 +58,16 @@ def _view(card: ModelCard, ready: Collection[str]) -> dict[str, Any]:
         "dimension": card.dimension,
         "max_tokens": card.max_tokens,
         "rerank_by": card.rerank_by,
+        "matryoshka": list(card.matryoshka),
+        "similarity": card.similarity,
+        "licence": card.licence,
+        "parameters": card.parameters,
+        "query_instruction": card.query_instruction,
+        "document_instruction": card.document_instruction,
+        "fingerprints": sorted({worker.fingerprint for worker in ready.get(card.slug, ())}),
         "ready": card.slug in ready,
+        "workers": [
+            {"worker": report.worker_id, "state": report.state, "reason": report.reason}
+            for report in live.reports.of(card.slug)
+        ],
     }

@@ -224,7 +224,15 @@ class ModelObject(BaseModel):
     dimension: int | None
     max_tokens: int
     rerank_by: str | None
+    matryoshka: list[int] = Field(description="Lengths to which its vectors were trained to be cut.")
+    similarity: str | None
+    licence: str
+    parameters: str
+    query_instruction: str
+    document_instruction: str
+    fingerprints: list[str] = Field(description="What decides the numbers, of each ready worker; equal ones compare.")
     ready: bool = Field(description="Whether a worker is ready for it now.")
+    workers: list[dict[str, str]] = Field(description="Workers that were asked to serve it: state, and why it failed.")
 
 
 class ModelList(BaseModel):

@@ -29,7 +29,7 @@ class Liveness(BaseModel):
 class Readiness(BaseModel):
     """Who is ready."""
 
-    status: Literal["ready", "waiting"]
+    status: Literal["ready", "degraded", "waiting"]
     store: Literal["ok", "unavailable"]
     models: dict[str, dict[str, Any]]
 
@@ -42,7 +42,10 @@ def livez() -> Response:
 
 @blueprint.get("/readyz", responses=documented(Readiness, NoWorker))
 def readyz() -> Response:
-    """Tell whether every model of the settings has a worker that has loaded and warmed it."""
+    """Tell whether every model of the settings has a worker that has loaded and warmed it.
+
+    A model that no worker can serve does not take the others down with it: then the status is `degraded`, with 200.
+    """
     return _render(_measure(services()))
 
 
@@ -57,7 +60,7 @@ def health() -> Response:
 
 
 def _render(state: dict[str, Any]) -> Response:
-    if state["status"] == "ready":
+    if state["status"] != "waiting":
         return json_response(state)
     waiting = [name for name, model in state["models"].items() if not model["ready"]]
     reason = "the store does not answer" if state["store"] != "ok" else f"no worker is ready for {', '.join(waiting)}"
@@ -71,9 +74,21 @@ def _measure(live: Services) -> dict[str, Any]:
         store = "ok"
     except StoreUnavailable:
         ready, store = {}, "unavailable"
-    models = {name: _describe(live, name, ready, store) for name in live.settings.models}
-    complete = store == "ok" and all(model["ready"] for model in models.values())
-    return {"status": "ready" if complete else "waiting", "store": store, "models": models}
+    models = {_shown(live, name): _describe(live, name, ready, store) for name in live.settings.models}
+    return {"status": _sum_up(models) if store == "ok" else "waiting", "store": store, "models": models}
+
+
+def _shown(live: Services, name: str) -> str:
+    """Return the name as the operator wrote it, without the folder that strangers need not know."""
+    card = live.catalog.find(name)
+    return card.name if card is not None and card.source.startswith("path:") else name
+
+
+def _sum_up(models: dict[str, dict[str, Any]]) -> str:
+    if all(model["ready"] for model in models.values()):
+        return "ready"
+    settled = all(model["ready"] or model.get("given_up") for model in models.values())
+    return "degraded" if settled and any(model["ready"] for model in models.values()) else "waiting"
 
 
 def _describe(live: Services, name: str, ready: dict[str, list[Any]], store: str) -> dict[str, Any]:
@@ -81,10 +96,14 @@ def _describe(live: Services, name: str, ready: dict[str, list[Any]], store: str
     if card is None:
         return {"ready": False, "workers": 0, "waits_for": "a card of this name in the catalogue"}
     workers = len(ready.get(card.slug, ()))
+    failed = [report.reason for report in live.reports.failures(card.slug)] if store == "ok" else []
+    more: dict[str, Any] = {"failed": failed} if failed else {}
     if workers:
-        return {"ready": True, "workers": workers}
+        return {"ready": True, "workers": workers, **more}
+    if failed and live.reports.given_up(card.slug):
+        return {"ready": False, "workers": 0, "given_up": True, "waits_for": "its folder or card to be mended", **more}
     missing = "a worker that has loaded and warmed it" if store == "ok" else "the store"
-    return {"ready": False, "workers": 0, "waits_for": missing}
+    return {"ready": False, "workers": 0, "waits_for": missing, **more}
 
 
 def _workers(live: Services) -> list[dict[str, Any]]:

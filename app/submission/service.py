@@ -31,7 +31,7 @@ from config.settings import Settings
 from tasks.bulk.outcomes import pack_outcomes
 from tasks.cache.values import tenant_scope
 from tasks.engine import JobParams, Outcomes, Work
-from tasks.errors import Conflict, InvalidRequest, LaneFull, NoWorker, TwolaneError
+from tasks.errors import Conflict, InvalidRequest, LaneFull, ModelNotFound, NoWorker, TwolaneError
 from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.jobs.model import Counts, Idempotency, NewJob, new_job_id
 from tasks.lanes import Lane, Service
@@ -142,7 +142,7 @@ class SubmissionService:
         """
         check_capability(order)
         if queued:
-            self._require_served(order)
+            self._require_served(order.card)
         self.require_few(order, len(items))
         checked = list(self._check(order, items))
         self._require_light(order, checked)
@@ -163,7 +163,11 @@ class SubmissionService:
             params=order.params,
             reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
         )
-        return self._services.interactive.ask(work, tokens)
+        self._require_offered(order.card)
+        try:
+            return self._services.interactive.ask(work, tokens)
+        except NoWorker as error:
+            raise self._explain(order.card, error) from error
 
     def _serve(self, order: Order, items: Sequence[Item], tokens: int, settle: Settle) -> Submission:
         """Answer a small job and keep it like any other."""
@@ -183,7 +187,7 @@ class SubmissionService:
 
     def _queue(self, order: Order, items: Iterable[Item], settle: Settle) -> Submission:
         """Store the inputs chunk by chunk, then the job in one step; after a failure nothing stays."""
-        self._require_served(order)
+        self._require_served(order.card)
         store, upload = self._services.store, ChunkUpload(self._services.blobs)
         answered = True
         try:
@@ -264,11 +268,26 @@ class SubmissionService:
         if len(text) > most:
             raise InvalidRequest(f"{name} has {len(text)} characters; at most {most} are taken", param=param)
 
-    def _require_served(self, order: Order) -> None:
-        """A job for a model that no worker of this installation loads would wait for ever."""
-        catalog = self._services.catalog
-        if all(catalog.find(name) is not order.card for name in self._settings.models):
-            raise NoWorker(f"this server is not set up for {order.card.name}", retry_after_s=60)
+    def _require_served(self, card: ModelCard) -> None:
+        """A job for a model that no worker of this installation can serve would wait for ever."""
+        self._require_offered(card)
+        if self._services.reports.given_up(card.slug):
+            raise self._explain(card, NoWorker("no worker can serve this model", retry_after_s=60))
+
+    def _require_offered(self, card: ModelCard) -> None:
+        live = self._services
+        if any(card.name == served.name for served in live.catalog.served):
+            return
+        if card.slug not in live.presence.ready_models():
+            message = f"The model `{card.name}` is in the catalogue, but this server is not set up for it."
+            raise ModelNotFound(f"{message} Its operator adds it to TWOLANE_MODELS.", param="model")
+
+    def _explain(self, card: ModelCard, error: NoWorker) -> NoWorker:
+        """Return the error with what workers say of the model, if none of them serves it."""
+        if not self._services.reports.given_up(card.slug):
+            return error
+        reason = self._services.reports.failures(card.slug)[0].reason
+        return NoWorker(f"{card.name} cannot be served: {reason}", retry_after_s=60)
 
     def require_few(self, order: Order, items: int) -> None:
         """Refuse more items than one call takes.

@@ -6,15 +6,12 @@ is always acknowledged: what is still to be done is in the job record.
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 
 from kombu.exceptions import KombuError
 from redis import RedisError
 
-from config.catalog import Catalog, load_catalog
 from config.settings import Settings
 from tasks import keys
 from tasks.bulk.compute import ChunkWork, Stopped
@@ -48,6 +45,8 @@ class WorkerContext:
     settings: Settings
     worker_id: str
     sharing: DeviceSharing = field(default_factory=DeviceSharing)
+    # Length of a vector by name of the card; a model that gives scores has 0.
+    dimensions: Mapping[str, int] = field(default_factory=dict)
 
 
 @app.task(name=RUN_CHUNK, Request="tasks.celery_fixes:ForgivingRequest")  # type: ignore[untyped-decorator]  # Celery has no types
@@ -138,7 +137,7 @@ def _settle(context: WorkerContext, claim: Claim) -> str | None:
 
 def _compute(context: WorkerContext, claim: Claim) -> Completion:
     items = context.blobs.get_input(claim.job_id, claim.chunk)
-    width = _width(context.settings, claim)
+    width = claim.params.dimensions or context.dimensions.get(claim.model, 0)
     if items is None:
         # Deleted with its job, or completed by another worker: then this is not counted. Lost: then it is an error.
         outcomes = ChunkOutcomes(claim, ChunkInput([""] * claim.items), width)
@@ -172,13 +171,3 @@ def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> s
         context.blobs.discard(pointer)
         _log.info("chunk %s of %s: the result comes late (%s)", claim.chunk, claim.job_id, code.value)
     return head
-
-
-def _width(settings: Settings, claim: Claim) -> int:
-    card = _catalog(settings.catalog_file).find(claim.model)
-    return claim.params.dimensions or (card.dimension if card is not None else None) or 0
-
-
-@lru_cache(maxsize=2)
-def _catalog(file: Path | None) -> Catalog:
-    return load_catalog(file)

@@ -113,7 +113,14 @@ def running_worker(settings: Settings) -> Iterator[DeviceEngine]:
         fingerprints = {name: model.fingerprint for name, model in models.items()}
         reusing = CachingEngine(engine, fingerprints, ContentCache(state, settings))
         stack.callback(reusing.close)
-        context = WorkerContext(Leases(state, settings), open_blobs(state, settings), reusing, settings, "w-test")
+        context = WorkerContext(
+            Leases(state, settings),
+            open_blobs(state, settings),
+            reusing,
+            settings,
+            "w-test",
+            dimensions={card.name: card.dimension or 0 for card in cards},
+        )
         facts = {card.slug: WorkerInfo("w-test", "here", 1, "cpu", "float32", "fp-1", 1000.0) for card in cards}
         heartbeat = WorkerHeartbeat(state, "w-test", lambda: facts, settings.worker_ttl_s)
         threads = [

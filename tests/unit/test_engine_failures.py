@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from config.settings import Settings
-from tasks.errors import (
-    WorkError,
-)
+from tasks.engine import Work
+from tasks.errors import WorkError
 from tasks.lanes import Service
 from tests.support.engine_work import Build, first_words, submit
-from tests.support.fakes import GatedBackend, fake_model
+from tests.support.fakes import GatedBackend, fake_card, fake_model
 from tests.support.polling import wait_until
 from workers.engine import DeviceEngine
 
@@ -129,5 +128,29 @@ def test_warming_up_fails_with_a_model_that_makes_no_vector() -> None:
     assert isinstance(backend, GatedBackend)
     backend.gate.set()
     backend.broken = RuntimeError("no device")
-    with DeviceEngine(Settings(_env_file=None), {"fake": model}) as engine, pytest.raises(Exception, match="warm-up"):
-        engine.warm_up()
+    with DeviceEngine(Settings(_env_file=None), {"fake": model}) as engine:
+        assert "warm-up" in str(engine.warm_up()["fake"])
+
+
+def test_a_warm_up_with_one_bad_row_is_a_failure_though_others_went_well() -> None:
+    model = fake_model(fake_card(knobs={"oom_above_tokens": 50}))
+    with DeviceEngine(Settings(_env_file=None), {"fake": model}) as engine:
+        assert "of 64 tokens failed" in str(engine.warm_up()["fake"])
+
+
+def test_a_model_that_makes_no_vectors_turns_unready_alone_and_comes_back_by_itself() -> None:
+    good, bad = fake_model(fake_card("good")), fake_model(fake_card("bad"), gated=True)
+    backend = bad.backend
+    assert isinstance(backend, GatedBackend)
+    backend.gate.set()
+    with DeviceEngine(Settings(_env_file=None), {"good": good, "bad": bad}) as engine:
+        assert engine.well_models() == {"good", "bad"}
+        backend.broken = RuntimeError("no device")
+        failed = engine.submit(Work("bad", "embeddings", ["a text"])).result(10)
+        assert failed.errors
+        wait_until(lambda: engine.well_models() == {"good"}, 10)
+        assert engine.healthy(), "the device serves the other model"
+        assert not engine.submit(Work("good", "embeddings", ["a text"])).result(10).errors
+        assert engine.well_models() == {"good"}
+        backend.broken = None
+        wait_until(lambda: engine.well_models() == {"good", "bad"}, 10)

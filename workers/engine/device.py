@@ -75,19 +75,28 @@ class DeviceEngine:
             request.finish_if_complete()
         return request.future
 
-    def warm_up(self) -> None:
-        """Run every model at the shapes that will come; returns when all of them have made vectors.
-
-        Raises:
-            tasks.errors.WorkError: a model cannot make a vector.
-        """
+    def warm_up(self) -> dict[str, Exception]:
+        """Run every model at the shapes that will come, and return the errors of those that cannot make a vector."""
+        failed: dict[str, Exception] = {}
         for loop in self._loops:
-            for model in loop.models.values():
-                loop.call(partial(warm_up, model, loop.passes, self._limits.batch_tokens)).result()
+            for name, model in loop.models.items():
+                if name in failed:
+                    continue
+                try:
+                    loop.call(partial(warm_up, model, loop.passes, self._limits.batch_tokens)).result()
+                except Exception as error:  # noqa: BLE001 - the edge of one model; the caller decides
+                    failed[name] = error
+        return failed
 
     def healthy(self) -> bool:
         """Return whether the engine can make vectors now, as its last pass or probe showed. Costs nothing."""
         return all(loop.is_well() for loop in self._loops)
+
+    def well_models(self) -> set[str]:
+        """Return the models that made a vector in their last pass or probe; empty while the device is not well."""
+        if not self.healthy():
+            return set()
+        return set(self._models).difference(*(loop.failing_models() for loop in self._loops))
 
     def stats(self) -> dict[str, float]:
         """Return what an operator wants to see: waiting tokens by class, passes, rate, last pass."""

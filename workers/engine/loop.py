@@ -7,10 +7,11 @@ a lock. Where backends have a latency stream, a second loop owns those and serve
 
 import functools
 import logging
+import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 
 # How long after the last interactive request traffic still counts as present, and bulk passes stay short.
 _RECENT_S = 3.0
+# How often a model is probed that makes no vectors.
+_PROBE_FAILING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,8 @@ class DeviceLoop:
         self._fair_share, self._interactive_only = fair_share, interactive_only
         self._probes = {name: model.tokenizer.encode(["probe"], "end")[0].tokens for name, model in models.items()}
         self._device_calls: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
+        # Models whose last pass and probe failed, with the time when each is probed again.
+        self._failing: dict[str, float] = {}
         self._contended = False
         # What was started behind the pass that is waited for, and when the device was done with the last batch.
         self._ahead: _Taken | None = None
@@ -109,6 +114,10 @@ class DeviceLoop:
         """Return whether the thread runs, its last pass or probe gave a vector, and no pass seems to hang."""
         stuck = self.watchdog.running_s() > self._limits.pass_timeout_s / 2
         return self._thread.is_alive() and self.health.well and not stuck
+
+    def failing_models(self) -> set[str]:
+        """Return the models that made no vector when they last ran, while others did."""
+        return set(self._failing)
 
     def call(self, function: Callable[[], None]) -> Future[None]:
         """Run a function on the device's thread, between two passes."""
@@ -140,7 +149,7 @@ class DeviceLoop:
             self._run_device_calls(closed=True)
 
     def _turn(self) -> None:
-        taken, self._ahead = self._ahead or self._take(self.health.probe_due_s()), None
+        taken, self._ahead = self._ahead or self._take(self._probe_due_s()), None
         self._run_device_calls()
         if taken is not None:
             try:
@@ -149,7 +158,14 @@ class DeviceLoop:
             finally:
                 self._run_batch(taken)
         elif self.health.probe_due_s() == 0:
-            self._probe()
+            self._probe(self._probes)
+        now_s = time.monotonic()
+        if due := [name for name, at_s in self._failing.items() if at_s <= now_s]:
+            self._probe(due)
+
+    def _probe_due_s(self) -> float:
+        again_s = min(self._failing.values(), default=math.inf) - time.monotonic()
+        return max(0.0, min(self.health.probe_due_s(), again_s))
 
     def _take(self, timeout_s: float) -> _Taken | None:
         batch = self._work.take(self, timeout_s)
@@ -211,27 +227,34 @@ class DeviceLoop:
         began_s, self._free_s = max(taken.at_s, self._free_s), time.perf_counter()
         self._fair_share.charge(batch.service, self._free_s - began_s, contended=taken.contended)
         if well:
+            self._failing.pop(batch.model, None)
             self.health.note(well=True)
         else:
-            # Bad rows or a bad device? A row that is known to be good tells.
-            self._probe()
+            # Bad rows, a bad model or a bad device? A row that is known to be good tells, with every model.
+            self._probe(self._probes)
 
-    def _probe(self) -> None:
-        """Make one real vector with every model."""
-        well = True
-        for name, tokens in self._probes.items():
-            try:
-                with self.watchdog.watch():
-                    _, bad = run_guarded(self.models[name].backend, [tokens])
-                well = well and not bad.any()
-            except Exception:
-                log.exception("%s: the engine cannot make a vector", name)
-                well = False
-        self.health.note(well=well)
+    def _probe(self, names: Iterable[str]) -> None:
+        """Make one real vector with each of the models. The device is well while any model makes one."""
+        for name in names:
+            if self._makes_a_vector(name):
+                self._failing.pop(name, None)
+            else:
+                self._failing[name] = time.monotonic() + _PROBE_FAILING_S
+        self.health.note(well=len(self._failing) < len(self.models))
         sick_s = self.health.sick_s()
         if sick_s > self._limits.pass_timeout_s:
             # Some failures of a device stay with the process that met them; only a fresh one can use it again.
             end_process(f"no vector for {sick_s:.1f} s")
+
+    def _makes_a_vector(self, name: str) -> bool:
+        try:
+            with self.watchdog.watch():
+                _, bad = run_guarded(self.models[name].backend, [self._probes[name]])
+        except Exception:
+            if name not in self._failing:
+                log.exception("%s: the engine cannot make a vector", name)
+            return False
+        return not bad.any()
 
     def _run_device_calls(self, *, closed: bool = False) -> None:
         while not self._device_calls.empty():

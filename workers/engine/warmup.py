@@ -5,11 +5,12 @@ taken), and the cost model should know each length before it has to keep a bulk 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tasks.engine import Outcomes
+from tasks.engine import ItemError, Outcomes
 from tasks.errors import WorkError
 from tasks.lanes import Service
 from workers.engine.passes import Passes
@@ -30,16 +31,18 @@ def warm_up(model: LoadedModel, passes: Passes, batch_tokens: int) -> None:
     """Run one row and a full batch of each length, short ones first.
 
     Raises:
-        WorkError: the model cannot make a vector.
+        WorkError: a row has no vector.
     """
     started_s = time.monotonic()
     for length, rows in _shapes(model.tokenizer.max_tokens, batch_tokens):
         if time.monotonic() - started_s > _ENOUGH_S:
             return
-        request = PendingWork(model, Service.BULK, None, _discard)
+        request = PendingWork(model, Service.BULK, None, _keep_errors)
         request.add_rows([_dummy(model, length)] * rows)
-        if not passes.run(model, request.rows):
-            raise WorkError(f"{model.card.name}: the warm-up pass of {rows} rows of {length} tokens failed")
+        passes.run(model, request.rows)
+        if errors := request.future.result(0).errors:
+            reason = next(iter(errors.values())).message
+            raise WorkError(f"{model.card.name}: the warm-up pass of {rows} rows of {length} tokens failed: {reason}")
 
 
 def _shapes(max_tokens: int, batch_tokens: int) -> Iterator[tuple[int, int]]:
@@ -58,5 +61,5 @@ def _dummy(model: LoadedModel, length: int) -> Tokens:
     return Tokens(np.concatenate([ids[:1], middle, ids[-1:]]).astype(np.int32))
 
 
-def _discard(*_: object) -> Outcomes:
-    return Outcomes(np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.bool_))
+def _keep_errors(_: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
+    return Outcomes(np.empty(0, np.float32), np.empty(0, np.int32), np.empty(0, np.bool_), dict(failed))
