@@ -61,7 +61,14 @@ class ChunkOverhead:
         redis = connect(redis_url, name="bench")
         self._store, self._blobs = JobStore(redis, self._settings), open_blobs(redis, self._settings)
         engine = _InstantEngine(card.dimension)
-        app.twolane = WorkerContext(self._store.leases, self._blobs, engine, self._settings, "bench")
+        app.twolane = WorkerContext(
+            self._store.leases,
+            self._blobs,
+            engine,
+            self._settings,
+            "bench",
+            dimensions={card.name: card.dimension or 0},
+        )
 
     def run(self, items: list[Any]) -> NDArray[np.float32]:
         """Return ms, one for each chunk of the texts, shape (chunks,)."""

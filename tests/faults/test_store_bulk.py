@@ -6,6 +6,7 @@ A worker's death is an exception that nothing in the product catches: what follo
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 
 import pytest
 from redis import Redis
@@ -14,7 +15,7 @@ from config.settings import Settings
 from tasks import frames, keys
 from tasks.bulk import chunk_task
 from tasks.bulk.chunk_task import WorkerContext, publish_tickets, run_chunk
-from tasks.bulk.device_sharing import DeviceProgress, ProgressWatch
+from tasks.bulk.device_sharing import DeviceProgress, DeviceSharing, ProgressWatch
 from tasks.celery import app, publisher
 from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed, ItemFailed, ModelNotFound
@@ -72,7 +73,7 @@ def engine() -> Engine:
 def worker(store: JobStore, blobs: Blobs, engine: Engine, settings: Settings) -> Iterator[Redis]:
     """This process as a worker."""
     outlive_restart_grace(store)
-    app.twolane = WorkerContext(store.leases, blobs, engine, settings, "this process")
+    app.twolane = WorkerContext(store.leases, blobs, engine, settings, "this process", dimensions={"fake": 64})
     publisher.cache_clear()
     yield store.redis
     publisher(settings).close()
@@ -94,7 +95,7 @@ def work(store: JobStore, times: int = 1) -> None:
 
 
 def revive(context: WorkerContext) -> WorkerContext:
-    return WorkerContext(context.leases, context.blobs, context.engine, context.settings, context.worker_id)
+    return replace(context, sharing=DeviceSharing())
 
 
 def results(store: JobStore, blobs: Blobs, job_id: str) -> tuple[list[float], dict[int, str]]:
@@ -259,7 +260,7 @@ def test_a_device_that_hangs_loses_its_claim_and_takes_no_other_chunk_until_it_m
 ) -> None:
     impatient = settings.model_copy(update={"lease_s": 0.2, "ticket_timeout_s": 0.2})
     hasty = JobStore(store.redis, impatient)
-    app.twolane = WorkerContext(hasty.leases, blobs, engine, impatient, "this process")
+    app.twolane = WorkerContext(hasty.leases, blobs, engine, impatient, "this process", dimensions={"fake": 64})
     job = submit(store, blobs, ["a", "b", "c"])
     hasty.leases.dispatch(LANE)
     compute = engine.submit
@@ -278,7 +279,9 @@ def test_a_device_that_hangs_loses_its_claim_and_takes_no_other_chunk_until_it_m
         reaper.join()
     engine.submit = compute  # type: ignore[method-assign]
     engine.passes += 1
-    app.twolane = WorkerContext(store.leases, blobs, engine, settings, "this process", app.twolane.sharing)
+    app.twolane = WorkerContext(
+        store.leases, blobs, engine, settings, "this process", app.twolane.sharing, {"fake": 64}
+    )
     work(store)
     store.redis.zadd(keys.lane_inflight(LANE), {f"{job.id}:1": 1}, xx=True)
     chunk_task.reap(store.leases, LANE)
