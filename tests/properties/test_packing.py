@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tasks.errors import OutOfMemory
 from tasks.lanes import Service
 from workers.engine.oom import run_halving
-from workers.engine.packing import pick_around, pick_run
+from workers.engine.packing import Budget, pick_around, pick_run
 from workers.engine.pending import PendingWork
 from workers.engine.row_order import BulkLane, InteractiveLane
 from workers.models.shapes import round_rows_down
@@ -36,7 +36,7 @@ def fits(rows: list[int], budget: int) -> bool:
 @given(lengths, budgets, st.booleans())
 def test_a_run_is_within_the_budget_and_as_long_as_it_can_be(rows: list[int], budget: int, descending: bool) -> None:
     rows = sorted(rows, reverse=descending)
-    count = pick_run(rows, lambda longest: budget)
+    count = pick_run(rows, Budget(lambda longest: budget))
     assert 1 <= count <= len(rows)
     assert count == 1 or fits(rows[:count], budget)
     most = next((n for n in range(1, len(rows)) if not fits(rows[: n + 1], budget)), len(rows))
@@ -46,7 +46,7 @@ def test_a_run_is_within_the_budget_and_as_long_as_it_can_be(rows: list[int], bu
 @given(lengths, budgets, st.integers(2, 4))
 def test_a_run_is_a_multiple_of_what_the_device_computes_side_by_side(rows: list[int], budget: int, side: int) -> None:
     rows.sort()
-    count = pick_run(rows, lambda longest: budget, side)
+    count = pick_run(rows, Budget(lambda longest: budget), side)
     assert count == len(rows) or count % side == 0
     assert count <= side or count * max(rows[:count]) <= budget
     assert count >= min(side, len(rows))
@@ -58,7 +58,7 @@ def test_the_rows_around_a_head_contain_it_and_keep_budget_and_waste(
 ) -> None:
     rows.sort()
     head = data.draw(st.integers(0, len(rows) - 1))
-    start, end = pick_around(rows, head, lambda longest: budget)
+    start, end = pick_around(rows, head, Budget(lambda longest: budget))
     assert start <= head < end
     if end - start > 1:
         padded = (end - start) * rows[end - 1]
@@ -91,7 +91,7 @@ def test_a_lane_gives_back_every_row_exactly_once(requests: list[list[int]], bud
         lane.put(request)
     taken = []
     while len(lane):
-        taken += lane.take(lambda longest: budget)
+        taken += lane.take(Budget(lambda longest: budget))
     assert sorted(map(id, taken)) == sorted(id(row) for request in waiting for row in request.rows)
 
 
@@ -101,12 +101,12 @@ def test_a_dropped_request_leaves_no_row_behind(requests: list[list[int]], data:
     waiting = [a_request(rows) for rows in requests]
     for request in waiting:
         lane.put(request)
-    lane.take(lambda longest: 500)
+    lane.take(Budget(lambda longest: 500))
     gone = data.draw(st.sampled_from(waiting))
     lane.drop({gone})
     rest = []
     while len(lane):
-        rest += lane.take(lambda longest: 500)
+        rest += lane.take(Budget(lambda longest: 500))
     assert all(row.request is not gone for row in rest)
 
 
@@ -118,7 +118,7 @@ def test_no_bulk_row_waits_for_ever_under_constant_arrivals(stream: list[int], b
     left = {id(row) for row in first.rows}
     for turn in range(400):
         lane.put(a_request([stream[(turn + at) % len(stream)] for at in range(4)]))
-        left -= {id(row) for row in lane.take(lambda longest: budget)}
+        left -= {id(row) for row in lane.take(Budget(lambda longest: budget))}
         if not left:
             return
     raise AssertionError(f"{len(left)} rows still wait after 400 passes")

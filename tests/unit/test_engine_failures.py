@@ -73,7 +73,7 @@ def test_a_failure_in_the_loop_itself_settles_every_waiter_and_the_engine_goes_o
         monkeypatch.undo()
         raise KeyError("a bug in the loop")
 
-    monkeypatch.setattr(engine._loops[0]._fair_share, "choose", fail)
+    monkeypatch.setattr(engine._loops[0].scheduler._fair_share, "choose", fail)
     backend.gate.set()
     for future in waiting:
         with pytest.raises(WorkError, match="the engine failed"):

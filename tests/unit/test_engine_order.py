@@ -48,7 +48,7 @@ def test_a_short_request_overtakes_the_rest_of_a_long_one(gated: tuple[DeviceEng
 
 
 def test_bulk_gets_passes_while_interactive_rows_keep_waiting(build: Build) -> None:
-    engine = build(knobs={"latency_ms": 2}, bulk_min_share=0.3, latency_target_ms=2, max_batch_tokens=64)
+    engine = build(knobs={"latency_ms": 2}, bulk_min_share=0.3, p99_ms=4, max_batch_tokens=64)
     bulk = submit(engine, [f"{'bulk ' * 60}{at}" for at in range(10)])
     waiting = [submit(engine, [f"{'word ' * 60}{at}"], Service.INTERACTIVE) for at in range(300)]
     bulk.result(20)
@@ -58,7 +58,7 @@ def test_bulk_gets_passes_while_interactive_rows_keep_waiting(build: Build) -> N
 
 
 def test_bulk_passes_are_short_while_interactive_traffic_is_seen(build: Build) -> None:
-    engine = build(knobs={"ms_per_token": 0.05}, latency_target_ms=10, max_batch_tokens=2048)
+    engine = build(knobs={"ms_per_token": 0.05}, p99_ms=20, max_batch_tokens=2048)
     engine.warm_up()
     texts = [f"{'word ' * 30}{at}" for at in range(200)]
     submit(engine, texts).result(20)

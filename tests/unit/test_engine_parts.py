@@ -1,11 +1,10 @@
-"""The pure parts of the engine: shares, costs, safe sizes, guard, health."""
+"""The pure parts of the engine: fair share, memory limits, guard, halving."""
 
 import numpy as np
 import pytest
 
 from tasks.errors import OutOfMemory
 from tasks.lanes import Service
-from workers.engine.cost import CostModel, length_class
 from workers.engine.fair_share import FairShare
 from workers.engine.guard import find_bad, run_guarded
 from workers.engine.oom import SafeSizes, run_halving
@@ -16,7 +15,8 @@ def run_turns(shares: FairShare, turns: int, interactive_s: float, bulk_s: float
     order = []
     for _ in range(turns):
         service = shares.choose(interactive=True, bulk=True)
-        shares.charge(service, bulk_s if service is Service.BULK else interactive_s, contended=True)
+        is_bulk = service is Service.BULK
+        shares.charge(bulk_s if is_bulk else interactive_s, float(is_bulk), contended=True)
         order.append(service)
     return order
 
@@ -35,6 +35,13 @@ def test_bulk_keeps_its_share_of_device_time_under_constant_interactive_load(sha
     assert bulk_time_s / total_s == pytest.approx(share, rel=0.1)
 
 
+def test_bulk_is_owed_less_where_its_rows_went_along_with_calls() -> None:
+    shares = FairShare(0.1, quantum_s=0.02)
+    for _ in range(1000):
+        assert shares.choose(interactive=True, bulk=True) is Service.INTERACTIVE
+        shares.charge(0.1, 0.1, contended=True)
+
+
 def test_a_share_of_zero_lets_bulk_wait() -> None:
     assert Service.BULK not in run_turns(FairShare(0.0, quantum_s=0.02), 1000, interactive_s=0.01, bulk_s=0.02)
 
@@ -48,67 +55,73 @@ def test_who_waits_alone_goes() -> None:
 def test_nothing_is_owed_for_time_without_contention() -> None:
     shares = FairShare(0.1, quantum_s=0.02)
     for _ in range(1000):
-        shares.charge(Service.INTERACTIVE, 0.1, contended=False)
+        shares.charge(0.1, 0.0, contended=False)
     assert shares.choose(interactive=True, bulk=True) is Service.INTERACTIVE
 
 
-def test_costs_are_learned_as_a_fixed_part_and_a_part_per_token() -> None:
-    cost = CostModel()
-    for tokens in [64, 256, 512, 1024] * 20:
-        cost.observe("m", 60, tokens, 2 + 0.05 * tokens)
-    assert cost.tokens_within("m", 60, 22) == pytest.approx(400, abs=2)
-    assert cost.tokens_within("m", 60, 1) == 0
+class Clock:
+    """Seconds that a test sets."""
+
+    now_s = 0.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
-def test_costs_follow_a_device_that_becomes_slower() -> None:
-    cost = CostModel()
-    for slope in [0.05] * 300 + [0.2] * 1500:
-        for tokens in (100, 1000):
-            cost.observe("m", 60, tokens, slope * tokens)
-    assert cost.tokens_within("m", 60, 200) == pytest.approx(1000, rel=0.05)
+def load(sizes: SafeSizes, clock: Clock, seconds: float, pass_s: float, fits: int) -> tuple[list[int], int]:
+    """Run passes as large as they may be for so long; return the sizes that were tried and how many failed."""
+    tried, failed, end_s = [], 0, clock.now_s + seconds
+    while clock.now_s < end_s:
+        tokens = sizes.limit("m", 100)
+        tried.append(tokens)
+        clock.now_s += 0.001 if tokens > fits else pass_s
+        if tokens > fits:
+            failed += 1
+            sizes.shrink("m", 100, tokens)
+        else:
+            sizes.grow("m", 100, tokens)
+    return tried, failed
 
 
-def test_passes_of_one_size_charge_everything_to_the_tokens() -> None:
-    cost = CostModel()
-    for _ in range(10):
-        cost.observe("m", 60, 1000, 50)
-    assert cost.tokens_within("m", 60, 25) == pytest.approx(500, abs=1)
-
-
-def test_an_unseen_length_uses_the_nearest_class_and_an_unseen_model_a_guess() -> None:
-    cost = CostModel()
-    cost.observe("m", 16, 100, 10)
-    cost.observe("m", 512, 100, 40)
-    assert cost.tokens_within("m", 400, 40) == pytest.approx(100, abs=1)
-    assert cost.tokens_within("m", 20, 10) == pytest.approx(100, abs=1)
-    assert cost.tokens_within("other", 60, 25) > 0
-
-
-def test_length_classes_double() -> None:
-    assert [length_class(n) for n in (0, 1, 16, 17, 32, 33, 64, 65, 8192)] == [0, 0, 0, 1, 1, 2, 2, 3, 9]
-
-
-def test_a_size_that_failed_is_halved_and_grows_back_slowly() -> None:
-    sizes = SafeSizes(4096)
+def test_a_size_that_failed_is_halved_for_its_length_alone() -> None:
+    sizes = SafeSizes(4096, Clock())
     sizes.shrink("m", 100, 4000)
     assert sizes.limit("m", 100) == 2000
-    assert sizes.limit("m", 1000) == 4096, "another length class is not affected"
+    assert sizes.limit("m", 1000) == 4096
     assert sizes.limit("other", 100) == 4096
-    limits = []
-    for _ in range(64 * 8):
-        sizes.grow("m", 100)
-        limits.append(sizes.limit("m", 100))
-    assert limits == sorted(limits)
-    assert limits[62] == 2000
-    assert limits[63] == 2250
-    assert limits[-1] == 4096
-
-
-def test_a_failure_below_the_limit_halves_what_failed() -> None:
-    sizes = SafeSizes(4096)
     sizes.shrink("m", 100, 600)
-    sizes.shrink("m", 100, 300)
-    assert sizes.limit("m", 100) == 150
+    assert sizes.limit("m", 100) == 300
+
+
+@pytest.mark.parametrize("pass_s", [0.005, 0.1, 2.0])
+@pytest.mark.parametrize("fits", [4, 100, 4000])
+def test_a_limit_grows_back_within_a_minute_of_load_however_long_passes_take(pass_s: float, fits: int) -> None:
+    clock = Clock()
+    sizes = SafeSizes(4096, clock)
+    tried, _ = load(sizes, clock, 5, pass_s, fits)
+    assert min(tried) <= fits
+    _, failed = load(sizes, clock, 60, pass_s, fits=10_000)
+    assert sizes.limit("m", 100) == 4096
+    assert not failed
+
+
+def test_a_device_that_stays_smaller_is_run_into_its_limit_ever_more_seldom() -> None:
+    clock = Clock()
+    sizes = SafeSizes(4096, clock)
+    tried, failed = load(sizes, clock, 3600, 0.1, fits=1000)
+    assert failed <= 16, "three for the first incident, then one for each hold, which doubles"
+    late = tried[len(tried) // 2 :]
+    assert sum(late) / len(late) > 0.85 * 1000
+
+
+def test_memory_that_came_back_makes_the_limit_forget_what_had_failed() -> None:
+    clock = Clock()
+    sizes = SafeSizes(4096, clock)
+    load(sizes, clock, 600, 0.1, fits=1000)
+    load(sizes, clock, 700, 0.1, fits=10_000)
+    load(sizes, clock, 5, 0.1, fits=1000)
+    load(sizes, clock, 60, 0.1, fits=10_000)
+    assert sizes.limit("m", 100) == 4096
 
 
 class Scripted:

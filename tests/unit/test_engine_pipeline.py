@@ -42,7 +42,7 @@ def parts() -> Iterator[Parts]:
     card = fake_card(knobs={"overlaps": 1})
     backend = PipelinedBackend(card)
     model = fake_model(card, backend=backend)
-    settings = Settings(_env_file=None, max_batch_tokens=64, latency_target_ms=60_000)
+    settings = Settings(_env_file=None, max_batch_tokens=64, p99_ms=120_000)
     with DeviceEngine(settings, {"fake": model}) as engine:
         yield engine, backend
         backend.gate.set()
@@ -127,7 +127,7 @@ def test_a_failure_of_the_loop_settles_the_batch_that_it_had_taken_ahead(
         monkeypatch.undo()
         raise KeyError("a bug in the loop")
 
-    monkeypatch.setattr(engine._loops[0]._fair_share, "choose", fail)
+    monkeypatch.setattr(engine._loops[0].scheduler._fair_share, "choose", fail)
     backend.gate.set()
     assert first.result(10).values.any()
     assert second.result(10).values.any()
@@ -136,14 +136,11 @@ def test_a_failure_of_the_loop_settles_the_batch_that_it_had_taken_ahead(
     assert submit(engine, ["again"]).result(10).values.any()
 
 
-def test_the_time_of_a_pass_begins_when_the_device_was_done_with_the_one_before(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_time_of_a_pass_begins_when_the_device_was_done_with_the_one_before() -> None:
     model = fake_model(fake_card(knobs={"overlaps": 1}))
     watchdog = Watchdog(60)
-    passes = Passes(CostModel(), SafeSizes(512), watchdog)
     now_s = iter([0.0, 1.0, 10.0, 15.0])
-    monkeypatch.setattr("workers.engine.passes.time.perf_counter", lambda: next(now_s))
+    passes = Passes(CostModel(), SafeSizes(512), watchdog, lambda: next(now_s))
 
     def rows() -> list[Row]:
         request = PendingWork(model, Service.BULK, None, lambda *_: pytest.fail("nobody asked"))

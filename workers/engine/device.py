@@ -16,8 +16,9 @@ from tasks.errors import EngineClosed, ModelNotFound
 from tasks.lanes import Service
 from workers.engine.admission import admit
 from workers.engine.fair_share import FairShare
-from workers.engine.loop import DeviceLoop, Limits
+from workers.engine.loop import DeviceLoop
 from workers.engine.queue import WorkQueue
+from workers.engine.scheduler import Limits
 from workers.engine.warmup import warm_up
 from workers.models.loaded import LoadedModel
 
@@ -26,7 +27,7 @@ __all__ = ["DeviceEngine"]
 # Defaults by device. Measured on CPUs: throughput is flat from 1,024 tokens per stream, and 9% lower with 512. Not
 # measured on GPUs: half of what one would take, since two passes may run at once.
 _CPU_BATCH_TOKENS, _CPU_STREAM_TOKENS, _GPU_BATCH_TOKENS = 2048, 1024, 32_768
-_CPU_LATENCY_MS, _GPU_LATENCY_MS = 25.0, 10.0
+_CPU_P99_MS, _GPU_P99_MS = 50.0, 20.0
 # Bulk rows are sorted by length among so many passes' worth of tokens.
 _WINDOW_PASSES = 32
 _CLOSE_S = 10.0
@@ -42,7 +43,7 @@ class DeviceEngine:
         self._lanes = settings.lanes
         self._limits = _limits(settings, models)
         self._queue = WorkQueue(settings.engine_max_tokens, _WINDOW_PASSES * self._limits.batch_tokens)
-        self._loops = self._start_loops(FairShare(settings.bulk_min_share, self._limits.latency_ms / 1000))
+        self._loops = self._start_loops(FairShare(settings.bulk_min_share, self._limits.pass_ms / 1000))
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -143,6 +144,6 @@ def _limits(settings: Settings, models: Mapping[str, LoadedModel]) -> Limits:
     cpu_tokens = max(_CPU_BATCH_TOKENS, _CPU_STREAM_TOKENS * streams)
     return Limits(
         batch_tokens=settings.max_batch_tokens or (cpu_tokens if on_cpu else _GPU_BATCH_TOKENS),
-        latency_ms=settings.latency_target_ms or (_CPU_LATENCY_MS if on_cpu else _GPU_LATENCY_MS),
+        p99_ms=settings.p99_ms or (_CPU_P99_MS if on_cpu else _GPU_P99_MS),
         pass_timeout_s=settings.pass_timeout_s,
     )

@@ -1,6 +1,6 @@
-"""Which class of service goes next: interactive, except when bulk has waited for its share.
+"""Which class of service goes next: interactive, except when bulk has waited for its share of the device's time.
 
-Owns one number, the time that bulk is owed. Pure: it is told what passes cost and never looks at a clock.
+Owns one number, the time that bulk is owed. Pure: it is given what passes cost and never looks at a clock.
 """
 
 import threading
@@ -35,12 +35,14 @@ class FairShare:
             return Service.BULK if owed else Service.INTERACTIVE
         return Service.INTERACTIVE if interactive else Service.BULK
 
-    def charge(self, service: Service, pass_s: float, *, contended: bool) -> None:
-        """Account for a pass of `pass_s` seconds; contended if rows of both classes had waited for the device."""
+    def charge(self, pass_s: float, bulk_part: float, *, contended: bool) -> None:
+        """Account for a pass.
+
+        Args:
+            pass_s: what it took.
+            bulk_part: bulk's part of it, in [0, 1].
+            contended: whether rows of both classes had waited for the device.
+        """
+        earned_s = (self._rate * (1 - bulk_part) - bulk_part) * pass_s
         with self._lock:
-            if not contended:
-                self._owed_s = 0.0
-            elif service is Service.BULK:
-                self._owed_s = max(-_MOST_S, self._owed_s - pass_s)
-            else:
-                self._owed_s = min(_MOST_S, self._owed_s + self._rate * pass_s)
+            self._owed_s = min(max(self._owed_s + earned_s, -_MOST_S), _MOST_S) if contended else 0.0

@@ -5,51 +5,31 @@ Owns the backends that it is given. Every call into them comes from here, probes
 a lock. Where backends have a latency stream, a second loop owns those and serves the interactive rows.
 """
 
-import functools
 import logging
 import math
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from tasks.errors import EngineClosed, WorkError
 from tasks.lanes import Service
-from workers.engine.cost import CostModel
 from workers.engine.fair_share import FairShare
 from workers.engine.guard import run_guarded
-from workers.engine.oom import SafeSizes
-from workers.engine.packing import Budget
 from workers.engine.passes import Passes, Started
 from workers.engine.queue import Batch, WorkQueue
+from workers.engine.scheduler import RECENT_S, Limits, Scheduler
 from workers.engine.watchdog import DeviceHealth, Watchdog, end_process
 from workers.models.loaded import LoadedModel
 
-__all__ = ["DeviceLoop", "Limits"]
+__all__ = ["DeviceLoop"]
 
 log = logging.getLogger(__name__)
 
-# How long after the last interactive request traffic still counts as present, and bulk passes stay short.
-_RECENT_S = 3.0
 # How often a model is probed that makes no vectors.
 _PROBE_FAILING_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What bounds a pass.
-
-    Attributes:
-        batch_tokens: padded tokens of any pass.
-        latency_ms: what a bulk pass may take while interactive traffic is seen; an interactive one twice as long.
-        pass_timeout_s: a pass longer than this ends the process, and so does a device that fails for so long.
-    """
-
-    batch_tokens: int
-    latency_ms: float
-    pass_timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +37,11 @@ class _Taken:
     """A batch that is this loop's.
 
     Attributes:
-        contended: whether rows of both classes waited for the device when it was taken.
         started: its pass, where the device has it already.
         at_s: when it was taken.
     """
 
     batch: Batch
-    contended: bool
     started: Started | None
     at_s: float
 
@@ -73,7 +51,7 @@ class DeviceLoop:
 
     def __init__(
         self,
-        work: WorkQueue,
+        queue: WorkQueue,
         models: Mapping[str, LoadedModel],
         limits: Limits,
         fair_share: FairShare,
@@ -83,7 +61,7 @@ class DeviceLoop:
         """Start the thread.
 
         Args:
-            work: where rows wait.
+            queue: where rows wait.
             models: the loaded models, by card name.
             limits: bound each pass.
             fair_share: shared by all loops on a device.
@@ -92,17 +70,21 @@ class DeviceLoop:
         """
         self.watchdog = Watchdog(limits.pass_timeout_s)
         self.health = DeviceHealth()
-        self._cost = CostModel()
-        self._sizes = SafeSizes(limits.batch_tokens)
-        self.passes = Passes(self._cost, self._sizes, self.watchdog)
+        self._device_calls: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
+        self.scheduler = Scheduler(
+            queue,
+            models,
+            limits,
+            fair_share,
+            interactive_only=interactive_only,
+            interrupted=lambda: not self._device_calls.empty(),
+        )
+        self.passes = Passes(self.scheduler.cost, self.scheduler.sizes, self.watchdog, queue.clock)
         self.models = models
-        self._work, self._limits = work, limits
-        self._fair_share, self._interactive_only = fair_share, interactive_only
+        self._queue, self._limits = queue, limits
         self._probes = {name: model.tokenizer.encode(["probe"], "end")[0].tokens for name, model in models.items()}
-        self._device_calls: queue.SimpleQueue[tuple[Callable[[], None], Future[None]]] = queue.SimpleQueue()
         # Models whose last pass and probe failed, with the time when each is probed again.
         self._failing: dict[str, float] = {}
-        self._contended = False
         # What was started behind the pass that is waited for, and when the device was done with the last batch.
         self._ahead: _Taken | None = None
         self._free_s = 0.0
@@ -123,13 +105,13 @@ class DeviceLoop:
         """Run a function on the device's thread, between two passes."""
         future: Future[None] = Future()
         self._device_calls.put((function, future))
-        self._work.wake()
+        self._queue.wake()
         return future
 
     def close(self, timeout_s: float) -> None:
         """End what waits with EngineClosed, let the current pass end, and stop."""
         self._stop.set()
-        self._work.close()
+        self._queue.close()
         self._thread.join(timeout_s)
         self.watchdog.close()
 
@@ -140,16 +122,16 @@ class DeviceLoop:
                     self._turn()
                 except Exception as error:
                     log.exception("the engine's loop failed; what waits is ended, the loop goes on")
-                    self._work.end_all(WorkError(f"the engine failed: {error}"))
+                    self._queue.end_all(WorkError(f"the engine failed: {error}"))
                     self.health.note(well=False)
         finally:
-            self._work.close()
+            self._queue.close()
             if self._ahead is not None:
                 self._run_batch(self._ahead)
             self._run_device_calls(closed=True)
 
     def _turn(self) -> None:
-        taken, self._ahead = self._ahead or self._take(self._probe_due_s()), None
+        taken, self._ahead = self._ahead or self._take_next(), None
         self._run_device_calls()
         if taken is not None:
             try:
@@ -167,50 +149,24 @@ class DeviceLoop:
         again_s = min(self._failing.values(), default=math.inf) - time.monotonic()
         return max(0.0, min(self.health.probe_due_s(), again_s))
 
+    def _take_next(self) -> _Taken | None:
+        if gathering := self.scheduler.gather():
+            self._queue.await_calls(self.scheduler, gathering.calls, gathering.within_s)
+        return self._take(self._probe_due_s())
+
     def _take(self, timeout_s: float) -> _Taken | None:
-        batch = self._work.take(self, timeout_s)
+        batch = self._queue.take(self.scheduler, timeout_s)
         if batch is None:
             return None
-        at_s = time.perf_counter()
-        return _Taken(batch, self._contended, self.passes.start(self.models[batch.model], batch.rows), at_s)
+        at_s = self._queue.clock()
+        return _Taken(batch, self.passes.start(self.models[batch.model], batch.rows), at_s)
 
     def _works_ahead(self, taken: _Taken) -> bool:
         """Return whether to start the next pass behind this one: not where an interactive row would wait for both."""
         if taken.started is None:
             return False
-        elsewhere = not self.serves(taken.batch.model, Service.INTERACTIVE)
-        return elsewhere or self._work.interactive_age_s() >= _RECENT_S
-
-    def interrupted(self) -> bool:
-        """See `Taker.interrupted`."""
-        return not self._device_calls.empty()
-
-    def choose(self, interactive: bool, bulk: bool) -> Service:  # noqa: FBT001 - called by position
-        """See `Taker.choose`."""
-        self._contended = interactive and bulk
-        return self._fair_share.choose(interactive=interactive, bulk=bulk)
-
-    def serves(self, model: str, service: Service) -> bool:
-        """See `Taker.serves`."""
-        if service is Service.BULK:
-            return not self._interactive_only
-        return model in self.models and (self._interactive_only or self.models[model].backend.latency_stream is None)
-
-    def budget(self, model: str, service: Service) -> Budget:
-        """Bound a pass by memory, and by time where somebody may be waiting for the next one."""
-        within_ms = self._pass_ms(service)
-
-        @functools.cache
-        def budget(longest: int) -> int:
-            tokens = self._sizes.limit(model, longest)
-            return tokens if within_ms is None else min(tokens, self._cost.tokens_within(model, longest, within_ms))
-
-        return budget
-
-    def _pass_ms(self, service: Service) -> float | None:
-        if service is Service.INTERACTIVE:
-            return 2 * self._limits.latency_ms
-        return self._limits.latency_ms if self._work.interactive_age_s() < _RECENT_S else None
+        elsewhere = not self.scheduler.serves(taken.batch.model, Service.INTERACTIVE)
+        return elsewhere or self._queue.interactive_age_s() >= RECENT_S
 
     def _run_batch(self, taken: _Taken) -> None:
         batch = taken.batch
@@ -219,13 +175,13 @@ class DeviceLoop:
         except BaseException as error:
             log.exception("%s: a batch failed outside the model; its requests are ended", batch.model)
             for request in {row.request for row in batch.rows}:
-                self._work.forget(request)
+                self._queue.forget(request)
                 request.fail(WorkError(f"the engine failed: {error}"))
             if not isinstance(error, Exception):
                 raise
             well = False
-        began_s, self._free_s = max(taken.at_s, self._free_s), time.perf_counter()
-        self._fair_share.charge(batch.service, self._free_s - began_s, contended=taken.contended)
+        began_s, self._free_s = max(taken.at_s, self._free_s), self._queue.clock()
+        self.scheduler.note_pass(batch, self._free_s - began_s, self.passes.ended_s)
         if well:
             self._failing.pop(batch.model, None)
             self.health.note(well=True)

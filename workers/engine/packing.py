@@ -5,17 +5,37 @@ together. Knows neither lanes nor time.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from workers.models.shapes import round_rows_down
 
-__all__ = ["Budget", "pick_around", "pick_run"]
+__all__ = ["LEAST_PADDING", "Budget", "pick_around", "pick_beside", "pick_run"]
 
-# Largest share of padding in a pass. Padding costs time, and in bfloat16 a little precision: a row that is padded to
+# Padding in a pass by its real tokens. Padding costs time, and in bfloat16 a little precision: a row that is padded to
 # five times its length has a cosine of 0.99999 to the same row alone, one with little padding 0.9999999.
-_MAX_WASTE = 0.25
+LEAST_PADDING = 1 / 3
 
-# From the longest row's tokens to the padded tokens that a pass may have.
-Budget = Callable[[int], int]
+
+def _some_padding(_longest: int) -> float:
+    return LEAST_PADDING
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a pass may have, given its longest row.
+
+    Attributes:
+        tokens: padded tokens, by the longest row's.
+        padding: tokens of padding for each real one, likewise.
+    """
+
+    tokens: Callable[[int], int]
+    padding: Callable[[int], float] = _some_padding
+
+    def holds(self, rows: int, longest: int, real: int) -> bool:
+        """Return whether so many rows, the longest of that length, with so many real tokens, are a pass."""
+        padded = rows * longest
+        return padded <= self.tokens(longest) and padded - real <= self.padding(longest) * real
 
 
 def pick_run(lengths: Iterable[int], budget: Budget, multiple: int = 1) -> int:
@@ -23,30 +43,47 @@ def pick_run(lengths: Iterable[int], budget: Budget, multiple: int = 1) -> int:
 
     Args:
         lengths: tokens per row, ascending or descending, at least one row.
-        budget: padded tokens allowed, by the longest row.
+        budget: bounds the pass.
         multiple: rows that the device computes side by side. So many are taken even where they are over the budget,
             and the count is a multiple of it, on the grid of `workers.models.shapes`, while rows last.
     """
     count, longest, real = 0, 0, 0
     for length in lengths:
         longest, real = max(longest, length), real + length
-        padded = (count + 1) * longest
-        if count >= multiple and (padded > budget(longest) or padded - real > _MAX_WASTE * padded):
+        if count >= multiple and not budget.holds(count + 1, longest, real):
             return round_rows_down(count // multiple) * multiple
         count += 1
     return count
 
 
+def pick_beside(lengths: Iterable[int], rows: Sequence[int], budget: Budget) -> int:
+    """Return how many rows from the front of a run sorted by length fit into one pass with others; maybe none.
+
+    Args:
+        lengths: tokens per row, ascending or descending.
+        rows: tokens of the rows that are in the pass already, at least one.
+        budget: bounds the pass.
+    """
+    longest, real, most = max(rows), sum(rows), 0
+    for count, length in enumerate(lengths, start=1):
+        longest, real = max(longest, length), real + length
+        if (len(rows) + count) * longest > budget.tokens(longest):
+            break
+        # A few long rows may be too much padding for short ones, and some more of them not.
+        if budget.holds(len(rows) + count, longest, real):
+            most = count
+    return most
+
+
 def pick_around(lengths: Sequence[int], head: int, budget: Budget) -> tuple[int, int]:
     """Return the half-open range of rows that share a pass with the row at `head`, which is always in it.
 
-    The range grows from the head towards the neighbour that is nearer in length, as long as padded tokens stay
-    within the budget and the padding's share of them within a quarter.
+    The range grows from the head towards the neighbour that is nearer in length, as long as the budget allows.
 
     Args:
         lengths: tokens per row, ascending.
         head: position of the row that has to be served now.
-        budget: padded tokens allowed, by the longest row.
+        budget: bounds the pass.
     """
     start, end, real = head, head + 1, lengths[head]
     while start > 0 or end < len(lengths):
@@ -54,8 +91,7 @@ def pick_around(lengths: Sequence[int], head: int, budget: Budget) -> tuple[int,
         grown = (start - 1, end) if down else (start, end + 1)
         real += lengths[start - 1] if down else lengths[end]
         longest = lengths[grown[1] - 1]
-        padded = (grown[1] - grown[0]) * longest
-        if padded > budget(longest) or padded - real > _MAX_WASTE * padded:
+        if not budget.holds(grown[1] - grown[0], longest, real):
             break
         start, end = grown
     return start, end

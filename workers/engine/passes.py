@@ -6,7 +6,8 @@ nothing of waiting rows.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tasks.engine import ItemError
@@ -41,26 +42,44 @@ class Passes:
     Attributes:
         count: passes that ended well.
         last_ms: what the last of them took.
+        ended_s: when it ended, by the clock.
     """
 
-    def __init__(self, cost: CostModel, sizes: SafeSizes, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        cost: CostModel,
+        sizes: SafeSizes,
+        watchdog: Watchdog,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Feed `cost` and `sizes` with what passes show; `clock` gives seconds."""
         self.count = 0
         self.last_ms = 0.0
         self._rate_tokens = self._rate_s = 0.0
-        self._ended_s = 0.0
-        self._cost, self._sizes, self._watchdog = cost, sizes, watchdog
+        self.ended_s = 0.0
+        self._cost, self._sizes, self._watchdog, self.clock = cost, sizes, watchdog, clock
+        self._learns = True
 
     @property
     def tokens_per_s(self) -> float:
         """Real tokens per second of device time, over the last passes; 0 before the first."""
         return self._rate_tokens / self._rate_s if self._rate_s else 0.0
 
+    @contextmanager
+    def unmeasured(self) -> Iterator[None]:
+        """Learn no costs meanwhile: the first pass of a shape costs what no later one does."""
+        self._learns = False
+        try:
+            yield
+        finally:
+            self._learns = True
+
     def start(self, model: LoadedModel, rows: Sequence[Row]) -> Started | None:
         """Start a pass over all the rows, for `run` to wait for; None where the backend cannot, or it fails now."""
         pipeline = model.backend.pipeline
         if pipeline is None or any(row.tokens.extras for row in rows):
             return None
-        at_s = time.perf_counter()
+        at_s = self.clock()
         try:
             with self._watchdog.watch():
                 return Started(pipeline.start([row.tokens for row in rows]), at_s)
@@ -95,7 +114,7 @@ class Passes:
 
     def _run_part(self, model: LoadedModel, rows: Sequence[Row], started: Started | None) -> None:
         # The device began a pass that was started early when it was done with the one before.
-        began_s = time.perf_counter() if started is None else max(started.at_s, self._ended_s)
+        began_s = self.clock() if started is None else max(started.at_s, self.ended_s)
         tokens = [row.tokens for row in rows]
         heads = model.backend.heads if any(row.extras for row in tokens) else None
         with self._watchdog.watch():
@@ -103,8 +122,8 @@ class Passes:
                 values, bad = run_guarded(model.backend, tokens, started.values if started else None)
             else:
                 values, bad, extras = run_guarded_heads(heads, tokens)
-        self._ended_s = time.perf_counter()
-        self._measure(model, rows, self._ended_s - began_s)
+        self.ended_s = self.clock()
+        self._measure(model, rows, self.ended_s - began_s)
         if heads is not None:
             for row, parts in zip(rows, extras, strict=True):
                 row.request.extras[row.index] = parts
@@ -116,8 +135,10 @@ class Passes:
 
     def _measure(self, model: LoadedModel, rows: Sequence[Row], pass_s: float) -> None:
         name, longest = model.card.name, _longest(rows)
-        self._cost.observe(name, longest, len(rows) * longest, pass_s * 1000)
-        self._sizes.grow(name, longest)
+        padded = len(rows) * longest
+        if self._learns:
+            self._cost.observe(name, longest, padded, pass_s * 1000)
+        self._sizes.grow(name, longest, padded)
         self.count += 1
         self.last_ms = pass_s * 1000
         self._rate_tokens = self._rate_tokens * _KEEP + sum(map(len, rows))

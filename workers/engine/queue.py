@@ -9,17 +9,16 @@ import itertools
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from tasks.engine import Outcomes
 from tasks.errors import DeadlineExceeded, EngineClosed, LaneFull
 from tasks.lanes import Service
 from workers.engine.packing import Budget
 from workers.engine.pending import PendingWork, Row
 from workers.engine.row_order import BulkLane, InteractiveLane, RowLane
+from workers.engine.traffic import CallTraffic
 
 __all__ = ["Batch", "Taker", "WorkQueue"]
 
@@ -29,11 +28,27 @@ _SLACK = 256
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one model and one class that go through the device together."""
+    """Rows of one model that go through the device together.
+
+    Attributes:
+        model: name of the card.
+        service: the class whose turn it is. With interactive rows, bulk rows may go along.
+        rows: by length, at least one.
+        contended: whether rows of both classes waited.
+    """
 
     model: str
     service: Service
     rows: list[Row]
+    contended: bool = False
+
+    @property
+    def bulk_part(self) -> float:
+        """Bulk's part of the batch's tokens, in [0, 1]."""
+        if self.service is Service.BULK:
+            return 1.0
+        bulk = sum(len(row) for row in self.rows if row.request.service is Service.BULK)
+        return bulk / sum(map(len, self.rows))
 
 
 class Taker(Protocol):
@@ -51,6 +66,10 @@ class Taker(Protocol):
         """Return what bounds the next pass."""
         ...
 
+    def fill_budget(self, model: str) -> Budget:
+        """Return up to what size bulk rows go along with interactive ones."""
+        ...
+
     def interrupted(self) -> bool:
         """Return whether the taker has something else to do than to wait; see `WorkQueue.wake`."""
         ...
@@ -59,8 +78,15 @@ class Taker(Protocol):
 class WorkQueue:
     """Rows that wait for the device. Thread-safe."""
 
-    def __init__(self, max_tokens: int, window_tokens: int) -> None:
-        """Bound each class of service to `max_tokens`; sort bulk rows by length among `window_tokens`."""
+    def __init__(self, max_tokens: int, window_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start empty.
+
+        Args:
+            max_tokens: bounds each class of service.
+            window_tokens: bulk rows are sorted by length among so many.
+            clock: gives the seconds in which deadlines are counted.
+        """
+        self.clock = clock
         self._max_tokens = max_tokens
         self._window_tokens = window_tokens
         self._lock = threading.Lock()
@@ -73,7 +99,9 @@ class WorkQueue:
         # A heap; the counter keeps requests themselves from being compared.
         self._deadlines: list[tuple[float, int, PendingWork]] = []
         self._order = itertools.count()
-        self._interactive_at_s = float("-inf")
+        self._traffic = CallTraffic()
+        # Takers that wait for the arrival of a certain call, by its number; earlier ones need not wake them.
+        self._awaited: dict[Taker, int] = {}
         self._closed = False
 
     def put(self, request: PendingWork, retry_after_s: Callable[[int], float]) -> None:
@@ -99,12 +127,13 @@ class WorkQueue:
             raise EngineClosed("this worker is going away")
         if full:
             raise LaneFull(f"{waiting} tokens wait in this worker already", retry_after_s=retry_after_s(waiting))
-        request.future.add_done_callback(lambda future: self._forget_cancelled(request, future))
+        asked_s = self.clock()
+        request.future.add_done_callback(lambda _: self._note_end(request, asked_s))
 
     def take(self, taker: Taker, timeout_s: float) -> Batch | None:
         """Remove and return the rows of the taker's next pass; None after the timeout, or when it is interrupted."""
         with self._lock:
-            changed = self._changed.setdefault(taker, threading.Condition(self._lock))
+            changed = self._condition(taker)
             changed.wait_for(lambda: self._closed or taker.interrupted() or bool(self._find(taker)), timeout_s)
             expired = self._pop_expired()
             found = self._find(taker)
@@ -112,6 +141,21 @@ class WorkQueue:
             self._call_for_rest()
         _expire(expired)
         return batch
+
+    def await_calls(self, taker: Taker, calls: int, timeout_s: float) -> None:
+        """Return when so many more calls have come, bulk rows wait, the taker is interrupted, or after the timeout."""
+        with self._lock:
+            number = self._awaited[taker] = self._traffic.arrived + calls
+            self._condition(taker).wait_for(
+                lambda: (
+                    self._closed
+                    or self._traffic.arrived >= number
+                    or taker.interrupted()
+                    or self.has_waiting(Service.BULK)
+                ),
+                timeout_s,
+            )
+            del self._awaited[taker]
 
     def wake(self) -> None:
         """Let every waiting `take` look again whether it is interrupted."""
@@ -148,7 +192,24 @@ class WorkQueue:
 
     def interactive_age_s(self) -> float:
         """Return how long ago the last interactive request came; infinity if none ever did."""
-        return time.monotonic() - self._interactive_at_s
+        return self._traffic.age_s(self.clock())
+
+    def calls_per_s(self) -> float:
+        """Return how many interactive requests a second come of late."""
+        return self._traffic.calls_per_s(self.clock())
+
+    def count_calls(self, after_s: float, until_s: float) -> int:
+        """Return how many interactive requests came after one moment and not after another."""
+        with self._lock:
+            return self._traffic.count(after_s, until_s)
+
+    def call_p99_s(self, model: str) -> float:
+        """Return the 99th percentile of how long interactive requests took in the last minute; 0 without any."""
+        with self._lock:
+            return self._traffic.p99_s(model, self.clock())
+
+    def _condition(self, taker: Taker) -> threading.Condition:
+        return self._changed.setdefault(taker, threading.Condition(self._lock))
 
     def _add(self, request: PendingWork, tokens: int) -> None:
         service, model = request.service, request.model.card.name
@@ -163,7 +224,7 @@ class WorkQueue:
         if request.deadline_s is not None:
             self._note_deadline(request, request.deadline_s)
         if service is Service.INTERACTIVE:
-            self._interactive_at_s = time.monotonic()
+            self._traffic.note_arrival(self.clock())
         self._call(model, service)
 
     def _note_deadline(self, request: PendingWork, deadline_s: float) -> None:
@@ -174,13 +235,14 @@ class WorkQueue:
         heapq.heappush(self._deadlines, (deadline_s, next(self._order), request))
 
     def _call(self, model: str, service: Service) -> None:
-        """Wake those who may take these rows."""
+        """Wake those who may take these rows, and do not wait for more calls first."""
         for taker, changed in self._changed.items():
-            if taker.serves(model, service):
+            awaits_more = service is Service.INTERACTIVE and self._traffic.arrived < self._awaited.get(taker, 0)
+            if taker.serves(model, service) and not awaits_more:
                 changed.notify()
 
     def _call_for_rest(self) -> None:
-        """Wake those who may take what is left: they may have waited for other rows to be gone."""
+        """Wake the takers of what is left: they may have waited for other rows to be gone."""
         for service, lanes in self._lanes.items():
             for model, lane in lanes.items():
                 if len(lane):
@@ -199,16 +261,27 @@ class WorkQueue:
         return next(((name, service) for name, lane in lanes if len(lane) and taker.serves(name, service)), None)
 
     def _take(self, taker: Taker, model: str, service: Service) -> Batch:
+        contended = all(map(self.has_waiting, Service))
         lanes = self._lanes[service]
         # To the end of the line: models with waiting rows take turns.
         lanes[model] = lanes.pop(model)
         rows = lanes[model].take(taker.budget(model, service))
+        if service is Service.INTERACTIVE:
+            rows += self._fill(taker, model, rows)
+            rows.sort(key=len)
         taken: defaultdict[PendingWork, int] = defaultdict(int)
         for row in rows:
             taken[row.request] += len(row)
         for request, tokens in taken.items():
             self._subtract(request, tokens)
-        return Batch(model, service, rows)
+        return Batch(model, service, rows, contended)
+
+    def _fill(self, taker: Taker, model: str, rows: Sequence[Row]) -> list[Row]:
+        """Take bulk rows along in a pass for these interactive ones."""
+        lane = self._lanes[Service.BULK].get(model)
+        if not isinstance(lane, BulkLane) or not taker.serves(model, Service.BULK):
+            return []
+        return lane.take_beside(rows, taker.fill_budget(model))
 
     def _subtract(self, request: PendingWork, tokens: int) -> None:
         self._tokens[request.service] -= tokens
@@ -218,7 +291,7 @@ class WorkQueue:
 
     def _pop_expired(self) -> list[PendingWork]:
         """Remove what is past its deadline, so that the device never sees it; the caller ends it without the lock."""
-        now_s = time.monotonic()
+        now_s = self.clock()
         expired = []
         while self._deadlines and self._deadlines[0][0] <= now_s:
             request = heapq.heappop(self._deadlines)[2]
@@ -237,9 +310,13 @@ class WorkQueue:
         if present:
             self._call_for_rest()
 
-    def _forget_cancelled(self, request: PendingWork, future: Future[Outcomes]) -> None:
-        if future.cancelled():
+    def _note_end(self, request: PendingWork, asked_s: float) -> None:
+        if request.future.cancelled():
             self.forget(request)
+        elif request.service is Service.INTERACTIVE:
+            now_s = self.clock()
+            with self._lock:
+                self._traffic.note_answer(request.model.card.name, now_s, now_s - asked_s)
 
 
 def _expire(requests: list[PendingWork]) -> None:

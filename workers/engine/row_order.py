@@ -6,10 +6,11 @@ Bulk: by length within a window, so that little padding is computed. Not thread-
 
 from bisect import insort
 from collections import deque
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Protocol
 
-from workers.engine.packing import Budget, pick_around, pick_run
+from workers.engine.packing import Budget, pick_around, pick_beside, pick_run
 from workers.engine.pending import PendingWork, Row
 
 __all__ = ["BulkLane", "InteractiveLane", "RowLane"]
@@ -105,15 +106,24 @@ class BulkLane:
         """Take the next run of the window."""
         if self._waiting and self._is_low(budget):
             self._refill()
-        count = self._count(budget)
-        taken = self._window[-count:]
-        del self._window[-count:]
-        return taken
+        return self._pop(self._count(budget))
+
+    def take_beside(self, rows: Sequence[Row], budget: Budget) -> list[Row]:
+        """Remove and return the rows of the window's next run that fit into a pass with others; maybe none."""
+        if self._waiting and not self._window:
+            self._refill()
+        return self._pop(pick_beside(map(len, reversed(self._window)), [len(row) for row in rows], budget))
 
     def drop(self, requests: AbstractSet[PendingWork]) -> None:
         """See `RowLane.drop`."""
         self._waiting = deque(row for row in self._waiting if row.request not in requests)
         self._window = [row for row in self._window if row.request not in requests]
+
+    def _pop(self, count: int) -> list[Row]:
+        start = len(self._window) - count
+        taken = self._window[start:]
+        del self._window[start:]
+        return taken
 
     def _is_low(self, budget: Budget) -> bool:
         """Whether what is left of the window does not fill a pass."""

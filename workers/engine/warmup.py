@@ -4,7 +4,6 @@ Owns the choice of shapes. The first pass of a shape costs more than later ones 
 taken), and the cost model should know each length before it has to keep a bulk pass short.
 """
 
-import time
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -23,8 +22,6 @@ __all__ = ["warm_up"]
 # Longer shapes are left out once warming up took this long: a large model on a CPU would take minutes.
 _ENOUGH_S = 5.0
 _LENGTHS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 256, 512, 2048, 8192)
-# A second pass of a shape costs what later ones will; the first pays for the choice of kernels.
-_ROUNDS = 2
 
 
 def warm_up(model: LoadedModel, passes: Passes, batch_tokens: int) -> None:
@@ -33,23 +30,30 @@ def warm_up(model: LoadedModel, passes: Passes, batch_tokens: int) -> None:
     Raises:
         WorkError: a row has no vector.
     """
-    started_s = time.monotonic()
+    started_s = passes.clock()
     for length, rows in _shapes(model.tokenizer.max_tokens, batch_tokens):
-        if time.monotonic() - started_s > _ENOUGH_S:
+        if passes.clock() - started_s > _ENOUGH_S:
             return
-        request = PendingWork(model, Service.BULK, None, _keep_errors)
-        request.add_rows([_dummy(model, length)] * rows)
-        passes.run(model, request.rows)
-        if errors := request.future.result(0).errors:
-            reason = next(iter(errors.values())).message
-            raise WorkError(f"{model.card.name}: the warm-up pass of {rows} rows of {length} tokens failed: {reason}")
+        # The first pass of a shape pays for the choice of kernels; the second costs what later ones will.
+        with passes.unmeasured():
+            _run(model, passes, length, rows)
+        _run(model, passes, length, rows)
+
+
+def _run(model: LoadedModel, passes: Passes, length: int, rows: int) -> None:
+    work = PendingWork(model, Service.BULK, None, _keep_errors)
+    work.add_rows([_dummy(model, length)] * rows)
+    passes.run(model, work.rows)
+    if errors := work.future.result(0).errors:
+        reason = next(iter(errors.values())).message
+        raise WorkError(f"{model.card.name}: the warm-up pass of {rows} rows of {length} tokens failed: {reason}")
 
 
 def _shapes(max_tokens: int, batch_tokens: int) -> Iterator[tuple[int, int]]:
     lengths = [length for length in _LENGTHS if length < max_tokens] + [max_tokens]
     for length in lengths:
         for rows in dict.fromkeys((1, max(1, batch_tokens // length))):
-            yield from [(length, rows)] * _ROUNDS
+            yield length, rows
 
 
 def _dummy(model: LoadedModel, length: int) -> Tokens:
