@@ -118,6 +118,11 @@ def lane_deadlines(lane: Lane) -> Key:
     return Key(f"{_PREFIX}:lane:{lane.queue}:deadlines")
 
 
+def lane_misfits(lane: Lane) -> Key:
+    """Sorted set: jobs of a bulk lane that a worker with another model was offered, by the time (ms) of that."""
+    return Key(f"{_PREFIX}:lane:{lane.queue}:misfits")
+
+
 def lane_requests(lane: Lane) -> Key:
     """List: interactive requests; those above the limits of a small one wait in the bulk lane's list."""
     return Key(f"{_PREFIX}:lane:{lane.queue}:requests")

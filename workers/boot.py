@@ -109,7 +109,7 @@ class _Parts:
         cards = [model.card for model in self._models.values()]
         self.unserved = [_queue_of(card) for card in self._reports.failed_cards()]
         redis = connect(settings.redis_url, name="worker", timeout_s=_STORE_TIMEOUT_S, retries=1)
-        leases = Leases(redis, settings)
+        leases = Leases(redis, settings, {model.card.slug: model.fingerprint for model in self._models.values()})
         engine = _reuse(settings, self._models, self.engine)
         dimensions = {card.name: card.dimension or 0 for card in cards}
         app.twolane = WorkerContext(

@@ -66,9 +66,18 @@ def view_job(job: Job, progress: JobProgress) -> dict[str, Any]:
         "fingerprint": job.fingerprint,
         "metadata": job.extra.get("metadata") or {},
         "webhook": _view_webhook(job.webhook),
-        "error": job.error or None,
+        "error": _explain_wait(job) or job.error or None,
         "links": _links(job),
     }
+
+
+def _explain_wait(job: Job) -> str:
+    if not job.waits_for_model or job.ended:
+        return ""
+    return (
+        f"this job waits for a worker with the model that it began with ({job.fingerprint}): its vectors could not be "
+        "compared with those of another one. Start such a worker, or cancel the job and submit it again"
+    )
 
 
 def render_job(live: Services, job: Job, *, status: int = 200) -> Response:

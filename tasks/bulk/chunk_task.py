@@ -21,7 +21,7 @@ from tasks.celery import app, publisher
 from tasks.engine import Engine, ItemError
 from tasks.errors import CapacityError, EngineClosed, InputLost
 from tasks.jobs.blobs import Blobs, open_blobs
-from tasks.jobs.claims import Claim, Completed, Completion, Ticket
+from tasks.jobs.claims import Claim, ClaimCode, Completed, Completion, Ticket
 from tasks.jobs.leases import Leases
 from tasks.jobs.model import ChunkInput
 from tasks.lanes import Lane
@@ -59,6 +59,8 @@ def run_chunk(job_id: str, chunk: int) -> None:
         return
     try:
         claim = context.leases.claim(job_id, chunk, context.worker_id, device.lease_s(context.settings))
+        if claim.code is ClaimCode.MISFIT:
+            _log.info("chunk %s of %s waits for a worker with the model that its job began with", chunk, job_id)
         if claim.held:
             head = _settle(context, claim)
             job = context.leases.find(job_id)

@@ -24,6 +24,8 @@ class ClaimCode(enum.StrEnum):
     DONE = "DONE"
     STOP = "STOP"
     GONE = "GONE"
+    # The job began with another model than this worker's.
+    MISFIT = "MISFIT"
 
 
 class Completed(enum.StrEnum):

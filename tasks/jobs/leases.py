@@ -5,7 +5,7 @@ is in `tasks.bulk.chunk_task`.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import orjson
@@ -21,6 +21,7 @@ from tasks.jobs.transitions import (
     ClaimScript,
     CompleteScript,
     DispatchScript,
+    FitScript,
     HeartbeatScript,
     JobKeys,
     JobRef,
@@ -48,12 +49,14 @@ class Leases:
     Args:
         redis: client without `decode_responses`.
         settings: window, lease and time limits.
+        fingerprints: of the models that this process computes with, by slug; a model that is not there is not compared.
     """
 
-    def __init__(self, redis: Redis, settings: Settings) -> None:
+    def __init__(self, redis: Redis, settings: Settings, fingerprints: Mapping[str, str] | None = None) -> None:
         self.redis = redis
         self.settings = settings
         self._scripts = Scripts(redis)
+        self._fingerprints = fingerprints or {}
         self._refs: dict[str, JobRef] = {}
 
     def dispatch(self, lane: Lane, head: str | None = None) -> list[Ticket]:
@@ -94,6 +97,7 @@ class Leases:
             nonce=secrets.token_hex(4),
             lease_ms=self._lease_ms(lease_s),
             max_attempts=self.settings.max_attempts * _CEILING_FACTOR,
+            fingerprint=self._fingerprints.get(job.lane.model, ""),
         )
         return read_claim(job_id, chunk, self._scripts.call(call))
 
@@ -144,6 +148,7 @@ class Leases:
             frame=completion.frame if pointer == IN_REDIS else b"",
             error=completion.error,
             cached=completion.cached,
+            fingerprint=self._fingerprints.get(job.lane.model, ""),
         )
         code, _, head = self._scripts.call(call)
         return Completed(code.decode()), head.decode()
@@ -166,6 +171,7 @@ class Leases:
         entries, jobs = self._list_overdue(lane)
         for job_id in jobs:
             self._scripts.call(CancelScript(self._keys(self._place(job_id.decode(), lane)), ending="expired"))
+        self._take_up_misfits(lane)
         return self._reap(lane, entries)
 
     def reap_job(self, job: JobRef | Job) -> None:
@@ -217,6 +223,14 @@ class Leases:
             timeout_ms=int(self.settings.ticket_timeout_s * 1000),
         )
         return cast("tuple[bytes, bytes, bytes, int, int]", self._scripts.call(call))
+
+    def _take_up_misfits(self, lane: Lane) -> None:
+        """Give the jobs their turn again that wait for a worker with this one's model."""
+        if not (fingerprint := self._fingerprints.get(lane.model)):
+            return
+        waiting = cast("list[bytes]", self.redis.zrange(keys.lane_misfits(lane), 0, -1))
+        for job_id in waiting:
+            self._scripts.call(FitScript(self._keys(self._place(job_id.decode(), lane)), fingerprint))
 
     def _list_overdue(self, lane: Lane) -> tuple[list[bytes], list[bytes]]:
         call = OverdueScript(

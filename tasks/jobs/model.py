@@ -169,6 +169,8 @@ class Job:
     version: int = 0
     # When the job ends as `expired` if it has not ended by itself; None never.
     deadline_at: float | None = None
+    # Whether its chunks wait for a worker with the model that it began with.
+    waits_for_model: bool = False
     # The request's own description of itself: document counts per query, metadata, custom fields.
     extra: Mapping[str, object] = field(default_factory=dict)
     # None: no webhook.

@@ -167,6 +167,7 @@ def read_job(record: Mapping[bytes, bytes]) -> Job:
         priority=_priority(text["priority"]),
         fingerprint=text["fingerprint"],
         error=text.get("error", ""),
+        waits_for_model="misfit" in text,
         version=number("version"),
         extra=orjson.loads(text["extra"]),
         webhook=_webhook(text.get("webhook"), text.get("delivery")),

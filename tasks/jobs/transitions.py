@@ -21,6 +21,7 @@ __all__ = [
     "CreateScript",
     "DeleteScript",
     "DispatchScript",
+    "FitScript",
     "HeartbeatScript",
     "JobKeys",
     "JobRef",
@@ -60,6 +61,7 @@ class JobKeys:
         inflight: the lane's tickets and claims.
         clock: the lane's virtual time.
         deadlines: the lane's deadlines.
+        misfits: the lane's jobs that wait for a worker with their model.
         reserved: bytes that jobs will still need for results.
         reserved_until: those jobs by expiry.
         webhooks: jobs whose end a webhook has to be sent for.
@@ -77,6 +79,7 @@ class JobKeys:
     inflight: Key
     clock: Key
     deadlines: Key
+    misfits: Key
     reserved: Key
     reserved_until: Key
     webhooks: Key
@@ -97,6 +100,7 @@ class JobKeys:
             inflight=keys.lane_inflight(job.lane),
             clock=keys.lane_clock(job.lane),
             deadlines=keys.lane_deadlines(job.lane),
+            misfits=keys.lane_misfits(job.lane),
             reserved=keys.store_reserved(),
             reserved_until=keys.store_reserved_until(),
             webhooks=keys.webhooks_due(),
@@ -211,7 +215,11 @@ class DispatchScript(Script):
 
 
 class ClaimScript(Script):
-    """Claim a chunk; the `nonce` of a call gives its repetition the same answer."""
+    """Claim a chunk; the `nonce` of a call gives its repetition the same answer.
+
+    Attributes:
+        fingerprint: of the worker's model; empty: not known, and not compared.
+    """
 
     keys: JobKeys
     number: int
@@ -219,6 +227,14 @@ class ClaimScript(Script):
     nonce: str
     lease_ms: int
     max_attempts: int
+    fingerprint: str
+
+
+class FitScript(Script):
+    """Give a job its turn again, if the worker's model is the one that the job began with."""
+
+    keys: JobKeys
+    fingerprint: str
 
 
 class HeartbeatScript(Script):
@@ -258,6 +274,7 @@ class CompleteScript(Script):
     frame: bytes
     error: str
     cached: int
+    fingerprint: str
 
 
 class ReleaseScript(Script):

@@ -10,7 +10,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from config.settings import Settings
-from tests.support.web import opened_app
+from tasks.jobs.claims import ClaimCode
+from tasks.jobs.leases import Leases
+from tasks.lanes import Lane, Service
+from tests.support.web import opened_app, services_of
 
 TEXTS = [f"passage number {i}" for i in range(700)]
 
@@ -45,6 +48,20 @@ def test_a_job_waits_for_a_worker_can_be_paused_resumed_and_cancelled(app: Flask
     array = np.load(io.BytesIO(client.get(f"/v1/jobs/{job_id}/results?format=npy").data))
     assert array.shape == (700, 64)
     assert np.isnan(array).all()
+
+
+def test_a_job_whose_model_is_gone_says_what_it_waits_for(app: Flask) -> None:
+    client, live = app.test_client(), services_of(app)
+    job_id = submit(client, [text for text in TEXTS for _ in range(4)]).json["id"]
+    lane = Lane("fake", Service.BULK)
+    for fingerprint, code in (("fake:a", ClaimCode.OK), ("fake:b", ClaimCode.MISFIT)):
+        leases = Leases(live.redis, live.settings, {"fake": fingerprint})
+        chunk = 0 if code is ClaimCode.OK else 1
+        assert leases.claim(job_id, chunk, "w").code is code
+    assert "fake:a" in client.get(f"/v1/jobs/{job_id}").json["error"]
+    live.store.leases.reap(lane)
+    Leases(live.redis, live.settings, {"fake": "fake:a"}).reap(lane)
+    assert client.get(f"/v1/jobs/{job_id}").json["error"] is None
 
 
 def test_a_small_job_without_a_worker_is_refused_at_once_and_not_kept(app: Flask) -> None:

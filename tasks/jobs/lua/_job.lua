@@ -4,7 +4,7 @@ local TIME = redis.call('TIME')
 local NOW_MS = TIME[1] * 1000 + math.floor(TIME[2] / 1000)
 
 local FIELDS = { 'state', 'ending', 'claimed', 'chunks', 'chunks_done', 'total', 'completed', 'failed', 'deadline_ms',
-  'expires_ms', 'started_ms', 'vtime', 'weight', 'fence', 'result_bytes', 'retried' }
+  'expires_ms', 'started_ms', 'vtime', 'weight', 'fence', 'result_bytes', 'retried', 'misfit' }
 local ENDED = { succeeded = true, failed = true, cancelled = true, expired = true }
 
 -- The fields that transitions decide by; nil when the job is gone.
@@ -61,11 +61,30 @@ end
 
 -- Enter the fair queue. A newcomer, or one that was away, starts at the lane's clock: waiting earns no credit.
 local function enter_ready(job)
-  if job.state ~= 'queued' and job.state ~= 'running' then return end
+  if job.misfit or (job.state ~= 'queued' and job.state ~= 'running') then return end
   if redis.call('LLEN', PENDING) == 0 or redis.call('ZSCORE', READY, job_id) then return end
   set(job, 'vtime', math.max(job.vtime, tonumber(redis.call('GET', CLOCK) or 0)))
   redis.call('ZADD', READY, job.vtime, job_id)
   redis.call('PEXPIRE', READY, lane_ttl_ms)
+end
+
+-- Whether a worker's model is the one that the job began with. As long as nothing was computed, the job takes any.
+local function fits(job, fingerprint)
+  if fingerprint == '' then return true end
+  local first = redis.call('HGET', JOB, 'fingerprint') or ''
+  if first == fingerprint then return true end
+  if first ~= '' and (job.claimed > 0 or job.chunks_done > 0 or job.completed > 0) then return false end
+  set(job, 'fingerprint', fingerprint)
+  return true
+end
+
+-- The job has no turn before a worker with its model comes: it must not fill the window with tickets that none can use.
+local function wait_for_model(job)
+  redis.call('ZREM', READY, job_id)
+  redis.call('ZADD', MISFITS, NOW_MS, job_id)
+  redis.call('PEXPIRE', MISFITS, lane_ttl_ms)
+  set(job, 'misfit', 1)
+  announce(job)
 end
 
 -- A chunk goes back to the head of the queue, so that it runs again before new ones.
@@ -128,6 +147,7 @@ local function end_job(job, state)
   redis.call('DEL', PENDING)
   redis.call('ZREM', READY, job_id)
   redis.call('ZREM', DEADLINES, job_id)
+  redis.call('ZREM', MISFITS, job_id)
   redis.call('HDEL', QUEUED, job_id)
   unreserve(math.huge)
   note_end(state)

@@ -32,6 +32,11 @@ if chunk.state == 'claimed' then
   count_death(chunk)
   add(job, 'claimed', -1)
 end
+if not fits(job, fingerprint) then
+  if not job.misfit then wait_for_model(job) end
+  put_back(job, number, chunk)
+  return { 'MISFIT' }
+end
 
 -- The fence is a time, so that a Redis which lost its last second of writes does not issue the same one twice.
 set(job, 'fence', math.max(NOW_MS, job.fence + 1))

@@ -12,6 +12,9 @@ end
 -- A chunk that waits again is dropped with the rest when the job is being cancelled.
 if job.state == 'cancelling' and chunk.state ~= 'claimed' then return { 'DUP', job.state, head_of_ready() } end
 
+-- A worker that was frozen while the job took to another model.
+if not fits(job, fingerprint) then return { 'DUP', job.state, head_of_ready() } end
+
 if chunk.state == 'claimed' then add(job, 'claimed', -1) end
 if chunk.state == 'pending' then
   redis.call('LREM', PENDING, 1, number)

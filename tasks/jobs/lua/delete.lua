@@ -5,6 +5,7 @@
 redis.call('ZREM', TENANT_JOBS, job_id)
 redis.call('ZREM', READY, job_id)
 redis.call('ZREM', DEADLINES, job_id)
+redis.call('ZREM', MISFITS, job_id)
 redis.call('ZREM', WEBHOOKS, job_id)
 for _, member in ipairs(redis.call('ZRANGE', INFLIGHT, 0, -1)) do
   if member:match('^(.*):%d+$') == job_id then redis.call('ZREM', INFLIGHT, member) end

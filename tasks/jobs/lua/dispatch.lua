@@ -11,7 +11,7 @@ local function room()
 end
 
 local job = read_job()
-if not job or overdue(job) or (job.state ~= 'queued' and job.state ~= 'running') then
+if not job or overdue(job) or job.misfit or (job.state ~= 'queued' and job.state ~= 'running') then
   redis.call('ZREM', READY, job_id)
   return { 'NEXT', '', head_of_ready(), room(), 0 }
 end
