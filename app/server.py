@@ -9,7 +9,6 @@ Owns the choice of granian's options and the stop. What was measured with grania
 
 import contextlib
 import logging
-import re
 import socket
 from functools import partial
 from multiprocessing.util import Finalize
@@ -27,6 +26,7 @@ from app.http.request_ids import RequestIdFilter
 from app.webhooks.dispatcher import Courier
 from config.keyring import check_exposure
 from config.logging import configure_logging
+from config.secrets import mask_secrets
 from config.settings import Settings
 from tasks.errors import ConfigError
 from tasks.storage.filesystem import check_storage
@@ -34,8 +34,6 @@ from tasks.storage.filesystem import check_storage
 __all__ = ["run_server"]
 
 _log = logging.getLogger(__name__)
-# User and password of an URL.
-_PASSWORD = re.compile(r"://[^/@\s]*@")
 _BACKLOG = 2048
 
 
@@ -113,7 +111,7 @@ def _load(settings: Settings) -> Any:
 def _list_settings(settings: Settings) -> str:
     """Return the settings that differ from their defaults, without secrets."""
     changed = settings.model_dump(exclude_defaults=True)
-    shown = {name: _PASSWORD.sub("://***@", str(value)) for name, value in sorted(changed.items())}
+    shown = {name: mask_secrets(str(value)) for name, value in sorted(changed.items())}
     return ", ".join(f"{name}={value}" for name, value in shown.items()) or "all by default"
 
 

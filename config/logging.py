@@ -1,6 +1,7 @@
 """How our processes log: one line an event, to standard error, for people or for machines.
 
-Owns the formats and how loud the libraries are. Configured once by each process's entry point, never at import.
+Owns the formats, how loud the libraries are, and that no line holds a password. Configured once by each process's entry
+point, never at import.
 """
 
 import logging
@@ -12,6 +13,7 @@ from typing import Any
 import orjson
 
 from config.log_buffer import LineHandler
+from config.secrets import mask_secrets
 from config.settings import Settings
 
 __all__ = ["configure_logging"]
@@ -46,6 +48,9 @@ def configure_logging(settings: Settings, process: str, waiting: Collection[str]
 
 
 class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_secrets(super().format(record))
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
         line = super().formatMessage(record)
         # Our own messages name their subject; those of libraries need it.
@@ -65,9 +70,9 @@ class _JsonFormatter(logging.Formatter):
             "process": self._process,
             "pid": record.process,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": mask_secrets(record.getMessage()),
         }
         line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
-            line["exception"] = "".join(traceback.format_exception(*record.exc_info))
+            line["exception"] = mask_secrets("".join(traceback.format_exception(*record.exc_info)))
         return orjson.dumps(line, default=str).decode()

@@ -37,6 +37,8 @@ class Settings(BaseSettings):
         frozen=True,
         populate_by_name=True,
         env_ignore_empty=True,
+        # What was set may be a password, and these errors are printed.
+        hide_input_in_errors=True,
     )
 
     # -- where things are --------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import signal
 import sys
 import threading
 import time
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from config.secrets import mask_secrets
 from config.settings import Settings
 from stack.plan import Plan, StackError, make_plan
 from stack.running import Stack
@@ -66,7 +66,7 @@ def describe(plan: Plan, took_s: float) -> str:
     """Return the block that says what runs where."""
     settings = plan.settings
     password = plan.flower_password_file or "as set in TWOLANE_FLOWER_PASSWORD"
-    server = _without_password(settings.redis_url)
+    server = mask_secrets(settings.redis_url)
     rows = [
         ("API", f"{plan.url}/v1"),
         ("API docs", f"{plan.url}/docs"),
@@ -84,11 +84,6 @@ def describe(plan: Plan, took_s: float) -> str:
             *(f'      -d \'{{"model": "{model}", "input": "hello"}}\'', "", "  Ctrl-C stops everything.", "", ""),
         ]
     )
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return url.replace(f":{parts.password}@", ":***@") if parts.password else url
 
 
 class _Wish:
