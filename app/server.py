@@ -21,7 +21,6 @@ from granian.server import Server
 
 from app import create_app
 from app.batches.scheduler import Steward
-from app.http import request_ids
 from app.http.request_ids import RequestIdFilter
 from app.webhooks.dispatcher import Courier
 from config.keyring import check_exposure
@@ -117,7 +116,7 @@ def _list_settings(settings: Settings) -> str:
 
 def _configure_logging(settings: Settings) -> None:
     # One line a request.
-    configure_logging(settings, "web", waiting=[request_ids.__name__])
+    configure_logging(settings, "web", batched=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestIdFilter(in_text=settings.log_format == "text"))
 

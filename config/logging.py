@@ -7,12 +7,11 @@ point, never at import.
 import logging
 import sys
 import traceback
-from collections.abc import Collection
 from typing import Any
 
 import orjson
 
-from config.log_buffer import LineHandler
+from config.log_buffer import BatchingHandler
 from config.secrets import mask_secrets
 from config.settings import Settings
 
@@ -29,15 +28,15 @@ _TIME = "%H:%M:%S"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
-def configure_logging(settings: Settings, process: str, waiting: Collection[str] = ()) -> None:
+def configure_logging(settings: Settings, process: str, *, batched: bool = False) -> None:
     """Send all log records of this process to standard error.
 
     Args:
         settings: `log_level` and `log_format`.
         process: name of the process in a machine's lines, such as `web` or `worker`.
-        waiting: loggers with so many lines that they are written together, a moment later.
+        batched: whether lines come by the hundred a second, and are written together, a moment later.
     """
-    handler = LineHandler(sys.stderr, waiting)
+    handler = BatchingHandler(sys.stderr) if batched else logging.StreamHandler()
     handler.setFormatter(_JsonFormatter(process) if settings.log_format == "json" else _TextFormatter(_TEXT, _TIME))
     root = logging.getLogger()
     root.handlers[:] = [handler]

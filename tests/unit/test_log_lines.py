@@ -13,8 +13,8 @@ from typing import cast
 
 import pytest
 
-from config import log_buffer as loglines
-from config.log_buffer import LineHandler
+from config import log_buffer
+from config.log_buffer import BatchingHandler
 from tests.support.polling import wait_until
 
 # Two processes with four threads each; what the lines hold is longer than what a pipe takes in one piece.
@@ -22,7 +22,7 @@ CHATTY = """
 import logging, sys, threading
 from config.logging import configure_logging
 from config.settings import Settings
-configure_logging(Settings(_env_file=None, log_format="json"), sys.argv[1], waiting=["chatty"])
+configure_logging(Settings(_env_file=None, log_format="json"), sys.argv[1], batched=True)
 log = logging.getLogger("chatty")
 def chat(thread):
     for number in range(500):
@@ -49,31 +49,27 @@ def output() -> Output:
 
 
 @pytest.fixture
-def handler(output: Output) -> Iterator[LineHandler]:
-    handler = LineHandler(output, ["many"])
-    loggers = [logging.getLogger("many"), logging.getLogger("few")]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
+def handler(output: Output) -> Iterator[BatchingHandler]:
+    handler = BatchingHandler(output)
+    logger = logging.getLogger("many")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
     yield handler
-    for logger in loggers:
-        logger.removeHandler(handler)
-        logger.propagate = True
-        logger.setLevel(logging.NOTSET)
+    logger.removeHandler(handler)
+    logger.propagate = True
+    logger.setLevel(logging.NOTSET)
 
 
-def test_a_line_that_cannot_wait_comes_at_once_and_behind_those_that_wait(output: Output, handler: LineHandler) -> None:
-    handler.acquire()  # its thread has to wait
+def test_a_warning_comes_at_once_and_behind_the_lines_that_wait(
+    output: Output, handler: BatchingHandler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(log_buffer, "_PAUSE_S", 60.0)
     for number in range(3):
         logging.getLogger("many").info("waits %d", number)
     assert output.lines() == []
-    logging.getLogger("few").info("now")
+    logging.getLogger("many").warning("now")
     assert output.lines() == ["waits 0", "waits 1", "waits 2", "now"]
-    logging.getLogger("many").info("waits 3")
-    logging.getLogger("many").warning("bad")
-    assert output.lines()[-2:] == ["waits 3", "bad"]
-    handler.release()
 
 
 @pytest.mark.usefixtures("handler")
@@ -83,17 +79,18 @@ def test_lines_that_wait_come_by_themselves(output: Output) -> None:
         wait_until(lambda number=number: output.lines() == list(map(str, range(number + 1))), 5)
 
 
-def test_a_full_queue_tells_how_many_lines_it_dropped(
-    output: Output, handler: LineHandler, monkeypatch: pytest.MonkeyPatch
+def test_nobody_waits_for_a_log_that_is_not_read_and_dropped_lines_are_counted(
+    output: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loglines, "_MOST_LINES", 3)
-    handler.acquire()  # nobody takes lines
-    for number in range(7):
-        logging.getLogger("many").info("%d", number)
-    handler.release()
+    monkeypatch.setattr(log_buffer, "_MOST_LINES", 3)
+    handler = BatchingHandler(output)
+    with handler._writing:  # as while a write blocks
+        handler._started.set()
+        for number in range(7):
+            handler.handle(logging.makeLogRecord({"msg": str(number), "levelno": logging.INFO}))
     handler.flush()
-    assert output.lines() == ["0", "1", "2", "4 lines were dropped: nobody took them"]
-    logging.getLogger("many").info("7")
+    assert output.lines() == ["0", "1", "2", "4 log lines were dropped: nobody read them"]
+    handler.handle(logging.makeLogRecord({"msg": "7", "levelno": logging.INFO}))
     handler.flush()
     assert output.lines()[4:] == ["7"]
 
@@ -113,10 +110,10 @@ def test_lines_of_processes_that_share_a_pipe_are_whole_in_order_and_all_there_a
             assert numbers == list(range(500))
 
 
-def test_a_fork_leaves_the_lines_that_wait_to_the_parent(handler: LineHandler, tmp_path: Path) -> None:
+def test_a_fork_leaves_the_lines_that_wait_to_the_parent(handler: BatchingHandler, tmp_path: Path) -> None:
     with (tmp_path / "log").open("a", encoding="utf-8") as file:
-        handler.setStream(file)
-        handler.acquire()  # its thread has to wait
+        handler.stream = file
+        handler._started.set()  # no thread: the lines have to wait
         logging.getLogger("many").info("of the parent")
         child = os.fork()
         if child == 0:
@@ -125,20 +122,19 @@ def test_a_fork_leaves_the_lines_that_wait_to_the_parent(handler: LineHandler, t
                 handler.flush()
             os._exit(0)
         os.waitpid(child, 0)
-        handler.release()
         handler.flush()
         assert (tmp_path / "log").read_text("utf-8").splitlines() == ["of the child", "of the parent"]
 
 
-def test_the_thread_outlives_a_stream_that_takes_nothing(output: Output, handler: LineHandler) -> None:
+def test_the_thread_outlives_a_stream_that_takes_nothing(output: Output, handler: BatchingHandler) -> None:
     def said() -> bool:
         logging.getLogger("many").info("taken")
         return "taken" in output.lines()
 
     closed = Output()
     closed.close()
-    handler.setStream(closed)
+    handler.stream = closed
     logging.getLogger("many").info("lost")
-    wait_until(lambda: not handler._lines, 5)  # its thread has met the closed stream
+    wait_until(handler.queue.empty, 5)  # its thread has met the closed stream
     handler.stream = output
     wait_until(said, 5)
