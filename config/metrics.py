@@ -32,7 +32,7 @@ METRICS = (
     Metric("twolane_store_memory_bytes", "Memory that the store uses."),
     Metric("twolane_store_memory_limit_bytes", "The store's maxmemory; 0: it has none."),
     Metric("twolane_store_reserved_bytes", "Bytes that accepted jobs will still need for their results."),
-    Metric("twolane_lane_waiting_requests", "Requests of the synchronous hop that no worker has taken.", ("lane",)),
+    Metric("twolane_lane_waiting_requests", "Interactive requests that no worker has taken.", ("lane",)),
     Metric("twolane_lane_waiting_tokens", "Estimated tokens that wait in the lane.", ("lane",)),
     Metric("twolane_lane_drain_seconds", "Waiting tokens over the ready workers' speed.", ("lane",)),
     Metric("twolane_lane_jobs_ready", "Jobs that have chunks without a ticket.", ("lane",)),

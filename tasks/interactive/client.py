@@ -129,7 +129,7 @@ class InteractiveClient:
             tasks.errors.NoWorker: no worker is ready for the model.
             tasks.errors.LaneFull: too many tokens wait already.
             tasks.errors.DeadlineExceeded: no answer in time.
-            tasks.errors.StoreUnavailable: the server does not answer, or this client is closed.
+            tasks.errors.StoreUnavailable: Redis does not answer, or this client is closed.
             tasks.errors.TwolaneError: what the worker reported, of its own class.
         """
         self._start_once()

@@ -1,4 +1,4 @@
-"""The synchronous routes, over the real hop and the real engine with the fake model."""
+"""The synchronous routes, over the real interactive lane and engine with the fake model."""
 
 import base64
 from typing import Any

@@ -1,4 +1,4 @@
-"""`return` over HTTP, in calls, jobs and batches: a tiny bge-m3 by the real hop, engine and backend."""
+"""`return` over HTTP, in calls, jobs and batches: a tiny bge-m3 by the real interactive lane, engine and backend."""
 
 import base64
 import io

@@ -1,6 +1,6 @@
 """A whole product inside one test process: the Flask app, and a worker with the real engine and the fake model.
 
-The worker's threads are those of the product: the interactive end of the hop, the announcements, and one that takes
+The worker's threads are those of the product: the interactive server, the heartbeat, and one that takes
 tickets off the broker and runs their chunks.
 """
 
@@ -108,7 +108,7 @@ def running_worker(settings: Settings) -> Iterator[DeviceEngine]:
     with contextlib.ExitStack() as stack:
         models = load_models(cards, settings)
         engine = stack.enter_context(DeviceEngine(settings, models))
-        hop = stack.enter_context(connect(settings.redis_url, name="test-serve", block_s=1))
+        blocking = stack.enter_context(connect(settings.redis_url, name="test-serve", block_s=1))
         state = stack.enter_context(connect(settings.redis_url, name="test-state"))
         fingerprints = {name: model.fingerprint for name, model in models.items()}
         reusing = CachingEngine(engine, fingerprints, ContentCache(state, settings))
@@ -124,7 +124,7 @@ def running_worker(settings: Settings) -> Iterator[DeviceEngine]:
         facts = {card.slug: WorkerInfo("w-test", "here", 1, "cpu", "float32", "fp-1", 1000.0) for card in cards}
         heartbeat = WorkerHeartbeat(state, "w-test", lambda: facts, settings.worker_ttl_s)
         threads = [
-            threading.Thread(target=serve, args=(hop, cards, reusing, stop)),
+            threading.Thread(target=serve, args=(blocking, cards, reusing, stop)),
             threading.Thread(target=_take_tickets, args=(settings, cards, context, stop)),
         ]
         for thread in threads:

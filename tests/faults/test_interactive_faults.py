@@ -1,4 +1,4 @@
-"""The synchronous hop while its server dies, hangs and comes back: callers are told quickly, and all heals."""
+"""Interactive calls while Redis dies, hangs and comes back: callers get an error quickly, and everything recovers."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks.errors import CapacityError, NoWorker, StoreUnavailable
 from tasks.interactive.client import InteractiveClient
-from tests.contract.test_interactive_hop import ask_in_thread, serving, work
+from tests.contract.test_interactive_calls import ask_in_thread, serving, work
 from tests.support.echo_engine import EchoEngine
 from tests.support.polling import wait_until
 

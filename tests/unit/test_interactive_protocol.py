@@ -1,4 +1,4 @@
-"""Requests and replies of the hop survive the way as bytes, and strangers' bytes are refused."""
+"""Interactive requests and replies survive the round trip as bytes, and other bytes are refused."""
 
 import struct
 

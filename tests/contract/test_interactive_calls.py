@@ -1,4 +1,4 @@
-"""The synchronous hop on a real server: what is asked is answered, refused or given up, and never left hanging."""
+"""Interactive calls over a real Redis: each is answered, refused or times out, and none is left hanging."""
 
 import threading
 import time
