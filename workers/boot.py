@@ -1,7 +1,7 @@
-"""Celery boot steps: load -> warm up -> listen -> announce, all before the worker takes its first ticket.
+"""Celery boot step: load -> warm up -> serve -> announce, all before the worker takes its first ticket.
 
 Owns the order of a worker's start and end, and the Celery app as the launcher starts it (`--app workers.boot`). Owns
-no part itself: the engine, the listener, the reaper and the heartbeat each know how to start and stop.
+no service itself: the engine, the interactive server, the reaper and the heartbeat each know how to start and stop.
 """
 
 import logging
@@ -10,7 +10,8 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
@@ -21,20 +22,20 @@ from config.catalog import ModelCard, load_catalog
 from config.logging import configure_logging
 from config.settings import Settings
 from config.supervisor import EXIT_CONFIG
-from tasks.bulk.chunk_task import WorkerContext
+from tasks.bulk.chunk_task import WorkerContext, reap
 from tasks.cache.caching_engine import CachingEngine
 from tasks.cache.values import ContentCache
 from tasks.celery import app
 from tasks.connections import connect
 from tasks.errors import ConfigError, TwolaneError
+from tasks.interactive.server import InteractiveServer
 from tasks.jobs.blobs import open_blobs
 from tasks.jobs.leases import Leases
 from tasks.lanes import Lane, Service
+from tasks.periodic import PeriodicThread
 from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo
 from workers.hardware import plan_cores
-from workers.listener import Listener
 from workers.loading import load_and_warm
-from workers.reaper import Reaper
 from workers.reporting import ModelReporting
 
 if TYPE_CHECKING:  # the engine's libraries are imported only after the cores were chosen
@@ -45,7 +46,9 @@ __all__ = ["ModelsStep", "app"]
 
 _log = logging.getLogger(__name__)
 
-_STORE_TIMEOUT_S = 10.0
+_REDIS_TIMEOUT_S = 10.0
+_REAP_EVERY_S = 1.0
+_REAP_STOP_S = 3.0
 
 
 class ModelsStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no types
@@ -60,41 +63,41 @@ class ModelsStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no
 
     def __init__(self, worker: Any, **kwargs: object) -> None:
         super().__init__(worker, **kwargs)
-        self._parts: _Parts | None = None
+        self._services: _WorkerServices | None = None
 
     def start(self, worker: Any) -> None:
-        """Load, warm up, listen, announce. A failure ends the process: a worker without its models is none."""
+        """Load, warm up, serve, announce. A failure ends the process: without its models a worker is useless."""
         # Nothing is held yet, so a stop ends the process at once instead of waiting for a model.
-        told_to_stop = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        stop_handler = signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
         try:
-            self._parts = _Parts(Settings(), f"{worker.hostname}#{os.getpid()}")
+            self._services = _WorkerServices(Settings(), f"{worker.hostname}#{os.getpid()}")
         except (ConfigError, ValidationError) as error:
             _log.critical("this worker cannot start: %s", error)
             raise SystemExit(EXIT_CONFIG) from error
         except TwolaneError as error:
             _log.critical("this worker cannot start: %s", error.message)
             raise SystemExit(1) from error
-        signal.signal(signal.SIGTERM, told_to_stop)
+        signal.signal(signal.SIGTERM, stop_handler)
         # Tickets of a model that this worker lacks are for others.
-        worker.app.amqp.queues.deselect(self._parts.unserved)
-        self._parts.start()
+        worker.app.amqp.queues.deselect(self._services.unserved)
+        self._services.start()
 
     def close(self, worker: Any) -> None:  # noqa: ARG002
         """Withdraw, so that no new request counts on this worker."""
-        if self._parts is not None:
-            self._parts.withdraw()
+        if self._services is not None:
+            self._services.withdraw()
 
     def stop(self, worker: Any) -> None:  # noqa: ARG002
         """Answer the requests that were taken; chunks go on, the pool waits for them."""
-        if self._parts is not None:
-            self._parts.stop()
+        if self._services is not None:
+            self._services.stop()
 
     def terminate(self, worker: Any) -> None:
         """Do what `stop` does; Celery calls it in a cold shutdown."""
         self.stop(worker)
 
 
-class _Parts:
+class _WorkerServices:
     """The live objects of one worker."""
 
     def __init__(self, settings: Settings, worker_id: str) -> None:
@@ -108,19 +111,20 @@ class _Parts:
         self._reports.complete(self._models)
         cards = [model.card for model in self._models.values()]
         self.unserved = [_queue_of(card) for card in self._reports.failed_cards()]
-        redis = connect(settings.redis_url, name="worker", timeout_s=_STORE_TIMEOUT_S, retries=1)
+        redis = connect(settings.redis_url, name="worker", timeout_s=_REDIS_TIMEOUT_S, retries=1)
         leases = Leases(redis, settings, {model.card.slug: model.fingerprint for model in self._models.values()})
         engine = _reuse(settings, self._models, self.engine)
         dimensions = {card.name: card.dimension or 0 for card in cards}
         app.twolane = WorkerContext(
             leases, open_blobs(redis, settings), engine, settings, worker_id, dimensions=dimensions
         )
-        self._listener = Listener(settings, cards, engine)
-        self._reaper = Reaper(leases, [Lane(card.slug, Service.BULK) for card in cards])
+        self._server = InteractiveServer(settings, cards, engine)
+        lanes = [Lane(card.slug, Service.BULK) for card in cards]
+        self._reaper = PeriodicThread(partial(_reap_all, leases, lanes), _REAP_EVERY_S, "reaper")
         self._heartbeat = WorkerHeartbeat(heartbeat_redis, worker_id, self._describe_models, settings.worker_ttl_s)
 
     def start(self) -> None:
-        self._listener.start()
+        self._server.start()
         self._reaper.start()
         self._heartbeat.start()
         self._reports.start(self.engine.well_models)
@@ -132,8 +136,8 @@ class _Parts:
 
     def stop(self) -> None:
         self.withdraw()
-        self._reaper.stop()
-        self._listener.stop()
+        self._reaper.stop(_REAP_STOP_S)
+        self._server.stop()
 
     def _describe_models(self) -> Mapping[str, WorkerInfo]:
         well = self.engine.well_models()
@@ -162,6 +166,12 @@ def _cards(settings: Settings) -> list[ModelCard]:
     if unknown := [catalog.describe_unknown(name) for name in settings.models if catalog.find(name) is None]:
         raise ConfigError(f"TWOLANE_MODELS: {'; '.join(unknown)}")
     return list(catalog.served)
+
+
+def _reap_all(leases: Leases, lanes: Sequence[Lane]) -> None:
+    """Take back the claims of dead workers and fill the windows; any number of workers may do it at the same time."""
+    for lane in lanes:
+        reap(leases, lane)
 
 
 def _queue_of(card: ModelCard) -> str:

@@ -1,7 +1,7 @@
 """Which devices this machine has, and which processor cores a worker may use: decided before torch is imported.
 
-Owns reading `nvidia-smi` and the arithmetic of cores. Imports no device library: the launcher stays small, and a
-device is chosen by the environment of the worker's process, outside Python.
+Owns reading `nvidia-smi` and `/proc/cpuinfo`, and the arithmetic of cores. Imports no device library: the launcher
+stays small, and a device is chosen by the environment of the worker's process, outside Python.
 """
 
 import os
@@ -10,12 +10,24 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 from config.settings import Settings
 from tasks.errors import ConfigError
 
-__all__ = ["Cores", "Device", "choose_devices", "parse_affinity", "parse_gpu_list", "plan_cores"]
+__all__ = [
+    "Cores",
+    "Device",
+    "choose_devices",
+    "cpu_has_bfloat16",
+    "parse_affinity",
+    "parse_gpu_list",
+    "plan_cores",
+    "usable_cores",
+]
 
+_CPUINFO = Path("/proc/cpuinfo")
 _LIST_TIMEOUT_S = 20.0
 _GPU_LINE = re.compile(r"^GPU \d+:.*\(UUID: (?P<uuid>GPU-[^)]+)\)")
 _SLICE_LINE = re.compile(r"^\s+MIG .*\(UUID: (?P<uuid>MIG-[^)]+)\)")
@@ -136,6 +148,21 @@ def parse_gpu_list(text: str) -> list[str]:
             whole = False
             uuids.append(slice_["uuid"])
     return uuids
+
+
+@lru_cache(maxsize=1)
+def cpu_has_bfloat16() -> bool:
+    """Return whether the CPU multiplies bfloat16 in hardware; where the system does not say, it does not."""
+    try:
+        flags = next(line for line in _CPUINFO.read_text("utf-8").splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may run on, which a pinned worker's parent has chosen."""
+    return len(_allowed_cores())
 
 
 def plan_cores(settings: Settings, workers: int = 1) -> Cores:

@@ -1,4 +1,4 @@
-"""The server of the interactive lane, in the worker: `serve()`. The client is `tasks.interactive.client`.
+"""The server of the interactive lane, in the worker: `InteractiveServer`. The client is `tasks.interactive.client`.
 
 Owns the threads that take requests and send replies, and the accounting of tokens that left a lane. Owns no deadline:
 Redis' clock decides what is too late.
@@ -20,8 +20,9 @@ from redis import ConnectionError as RedisConnectionError
 from redis import Redis, RedisError
 
 from config.catalog import ModelCard
+from config.settings import Settings
 from tasks import keys
-from tasks.connections import Command, PackedConnection
+from tasks.connections import Command, PackedConnection, connect
 from tasks.engine import Engine, Outcomes
 from tasks.errors import EngineClosed, LaneFull
 from tasks.frames import FrameError
@@ -31,7 +32,7 @@ from tasks.keys import Key
 from tasks.lanes import Lane, Service
 from tasks.scripts import Script, command
 
-__all__ = ["serve"]
+__all__ = ["InteractiveServer", "serve"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,9 @@ _RECONNECT_S = 0.1
 _KEEP_MS = 60_000
 _FULL_PAUSE_S = 0.05
 _DRAIN_S = 6.0
+_STOP_S = 8.0
+# Replies may be megabytes, and a worker waits for Redis rather than losing what was computed.
+_TIMEOUT_S = 3.0
 
 
 class PushRepliesScript(Script):
@@ -67,6 +71,27 @@ class SettleRequestsScript(Script):
     tokens: int
     keep_ms: int
     refused: Sequence[bytes]
+
+
+class InteractiveServer:
+    """Takes requests for these models and gives them to the engine, from `start()` to `stop()`."""
+
+    def __init__(self, settings: Settings, cards: Sequence[ModelCard], engine: Engine) -> None:
+        self._redis = connect(settings.redis_url, name="interactive", block_s=1.0, timeout_s=_TIMEOUT_S)
+        self._stop = threading.Event()
+        arguments = (self._redis, cards, engine, self._stop)
+        self._thread = threading.Thread(target=serve, args=arguments, name="interactive", daemon=True)
+
+    def start(self) -> None:
+        """Take requests from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take no more requests, answer those that were taken, and end. Safe to call twice."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_S)
+        self._redis.close()
 
 
 def serve(redis: Redis, cards: Sequence[ModelCard], engine: Engine, stop: threading.Event) -> None:

@@ -14,11 +14,11 @@ from typing import Any
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.errors import ConfigError, WorkError
+from workers.hardware import cpu_has_bfloat16, usable_cores
 from workers.models.export import TOKENIZER, TRAITS
 from workers.models.exported import find_or_export
 from workers.models.fetch import fetch, models_dir
 from workers.models.fingerprint import fingerprint_recipe, make_fingerprint
-from workers.models.hardware import cpu_has_bfloat16, usable_cores
 from workers.models.loaded import LoadedModel
 from workers.models.proof import prove
 from workers.models.recognise import Recipe, recognise
