@@ -17,6 +17,7 @@ class Plan(msgspec.Struct, frozen=True):
     """What a run does; two runs that are to be one must have the same.
 
     Attributes:
+        source: name of the corpus. A file that is one output does not depend on it, a database keeps a run for each.
         options: how items are computed.
         columns: what is read and kept.
         dimension: length of the vectors; 0: scores.
@@ -29,11 +30,13 @@ class Plan(msgspec.Struct, frozen=True):
     dimension: int
     part_items: int
     part_bytes: int
+    source: str = ""
 
     @property
     def digest(self) -> str:
         """A name for the plan."""
-        return hashlib.blake2b(msgspec.json.encode(self, order="deterministic"), digest_size=16).hexdigest()
+        described = msgspec.structs.replace(self, source="")
+        return hashlib.blake2b(msgspec.json.encode(described, order="deterministic"), digest_size=16).hexdigest()
 
 
 class Checkpoint(msgspec.Struct, frozen=True):

@@ -77,7 +77,8 @@ def make_plan(client: Twolane, reading: Reading) -> Plan:
         "skip_null": columns.skip_null,
         "limit": reading.limit,
     }
-    return Plan(model.id, corpus.options.as_query(), described, dimension, corpus.part_items, corpus.part_bytes)
+    cut = (corpus.part_items, corpus.part_bytes)
+    return Plan(model.id, corpus.options.as_query(), described, dimension, *cut, source=reading.source.name)
 
 
 def transfer(

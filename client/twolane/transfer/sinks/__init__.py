@@ -9,6 +9,8 @@ from urllib.parse import urlsplit
 from twolane.errors import SinkError
 from twolane.transfer.checkpoint import Checkpoint, Plan
 from twolane.transfer.sinks.files import FileSink
+from twolane.transfer.sinks.postgres import PostgresSink
+from twolane.transfer.sinks.qdrant import QdrantSink
 
 __all__ = ["Sink", "open_sink"]
 
@@ -49,4 +51,8 @@ def open_sink(address: str) -> Sink:
     scheme = urlsplit(address).scheme
     if scheme in {"", "file"} or len(scheme) == 1:
         return FileSink(address.removeprefix("file://"))
+    if scheme in {"postgresql", "postgres"}:
+        return PostgresSink(address)
+    if scheme in {"qdrant", "qdrants", "qdrant+file"}:
+        return QdrantSink(address)
     raise SinkError(f"there is no sink for addresses that begin with {scheme}://")
