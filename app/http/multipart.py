@@ -1,15 +1,14 @@
 """Multipart form bodies as a stream: small fields are kept, a file's bytes are passed on while they arrive.
 
-Owns the reading of such a body (RFC 7578, RFC 2046) and the limits of its fields; knows nothing of what they mean.
-Written out because werkzeug 3.1's decoder, which takes bare line feeds too, gives the file a carriage return too many
-when a block happens to end within a boundary: an upload has to come back as the very bytes.
+Owns the limits of such a form and its refusals; the parsing (RFC 7578, RFC 2046) is the package `multipart`'s, which
+keeps a block and a boundary in memory. Knows nothing of what the fields mean.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from werkzeug.http import parse_options_header
+from multipart import MultipartError, MultipartSegment, PushMultipartParser
 
 from tasks.errors import InvalidRequest
 
@@ -19,8 +18,6 @@ _MAX_FIELD_BYTES = 16 * 1024
 _MAX_HEADER_BYTES = 16 * 1024
 _MAX_PARTS = 32
 _MAX_BOUNDARY_CHARS = 70  # RFC 2046
-_LINE_END = b"\r\n"
-_BLANK = b" \t"
 
 
 class Sink(Protocol):
@@ -52,111 +49,54 @@ def read_form(blocks: Iterator[bytes], boundary: str | None, file_field: str, op
     """
     if not boundary or len(boundary) > _MAX_BOUNDARY_CHARS or not boundary.isascii():
         raise InvalidRequest("the body must be multipart/form-data with a boundary")
-    parts = _Parts(blocks, boundary.encode("ascii"))
-    form, sink = Form(), None
-    for headers, data in parts:
-        name, filename = _read_disposition(headers)
-        if filename is None:
-            form.fields[name] = _read_field(name, data)
-            continue
-        if name != file_field or sink is not None:
-            raise InvalidRequest(f"the form must have one file, in its field `{file_field}`", param=file_field)
-        sink = open_sink(filename)
-        for block in data:
-            sink.write(block)
-    if sink is None:
+    form = _FormReader(file_field, open_sink)
+    try:
+        with PushMultipartParser(boundary, max_header_size=_MAX_HEADER_BYTES, max_segment_count=_MAX_PARTS) as parser:
+            for block in blocks:
+                # An empty block would end the parser.
+                for event in parser.parse(block) if block else ():
+                    form.take(event)
+    except MultipartError as error:
+        raise InvalidRequest(f"the body is not valid multipart/form-data: {error}") from error
+    if form.sink is None:
         raise InvalidRequest(f"the form has no file in its field `{file_field}`", param=file_field)
-    return form
+    return form.form
 
 
-class _Parts:
-    """Cuts a body at its boundaries. The bytes of a part have to be read before the next part is asked for."""
+class _FormReader:
+    """Takes the parser's events: the head of a part, its bytes, and None at its end."""
 
-    def __init__(self, blocks: Iterator[bytes], boundary: bytes) -> None:
-        self._blocks = blocks
-        self._delimiter = _LINE_END + b"--" + boundary
-        # The first boundary has no line before it.
-        self._buffer = bytearray(_LINE_END)
+    def __init__(self, file_field: str, open_sink: Callable[[str], Sink]) -> None:
+        self.form = Form()
+        self.sink: Sink | None = None
+        self._file_field, self._open_sink = file_field, open_sink
+        self._name, self._value, self._in_file = "", bytearray(), False
 
-    def __iter__(self) -> Iterator[tuple[bytes, Iterator[bytes]]]:
-        for _ in self._read_data():  # what stands before the first boundary means nothing
-            pass
-        for _ in range(_MAX_PARTS):
-            if self._is_last():
-                return
-            yield self._read_headers(), self._read_data()
-        raise InvalidRequest(f"the form has more than {_MAX_PARTS} parts")
+    def take(self, event: MultipartSegment | bytes | bytearray | None) -> None:
+        if isinstance(event, MultipartSegment):
+            self._begin(event)
+        elif event is None:
+            self._end()
+        elif self._in_file and self.sink is not None:
+            self.sink.write(bytes(event))
+        else:
+            self._value += event
+            if len(self._value) > _MAX_FIELD_BYTES:
+                raise InvalidRequest(f"the field is longer than {_MAX_FIELD_BYTES} bytes", param=self._name[:80])
 
-    def _more(self) -> None:
-        block = next(self._blocks, None)
-        if block is None:
-            raise InvalidRequest("the body is not valid multipart/form-data: it ends early")
-        self._buffer += block
+    def _begin(self, part: MultipartSegment) -> None:
+        self._name, self._value, self._in_file = part.name or "", bytearray(), part.filename is not None
+        if part.filename is None:
+            return
+        if self._name != self._file_field or self.sink is not None:
+            message = f"the form must have one file, in its field `{self._file_field}`"
+            raise InvalidRequest(message, param=self._file_field)
+        self.sink = self._open_sink(part.filename)
 
-    def _read_data(self) -> Iterator[bytes]:
-        """Yield everything before the next boundary, and go behind it."""
-        # As much of the end may be the begin of a boundary.
-        kept = len(self._delimiter) - 1
-        while (end := self._buffer.find(self._delimiter)) < 0:
-            if len(self._buffer) > kept:
-                yield self._take(len(self._buffer) - kept)
-            self._more()
-        yield self._take(end)
-        self._take(len(self._delimiter))
-
-    def _is_last(self) -> bool:
-        """Read the rest of a boundary's line: two hyphens behind the last one, else blanks at most."""
-        while len(self._buffer) < len(_LINE_END):
-            self._more()
-        if self._buffer.startswith(b"--"):
-            return True
-        self._take_line(allowed=_BLANK)
-        return False
-
-    def _take_line(self, allowed: bytes) -> None:
-        while (end := self._buffer.find(_LINE_END)) < 0 and len(self._buffer) < _MAX_HEADER_BYTES:
-            self._more()
-        if end < 0 or self._take(end).strip(allowed):
-            raise InvalidRequest("the body is not valid multipart/form-data: a boundary stands inside a part")
-        self._take(len(_LINE_END))
-
-    def _read_headers(self) -> bytes:
-        while (end := self._buffer.find(_LINE_END * 2)) < 0 and len(self._buffer) <= _MAX_HEADER_BYTES:
-            self._more()
-        if end < 0 or end > _MAX_HEADER_BYTES:
-            raise InvalidRequest("the form has a part whose headers are too long")
-        headers = self._take(end)
-        self._take(len(_LINE_END) * 2)
-        return headers
-
-    def _take(self, size: int) -> bytes:
-        taken = bytes(self._buffer[:size])
-        del self._buffer[:size]
-        return taken
-
-
-def _read_disposition(headers: bytes) -> tuple[str, str | None]:
-    """Return name and file name of a part; no file name: it is a field."""
-    try:
-        lines = headers.decode("utf-8").split("\r\n")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest("the form has a part whose headers are not UTF-8") from error
-    for line in lines:
-        name, _, value = line.partition(":")
-        if name.strip().lower() == "content-disposition":
-            _, options = parse_options_header(value.strip())
-            if "name" in options:
-                return options["name"], options.get("filename")
-    raise InvalidRequest("the form has a part without a name")
-
-
-def _read_field(name: str, data: Iterator[bytes]) -> str:
-    value = bytearray()
-    for block in data:
-        value += block
-        if len(value) > _MAX_FIELD_BYTES:
-            raise InvalidRequest(f"the field is longer than {_MAX_FIELD_BYTES} bytes", param=name[:80])
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidRequest("the field is not UTF-8", param=name[:80]) from error
+    def _end(self) -> None:
+        if self._in_file:
+            return
+        try:
+            self.form.fields[self._name] = self._value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidRequest("the field is not UTF-8", param=self._name[:80]) from error

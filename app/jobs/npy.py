@@ -31,6 +31,8 @@ class ByteRange:
 def parse_range(header: str, size_bytes: int) -> ByteRange | None:
     """Read a `Range` header (RFC 9110); None when there is none that we serve in part, as the RFC allows.
 
+    Not by werkzeug 3.1: it refuses a suffix that is longer than the file, which the RFC answers with all of it.
+
     Raises:
         RangeNotSatisfiable: it starts behind the end.
     """
