@@ -41,6 +41,7 @@ _PER_TRIP = 64
 _RECONNECT_S = 0.1
 _KEEP_MS = 60_000
 _FULL_PAUSE_S = 0.05
+_CLOCK_S = 1.0  # how long a reading of Redis' clock is used
 _DRAIN_S = 6.0
 _STOP_S = 8.0
 # Replies may be megabytes, and a worker waits for Redis rather than losing what was computed.
@@ -210,6 +211,8 @@ class _Receiver:
         self._engine = engine
         self._replies = replies
         self._unsettled: tuple[Lane, int, list[bytes]] | None = None
+        self._redis_ahead_s = 0.0
+        self._ask_time_at_s = 0.0
 
     def run(self, stop: threading.Event) -> None:
         failing = False
@@ -223,6 +226,8 @@ class _Receiver:
                 elif not failing:
                     _log.warning("requests cannot be taken just now: %s", error)
                 failing = True
+                # What answers next may be another Redis, with another clock.
+                self._ask_time_at_s = 0.0
                 stop.wait(_RECONNECT_S)
         with contextlib.suppress(RedisError):
             self._connection.trip(*self._settlement())
@@ -233,15 +238,18 @@ class _Receiver:
         names = [keys.lane_requests(lane) for lane in self._lanes]
         block: Command = ("BLMPOP", _BLOCK_S, len(names), *names, "LEFT", "COUNT", _PER_TRIP)
         before = self._settlement()
-        # Deadlines are by Redis' clock, so the time comes with what was taken.
-        popped, (seconds, micros) = self._connection.trip(*before, block, ("TIME",))[len(before) :]
+        popped, *clock = self._connection.trip(*before, block, *self._ask_time())[len(before) :]
         if isinstance(popped, RedisError):
             raise popped
+        if clock:
+            seconds, micros = clock[0]
+            self._redis_ahead_s = int(seconds) + int(micros) / 1e6 - time.monotonic()
+            self._ask_time_at_s = time.monotonic() + _CLOCK_S
         if not popped:
             return
         name, elements = cast("tuple[bytes, list[bytes]]", popped)
         lane = self._lanes[names.index(Key(name.decode()))]
-        tokens, refused = self._take(elements, int(seconds) * 1000 + int(micros) / 1000)
+        tokens, refused = self._take(elements)
         self._unsettled = (lane, tokens, refused)
         if refused:
             # The engine is full. Other workers may be free, so the requests go back to the list.
@@ -258,10 +266,15 @@ class _Receiver:
         call = SettleRequestsScript(keys.lane_requests(lane), keys.lane_load(lane), tokens, _KEEP_MS, refused)
         return [command(call)]
 
-    def _take(self, elements: list[bytes], now_ms: float) -> tuple[int, list[bytes]]:
+    def _ask_time(self) -> list[Command]:
+        """Return the command for Redis' time, by which requests have their deadlines; it rides with a trip as well."""
+        return [("TIME",)] if time.monotonic() >= self._ask_time_at_s else []
+
+    def _take(self, elements: list[bytes]) -> tuple[int, list[bytes]]:
         """Submit the requests; return the tokens of those that left the list, and those that the engine refused."""
         tokens = 0
         now_s = time.monotonic()
+        now_ms = (now_s + self._redis_ahead_s) * 1000
         for position, element in enumerate(elements):
             try:
                 request = protocol.decode_request(element)
