@@ -17,7 +17,7 @@ from app.inference import embeddings, models, rerank
 from app.jobs import events_routes, results_routes
 from app.jobs import routes as jobs_routes
 from app.jobs.schemas import JobEstimate, JobRequest, ResultPage
-from app.ops import health, metrics_routes, pages
+from app.ops import health, metrics, pages
 from app.ops.metrics import Metrics, install_metrics
 from app.services import build_services, install_services
 from config.settings import Settings
@@ -50,7 +50,7 @@ def create_app(settings: Settings) -> Flask:
     for routes in (embeddings, rerank, *_JOBS, *_BATCHES, models, health):
         app.register_api(routes.blueprint)
     app.register_blueprint(pages.blueprint)
-    app.register_blueprint(metrics_routes.blueprint)
+    app.register_blueprint(metrics.blueprint)
     for model in (JobEstimate, JobRequest, ResultPage):
         register_schema(app, model)
     return app

@@ -4,7 +4,7 @@ Owns the choice of granian's options and the stop. What was measured with grania
 
 - `wsgi.input` is a stream with back pressure: 100 MB to a slow reader, plain or chunked, raised the process by 3 MB.
 - An early answer (413) reaches the client although its body was not read.
-- A lost connection looks like the end of the body: see `app.http.sockets`.
+- A lost connection looks like the end of the body: see `app.http.disconnects`.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from granian.log import LogLevels
 from granian.server import Server
 
 from app import create_app
-from app.batches.scheduler import Steward
+from app.batches.scheduler import BatchScheduler
 from app.http.request_ids import RequestIdFilter
-from app.webhooks.dispatcher import Courier
+from app.jobs.webhooks import WebhookDispatcher
 from config.keyring import check_exposure
 from config.logging import configure_logging
 from config.secrets import mask_secrets
@@ -102,8 +102,8 @@ def _load(settings: Settings) -> Any:
     Finalize(None, logging.shutdown, exitpriority=0)
     app = create_app(settings)
     # Here and not in `create_app`: a test that only asks the app one thing needs no thread.
-    Steward(app.extensions["twolane"]).start()
-    Courier(app.extensions["twolane"]).start()
+    BatchScheduler(app.extensions["twolane"]).start()
+    WebhookDispatcher(app.extensions["twolane"]).start()
     return app
 
 

@@ -48,8 +48,8 @@ class Services:
     large_bodies: BoundedSlots
     files: FileStore
     batches: BatchStore
-    # Rung when a batch was created or cancelled here, so that nobody has to wait for the next look.
-    batch_bell: threading.Event
+    # Set when a batch was created or cancelled here, so that the scheduler's next run begins at once.
+    batch_wake: threading.Event
 
     def close(self) -> None:
         """End the threads and connections of this process."""
@@ -94,7 +94,7 @@ def build_services(settings: Settings) -> Services:
         large_bodies=BoundedSlots(settings.web_threads // 4),
         files=FileStore(redis, settings),
         batches=BatchStore(redis, settings),
-        batch_bell=threading.Event(),
+        batch_wake=threading.Event(),
     )
 
 

@@ -14,7 +14,7 @@ from app.batches.schemas import DeletedFile, FileFilter, FileId, FileList, FileO
 from app.http.bodies import explain_invalid, stream_body
 from app.http.errors import documented
 from app.http.multipart import read_form
-from app.inference.rendering import json_response
+from app.http.responses import json_response
 from app.services import services
 from tasks.errors import InvalidRequest, NotFound, StoreFull, TooLarge
 from tasks.files.store import FileWriter, NewFile, StoredFile

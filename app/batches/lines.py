@@ -14,12 +14,13 @@ from pydantic import ValidationError
 
 from app.access.auth import Tenant, find_card
 from app.batches.plan import Answer, EmbeddingsAnswer, RankingAnswer
+from app.fields import document_text
 from app.http.bodies import explain_invalid, is_broken, load_json, load_json_with_surrogates
 from app.http.errors import render_error
-from app.inference.schemas import EmbeddingsRequest, RerankRequest, document_text
+from app.inference.schemas import EmbeddingsRequest, RerankRequest
 from app.inference.token_ids import read_texts
 from app.services import Services
-from app.submission.orders import Order, order_embeddings, order_ranking
+from app.submission.orders import Order, make_order
 from app.submission.service import SubmissionService
 from tasks.errors import InvalidRequest, TwolaneError
 from tasks.files.batches import BatchProblem, Endpoint
@@ -112,13 +113,13 @@ def read_call(line: Line, endpoint: Endpoint, live: Services, tenant: Tenant) ->
 def _read_embeddings(body: EmbeddingsRequest, live: Services, tenant: Tenant) -> Call:
     card = find_card(live.catalog, body.model, tenant)
     items = [Item(text) for text in read_texts(body.input, card)]
-    order = replace(order_embeddings(body, card), priority=tenant.priority)
+    order = replace(make_order(card, "embeddings", body), priority=tenant.priority)
     return Call(order, items, EmbeddingsAnswer(body.model, body.encoding_format or "float"))
 
 
 def _read_ranking(body: RerankRequest, live: Services, tenant: Tenant) -> Call:
     card = find_card(live.catalog, body.model, tenant)
     items = [Item(document_text(document), query=body.query) for document in body.documents]
-    order = replace(order_ranking(body, card), priority=tenant.priority)
+    order = replace(make_order(card, "rerank", body), priority=tenant.priority)
     documents = body.documents if body.return_documents else None
     return Call(order, items, RankingAnswer(body.model, body.top_n, documents))

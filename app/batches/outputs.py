@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 from flask import Response
 
-from app.batches.lock import Hold
+from app.batches.lock import BatchLock
 from app.batches.plan import PlannedCall, PlannedRefusal, read_plan
 from app.http.errors import raise_item_errors, render_error
 from app.jobs.ndjson import split_lines
@@ -36,28 +36,28 @@ _CANCELLED = ("batch_cancelled", "This request was not run: its batch was cancel
 _EXPIRED = ("batch_expired", "This request was not run before its batch expired.")
 
 
-def write_outputs(live: Services, hold: Hold, jobs: Sequence[Job | None], goal: BatchState) -> None:
+def write_outputs(live: Services, lock: BatchLock, jobs: Sequence[Job | None], goal: BatchState) -> None:
     """Write the files of a batch whose jobs have all ended, and end it.
 
     Args:
         live: the services of this process.
-        hold: on the batch.
+        lock: on the batch.
         jobs: its jobs by group; None where one is gone.
         goal: the state in which it ends, unless it is being cancelled.
 
     Raises:
-        HoldLostError: another process does it now; nothing of ours stays.
+        LockLostError: another process does it now; nothing of ours stays.
         tasks.errors.CapacityError, redis.RedisError: not possible now; to be tried again.
     """
-    batch = hold.batch
+    batch = lock.batch
     for leftover in batch.drafts:
         live.files.discard(leftover, batch.tenant)
     with ExitStack() as stack:
-        writers = [stack.enter_context(live.files.open_writer(_describe(hold, kind))) for kind in ("output", "error")]
+        writers = [stack.enter_context(live.files.open_writer(_describe(lock, kind))) for kind in ("output", "error")]
         # Noted before they are visible, so that whoever comes after us can remove them.
-        hold.move(BatchState.FINALIZING, {"drafts": [writer.id for writer in writers]})
+        lock.move(BatchState.FINALIZING, {"drafts": [writer.id for writer in writers]})
         output, errors = _Lines(writers[0]), _Lines(writers[1])
-        _write_lines(live, hold, jobs, output, errors)
+        _write_lines(live, lock, jobs, output, errors)
         fields = {
             "completed": output.count,
             "failed": errors.count,
@@ -65,11 +65,11 @@ def write_outputs(live: Services, hold: Hold, jobs: Sequence[Job | None], goal: 
             "output_file_id": output.commit(),
             "error_file_id": errors.commit(),
         }
-        hold.move(goal, fields)
+        lock.move(goal, fields)
 
 
-def _describe(hold: Hold, kind: str) -> NewFile:
-    batch = hold.batch
+def _describe(lock: BatchLock, kind: str) -> NewFile:
+    batch = lock.batch
     return NewFile(batch.tenant, f"{batch.id}_{kind}.jsonl", "batch_output", batch.output_ttl_s)
 
 
@@ -94,11 +94,11 @@ class _Lines:
         return self._writer.commit().id if self.count else ""
 
 
-def _write_lines(live: Services, hold: Hold, jobs: Sequence[Job | None], output: _Lines, errors: _Lines) -> None:
-    cancelling = hold.batch.state is BatchState.CANCELLING
+def _write_lines(live: Services, lock: BatchLock, jobs: Sequence[Job | None], output: _Lines, errors: _Lines) -> None:
+    cancelling = lock.batch.state is BatchState.CANCELLING
     readers = [_ItemReader(live, job, cancelling=cancelling) for job in jobs]
-    for step in _read_steps(live, hold):
-        hold.keep()
+    for step in _read_steps(live, lock):
+        lock.keep()
         if isinstance(step, PlannedRefusal):
             errors.write(step.custom_id, _answer(step.status, orjson.dumps(step.body)), None)
             continue
@@ -113,8 +113,8 @@ def _write_lines(live: Services, hold: Hold, jobs: Sequence[Job | None], output:
         file.write(step.custom_id, _answer(response.status_code, response.data), None)
 
 
-def _read_steps(live: Services, hold: Hold) -> Iterator[PlannedCall | PlannedRefusal]:
-    batch = hold.batch
+def _read_steps(live: Services, lock: BatchLock) -> Iterator[PlannedCall | PlannedRefusal]:
+    batch = lock.batch
     plan = live.files.open(live.files.get(batch.plan_file_id, batch.tenant, hidden=True))
     longest = _PLAN_LINE_FACTOR * live.settings.max_line_bytes
     return read_plan(split_lines(read_blocks(plan), longest))

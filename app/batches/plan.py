@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal
 import orjson
 from flask import Response
 
-from app.inference.rendering import VectorFormat, render_embeddings, render_ranking
-from app.inference.schemas import Document
+from app.fields import Document
+from app.inference.rendering import render_embeddings, render_ranking
+from app.vector_json import VectorFormat
 from tasks.engine import Outcomes
 
 __all__ = ["Answer", "EmbeddingsAnswer", "PlannedCall", "PlannedRefusal", "RankingAnswer", "read_plan", "write_step"]

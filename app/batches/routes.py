@@ -8,7 +8,7 @@ from app.access.auth import current_tenant
 from app.batches.schemas import BatchHeaders, BatchId, BatchList, BatchObject, BatchPage, BatchRequest
 from app.batches.views import view_batch
 from app.http.errors import documented
-from app.inference.rendering import json_response
+from app.http.responses import json_response
 from app.services import Services, services
 from app.submission.payload import PayloadHash
 from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound
@@ -41,7 +41,7 @@ def create_batch(header: BatchHeaders, body: BatchRequest) -> Response:
         rights=tenant.write_rights(),
     )
     batch = live.batches.create(new, PayloadHash.of_json(header.idempotency_key, body).settle())
-    live.batch_bell.set()
+    live.batch_wake.set()
     return _render(live, batch)
 
 
@@ -73,7 +73,7 @@ def cancel_batch(path: BatchId) -> Response:
     """Cancel a batch: lines that were computed by then are in its output file."""
     live = services()
     batch = live.batches.cancel(path.batch_id, current_tenant().name)
-    live.batch_bell.set()
+    live.batch_wake.set()
     return _render(live, batch)
 
 

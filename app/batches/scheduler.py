@@ -1,8 +1,8 @@
-"""Moves batches on: from their file to jobs, from finished jobs to output files.
+"""The batch scheduler: advances batches from their file to jobs, and from finished jobs to output files.
 
-Owns the decision what is next for a batch, and the thread of each web process that asks for it. Any process may take
-any batch: all that is known stands in the store, and a hold makes sure that one does it at a time. When a process dies,
-its hold runs out and another one goes on.
+Owns the decision what is next for a batch, and a periodic thread of each web process. Any process may advance any
+batch: the state is in Redis, and a lock makes sure that one does it at a time. When a process dies, its lock expires
+and another one continues.
 """
 
 import contextlib
@@ -14,16 +14,16 @@ import traceback
 from redis import RedisError
 
 from app.access.auth import Tenant
-from app.batches.lock import Hold, HoldLostError
+from app.batches.lock import BatchLock, LockLostError
 from app.batches.outputs import write_outputs
-from app.batches.validation import Intake, forget_jobs
+from app.batches.validation import BatchValidation, forget_jobs
 from app.services import Services
 from tasks.errors import Conflict, NotFound, TwolaneError
 from tasks.files.batches import Batch, BatchState
 from tasks.jobs.model import Job, JobState
 from tasks.periodic import PeriodicThread
 
-__all__ = ["Steward"]
+__all__ = ["BatchScheduler"]
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.5
@@ -33,8 +33,8 @@ _SWEEP_EVERY_S = 60.0
 _STOP_S = 5.0
 
 
-class Steward:
-    """Looks after the batches of all tenants.
+class BatchScheduler:
+    """Advances the batches of all tenants.
 
     Args:
         live: the services of this process.
@@ -43,80 +43,80 @@ class Steward:
     def __init__(self, live: Services) -> None:
         self._live = live
         self._holder = secrets.token_hex(8)
-        self._wake = live.batch_bell
+        self._wake = live.batch_wake
         self._sweep_at_s = 0.0
-        self._thread = PeriodicThread(self._look_and_sweep, _TICK_S, "steward", wake=self._wake)
+        self._thread = PeriodicThread(self._run, _TICK_S, "batch scheduler", wake=self._wake)
 
     def start(self) -> None:
-        """Begin to look after batches."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
         """End the thread; what it was doing is left to another process."""
         self._thread.stop(_STOP_S)
 
-    def look(self) -> int:
-        """Move on every batch that is due, and return how many were looked at."""
+    def run_once(self) -> int:
+        """Advance every batch that is due, and return how many there were."""
         due = self._live.batches.list_due()
         for tenant, batch_id in due:
             if not self._thread.stopping:
-                self._look_at(batch_id, tenant)
+                self._advance_locked(batch_id, tenant)
         return len(due)
 
-    def _look_and_sweep(self) -> None:
-        self.look()
+    def _run(self) -> None:
+        self.run_once()
         if time.monotonic() >= self._sweep_at_s:
             self._sweep_at_s = time.monotonic() + _SWEEP_EVERY_S
             while not self._thread.stopping and self._live.files.sweep():
                 pass
 
-    def _look_at(self, batch_id: str, tenant: str) -> None:
+    def _advance_locked(self, batch_id: str, tenant: str) -> None:
         store = self._live.batches
         if not store.lock(batch_id, tenant, self._holder):
             return
         delay_s = _RETRY_S
         try:
-            delay_s = self._advance(Hold(store, store.get(batch_id, tenant), self._holder))
-        except HoldLostError:
+            delay_s = self._advance(BatchLock(store, store.get(batch_id, tenant), self._holder))
+        except LockLostError:
             return
         except (RedisError, TwolaneError) as error:
-            _log.warning("batch %s cannot be moved on now: %s", batch_id, type(error).__name__)
-        except Exception as error:  # noqa: BLE001 - the other batches must not wait for one that cannot be moved
+            _log.warning("batch %s cannot be advanced now: %s", batch_id, type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the other batches must not wait for one that fails
             # The message of an unforeseen error may hold text of a line.
             frames = "".join(traceback.format_tb(error.__traceback__))
-            _log.error("batch %s failed to move on: %s\n%s", batch_id, type(error).__name__, frames)
+            _log.error("batch %s failed to advance: %s\n%s", batch_id, type(error).__name__, frames)
         if delay_s == 0:
             self._wake.set()
         with contextlib.suppress(RedisError):
             store.unlock(batch_id, tenant, self._holder, delay_s)
 
-    def _advance(self, hold: Hold) -> float:
-        """Do what is next and return when to look again."""
-        batch = hold.batch
+    def _advance(self, lock: BatchLock) -> float:
+        """Do what is next and return the delay until the next step, in seconds."""
+        batch = lock.batch
         if batch.ended:
             self._tidy_up(batch)
             return _POLL_S
         if batch.state is BatchState.VALIDATING and self._live.batches.now_s() < batch.deadline_at:
-            Intake(self._live, hold, Tenant.from_rights(batch.tenant, batch.rights)).run()
+            BatchValidation(self._live, lock, Tenant.from_rights(batch.tenant, batch.rights)).run()
             return 0.0
         # A batch whose file was taken in has lines, be they good or refused.
         if batch.total == 0:
-            hold.move(BatchState.EXPIRED, {})
+            lock.move(BatchState.EXPIRED, {})
             return 0.0
-        return self._follow(hold)
+        return self._follow(lock)
 
-    def _follow(self, hold: Hold) -> float:
+    def _follow(self, lock: BatchLock) -> float:
         """Wait for the jobs of a batch; when all have ended, write its files."""
-        batch = hold.batch
-        jobs = [self._look_at_job(group.job_id, batch) for group in batch.groups]
+        batch = lock.batch
+        jobs = [self._read_job(group.job_id, batch) for group in batch.groups]
         if any(job is not None and not job.ended for job in jobs):
             return _POLL_S
         expired = any(job is not None and job.state is JobState.EXPIRED for job in jobs)
-        write_outputs(self._live, hold, jobs, BatchState.EXPIRED if expired else BatchState.COMPLETED)
+        write_outputs(self._live, lock, jobs, BatchState.EXPIRED if expired else BatchState.COMPLETED)
         return 0.0
 
-    def _look_at_job(self, job_id: str, batch: Batch) -> Job | None:
-        """Return a job of a batch, stopped if the batch is to stop; None: somebody deleted it."""
+    def _read_job(self, job_id: str, batch: Batch) -> Job | None:
+        """Return a job of a batch, cancelled if the batch is being cancelled; None: it was deleted."""
         store = self._live.store
         with contextlib.suppress(NotFound):
             job = store.get(job_id, batch.tenant)

@@ -13,7 +13,7 @@ from redis import RedisError
 from app.access.auth import Tenant
 from app.batches.groups import GroupTable
 from app.batches.lines import Line, Refusal, read_call, read_line
-from app.batches.lock import Hold, HoldLostError
+from app.batches.lock import BatchLock, LockLostError
 from app.batches.plan import PlannedCall, PlannedRefusal, write_step
 from app.jobs.ndjson import is_blank, split_lines
 from app.services import Services
@@ -23,19 +23,19 @@ from tasks.files.batches import BatchProblem, BatchState
 from tasks.files.store import FileWriter, NewFile
 from tasks.storage.objects import read_blocks
 
-__all__ = ["Intake", "forget_jobs"]
+__all__ = ["BatchValidation", "forget_jobs"]
 
 _MOST_PROBLEMS = 100
 # The plan is removed with the batch's end; this is for the case that nobody lives to do it.
 _PLAN_GRACE_S = 7 * 86_400.0
 
 
-class Intake:
+class BatchValidation:
     """Takes in the file of one batch."""
 
-    def __init__(self, live: Services, hold: Hold, tenant: Tenant) -> None:
+    def __init__(self, live: Services, lock: BatchLock, tenant: Tenant) -> None:
         self._live = live
-        self._hold = hold
+        self._lock = lock
         self._tenant = tenant
         self._table = GroupTable(live, live.settings.batch_max_groups)
         self._problems: list[BatchProblem] = []
@@ -47,10 +47,10 @@ class Intake:
         """Validate the file and create the jobs, or fail the batch and say why.
 
         Raises:
-            HoldLostError: another process does it now, or the batch was cancelled; nothing of ours stays.
+            LockLostError: another process does it now, or the batch was cancelled; nothing of ours stays.
             tasks.errors.CapacityError, redis.RedisError: not possible now; to be tried again.
         """
-        forget_jobs(self._live, self._hold.batch.planned, self._tenant.name)
+        forget_jobs(self._live, self._lock.batch.planned, self._tenant.name)
         try:
             plan_id = self._read_file()
             if not self._problems:
@@ -61,18 +61,18 @@ class Intake:
             if not self._handed_over:
                 self._discard()
         if self._problems:
-            self._hold.move(BatchState.FAILED, {"problems": [asdict(problem) for problem in self._problems]})
+            self._lock.move(BatchState.FAILED, {"problems": [asdict(problem) for problem in self._problems]})
 
     # -- reading
 
     def _read_file(self) -> str:
         """Read all lines, store the inputs and the plan, and return the plan's file id; empty: the file is bad."""
-        batch, files = self._hold.batch, self._live.files
+        batch, files = self._lock.batch, self._live.files
         source = files.open(files.get(batch.input_file_id, batch.tenant))
         keep_s = self._live.settings.batch_window_s + _PLAN_GRACE_S
         with files.open_writer(NewFile(batch.tenant, f"{batch.id}.plan", "batch_plan", keep_s)) as plan:
             for number, raw in enumerate(split_lines(read_blocks(source), self._live.settings.max_line_bytes), 1):
-                self._hold.keep()
+                self._lock.keep()
                 if not is_blank(raw):
                     self._read_line(raw, number, plan)
                 if len(self._problems) >= _MOST_PROBLEMS:
@@ -86,7 +86,7 @@ class Intake:
             return plan.commit().id
 
     def _read_line(self, raw: bytes, number: int, plan: FileWriter) -> None:
-        line = self._check_line(read_line(raw, number, self._hold.batch.endpoint), number)
+        line = self._check_line(read_line(raw, number, self._lock.batch.endpoint), number)
         # After the first problem the batch is lost, and the rest is read for further problems only.
         if isinstance(line, BatchProblem):
             self._problems.append(line)
@@ -110,7 +110,7 @@ class Intake:
         return line
 
     def _plan_line(self, line: Line, number: int) -> PlannedCall | PlannedRefusal | BatchProblem:
-        call = read_call(line, self._hold.batch.endpoint, self._live, self._tenant)
+        call = read_call(line, self._lock.batch.endpoint, self._live, self._tenant)
         if isinstance(call, Refusal):
             self._refused += 1
             return PlannedRefusal(line.custom_id, call.status, call.body)
@@ -124,17 +124,17 @@ class Intake:
     # -- creating
 
     def _create_jobs(self, plan_id: str) -> None:
-        groups, batch = self._table.groups, self._hold.batch
+        groups, batch = self._table.groups, self._lock.batch
         noted = {"planned": [group.job_id for group in groups], "plan_file_id": plan_id}
         # Noted before the first is created, so that whoever comes after us can remove them.
-        if self._hold.move(BatchState.VALIDATING, noted) is not BatchState.VALIDATING:
-            raise HoldLostError
+        if self._lock.move(BatchState.VALIDATING, noted) is not BatchState.VALIDATING:
+            raise LockLostError
         store, submission = self._live.store, SubmissionService(self._live, self._tenant)
         items = {group.job_id: group.items for group in groups}
         store.reserve_queue(self._tenant.name, items, self._tenant.max_queued_items)
         left_s = batch.deadline_at - self._live.batches.now_s()
         for group in groups:
-            self._hold.keep()
+            self._lock.keep()
             store.create(group.describe(submission, batch.id, max(1.0, left_s)), group.records)
         self._hand_over()
         for lane in {group.describe(submission, batch.id, 1.0).lane for group in groups}:
@@ -145,7 +145,7 @@ class Intake:
         fields = {"groups": [asdict(group.summarize()) for group in self._table.groups], **counts}
         try:
             # A batch that is being cancelled by now has jobs to be cancelled, and a plan that says what they were.
-            self._hold.move(BatchState.IN_PROGRESS, fields)
+            self._lock.move(BatchState.IN_PROGRESS, fields)
         except RedisError:
             # It may have been written and only the answer lost: the jobs are left to whoever reads the record next.
             self._handed_over = True

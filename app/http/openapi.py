@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from app.http.bodies import ApiRequest
 from app.http.errors import ErrorBody, refuse_invalid_body
-from app.inference.rendering import WholeResponse
+from app.http.responses import WholeResponse
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIEnvironment

@@ -23,7 +23,7 @@ class BoundedSlots:
 
     @contextmanager
     def slot(self) -> Iterator[bool]:
-        """Hold a slot while the block runs; False: all are taken, and the caller should not wait."""
+        """BatchLock a slot while the block runs; False: all are taken, and the caller should not wait."""
         release = self.acquire()
         try:
             yield release is not None

@@ -14,7 +14,7 @@ from app.inference.schemas import EmbeddingsRequest, EmbeddingsResponse
 from app.inference.token_ids import read_texts
 from app.jobs.schemas import JobObject
 from app.services import services
-from app.submission.orders import order_embeddings
+from app.submission.orders import make_order
 from tasks.jobs.chunking import Item
 
 __all__ = ["blueprint"]
@@ -29,7 +29,7 @@ def create_embeddings(body: EmbeddingsRequest) -> Response:
     With the header `Prefer: respond-async` any number of texts is queued as a job.
     """
     card = find_card(services().catalog, body.model)
-    order = order_embeddings(body, card)
+    order = make_order(card, "embeddings", body)
     items = (Item(text) for text in read_texts(body.input, card))
     count = 1 if isinstance(body.input, str) else len(body.input)
     render = partial(render_embeddings, model=body.model, encoding=body.encoding_format or "float")

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from app.access.auth import look_up_card, visible_cards
 from app.http.errors import documented
-from app.inference.rendering import json_response
+from app.http.responses import json_response
 from app.inference.schemas import ModelList, ModelObject
 from app.services import Services, services
 from config.catalog import ModelCard

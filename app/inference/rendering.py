@@ -1,88 +1,20 @@
-"""Answers as bytes: JSON by orjson straight from numpy rows, vectors as float lists or base64.
+"""The answers of the synchronous routes: embeddings and rankings, in the shapes that clients of other services read."""
 
-Owns the bytes of synchronous answers and of one item of a job's results. Whole result sets as npy, Arrow or Parquet are
-in `app.jobs.npy` and `app.jobs.arrow`.
-"""
-
-import base64
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
-import orjson
 from flask import Response
-from numpy.typing import NDArray
 
-from app.inference.schemas import Document, document_text
+from app.fields import Document, document_text
+from app.http.responses import json_response
+from app.vector_json import VectorFormat, split_extras, vector_values
 from tasks.engine import Outcomes
-from tasks.vectors import Extra, ExtraParts, Ragged
 
-if TYPE_CHECKING:
-    from _typeshed.wsgi import WSGIEnvironment
+__all__ = ["render_embeddings", "render_ranking"]
 
-__all__ = [
-    "VectorFormat",
-    "WholeResponse",
-    "encode_json",
-    "json_response",
-    "render_embeddings",
-    "render_ranking",
-    "split_extras",
-    "vector_values",
-]
-
-VectorFormat = Literal["float", "base64"]
 _SCORE_DECIMALS = 7
-
-
-def encode_json(value: Any) -> bytes:
-    """Return JSON; numpy arrays are written without a detour over Python numbers."""
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
-class WholeResponse(Response):
-    """An answer that goes to the web server in one piece, unless it is a stream."""
-
-    def get_app_iter(self, environ: "WSGIEnvironment") -> Iterable[bytes]:
-        """Return a list where the body is there: granian sends it with the head; what it iterates, piece by piece."""
-        if not self.is_sequence or self.direct_passthrough or environ["REQUEST_METHOD"] == "HEAD":
-            return super().get_app_iter(environ)
-        pieces = list(self.iter_encoded())
-        self.close()
-        return pieces
-
-
-def json_response(value: Any, status: int = 200) -> Response:
-    """Return a JSON answer."""
-    return WholeResponse(encode_json(value), status, mimetype="application/json")
-
-
-def vector_values(row: NDArray[Any], extras: ExtraParts, encoding: VectorFormat) -> dict[str, Any]:
-    """Return what one text got, each kind under its key, as orjson takes it; a dense vector of no length is left out.
-
-    Vectors are numbers, or base64 of little-endian float32; sparse weights always are an object, from token id.
-    """
-    values: dict[str, Any] = {"embedding": _vector_value(row, encoding)} if len(row) else {}
-    if "sparse" in extras:
-        ids, weights = extras["sparse"]
-        values["sparse"] = dict(zip(map(str, ids.tolist()), weights, strict=True))
-    if "colbert" in extras:
-        values["colbert"] = [_vector_value(vector, encoding) for vector in extras["colbert"][0]]
-    return values
-
-
-def split_extras(extras: Mapping[Extra, Ragged], items: int) -> Iterator[ExtraParts]:
-    """Yield what each item has besides its dense vector."""
-    if not extras:
-        return ({} for _ in range(items))
-    return (dict(zip(extras, parts, strict=True)) for parts in zip(*extras.values(), strict=True))
-
-
-def _vector_value(row: NDArray[Any], encoding: VectorFormat) -> NDArray[np.float32] | str:
-    if encoding == "base64":
-        return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode("ascii")
-    return np.ascontiguousarray(row, np.float32)
 
 
 def render_embeddings(outcomes: Outcomes, model: str, encoding: VectorFormat) -> Response:

@@ -12,13 +12,14 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
 from app.access.auth import find_card
+from app.fields import document_text
 from app.http.errors import documented
 from app.inference.calls import answer_or_queue
 from app.inference.rendering import render_ranking
-from app.inference.schemas import RerankRequest, RerankResponse, document_text
+from app.inference.schemas import RerankRequest, RerankResponse
 from app.jobs.schemas import JobObject
 from app.services import services
-from app.submission.orders import order_ranking
+from app.submission.orders import make_order
 from tasks.jobs.chunking import Item
 
 __all__ = ["blueprint"]
@@ -34,7 +35,7 @@ def rerank(body: RerankRequest) -> Response:
     With the header `Prefer: respond-async` any number of documents is queued as a job.
     """
     card = find_card(services().catalog, body.model)
-    order = order_ranking(body, card)
+    order = make_order(card, "rerank", body)
     items = (Item(document_text(document), query=body.query) for document in body.documents)
     form: Literal["object", "text"] = "text" if request.path.startswith("/infinity/") else "object"
     with_documents = form if body.return_documents else None

@@ -6,35 +6,22 @@ fields are ignored, and null means absent, since clients send both.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
 
-from tasks.vectors import KINDS, Kind
+from app.fields import Documents, ModelName, Returns, SparseWeights, Truncate, Vector, refuse
 
 __all__ = [
-    "Document",
     "EmbeddingsRequest",
     "EmbeddingsResponse",
     "ModelList",
     "ModelObject",
     "RerankRequest",
     "RerankResponse",
-    "Returns",
-    "SparseWeights",
     "TextInput",
-    "Truncate",
     "Usage",
-    "Vector",
-    "document_text",
 ]
 
-Truncate = Literal["end", "start", "none"]
 TokenIds = list[int]
-Document = str | dict[str, Any]
-
-
-def _refuse(message: str, **context: Any) -> PydanticCustomError:
-    return PydanticCustomError("invalid_value", message, context)
 
 
 def _check_input(value: Any) -> str | list[str] | list[TokenIds]:
@@ -45,9 +32,9 @@ def _check_input(value: Any) -> str | list[str] | list[TokenIds]:
     if isinstance(value, str):
         return value
     if not isinstance(value, list):
-        raise _refuse("must be a string, a list of strings or a list of token ids")
+        raise refuse("must be a string, a list of strings or a list of token ids")
     if not value:
-        raise _refuse("must not be empty")
+        raise refuse("must not be empty")
     if type(value[0]) is int:
         return [_check_ids(value, 0)]
     if isinstance(value[0], list):
@@ -58,45 +45,17 @@ def _check_input(value: Any) -> str | list[str] | list[TokenIds]:
 def _check_strings(value: list[Any]) -> list[str]:
     for position, item in enumerate(value):
         if not isinstance(item, str):
-            raise _refuse("must not be mixed: item {position} is not a string", position=position)
+            raise refuse("must not be mixed: item {position} is not a string", position=position)
     return value
 
 
 def _check_ids(ids: Any, position: int) -> TokenIds:
     if not isinstance(ids, list) or not ids:
-        raise _refuse("item {position} must be a list of token ids and not be empty", position=position)
+        raise refuse("item {position} must be a list of token ids and not be empty", position=position)
     for value in ids:
         if type(value) is not int or value < 0:  # a bool is not an int
-            raise _refuse("item {position} has a token id that is not a whole number from 0", position=position)
+            raise refuse("item {position} has a token id that is not a whole number from 0", position=position)
     return ids
-
-
-def _check_documents(value: Any) -> list[Document]:
-    if not isinstance(value, list):
-        raise _refuse("must be a list of strings or of objects with a text")
-    if not value:
-        raise _refuse("must not be empty")
-    for position, item in enumerate(value):
-        text = item.get("text") if isinstance(item, dict) else item
-        if not isinstance(text, str):
-            raise _refuse("item {position} must be a string or an object with a text", position=position)
-    return value
-
-
-def _check_returns(value: Any) -> list[Kind]:
-    """Return the kinds in one order, each once; a query string may bring them with commas between."""
-    parts = [value] if isinstance(value, str) else value
-    if not isinstance(parts, list) or not parts or any(not isinstance(part, str) for part in parts):
-        raise _refuse("must be a list of dense, sparse and colbert")
-    names = {name.strip() for part in parts for name in part.split(",")}
-    if not names <= set(KINDS):
-        raise _refuse("must be a list of dense, sparse and colbert")
-    return [kind for kind in KINDS if kind in names]
-
-
-def document_text(document: Document) -> str:
-    """Return the text of a document, whichever form it has."""
-    return document if isinstance(document, str) else str(document["text"])
 
 
 _STRINGS = {"type": "array", "items": {"type": "string"}, "minItems": 1}
@@ -105,21 +64,8 @@ _INPUT_SCHEMA = {
     "description": "One text, several, or token ids (cl100k) of one or several texts.",
     "anyOf": [{"type": "string"}, _STRINGS, _IDS, {"type": "array", "items": _IDS, "minItems": 1}],
 }
-_TEXT_OBJECT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
-_DOCUMENTS_SCHEMA = {
-    "description": "Texts, or objects with a text; both may be mixed.",
-    "type": "array",
-    "minItems": 1,
-    "items": {"anyOf": [{"type": "string"}, _TEXT_OBJECT]},
-}
-_RETURNS_SCHEMA = {"type": "array", "items": {"enum": list(KINDS)}, "minItems": 1}
 
 TextInput = Annotated[str | list[str] | list[TokenIds], PlainValidator(_check_input), WithJsonSchema(_INPUT_SCHEMA)]
-Documents = Annotated[list[Document], PlainValidator(_check_documents), WithJsonSchema(_DOCUMENTS_SCHEMA)]
-Returns = Annotated[list[Kind], PlainValidator(_check_returns), WithJsonSchema(_RETURNS_SCHEMA)]
-ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-Vector = list[float] | str
-SparseWeights = dict[str, float]
 
 
 class _Body(BaseModel):

@@ -10,7 +10,7 @@ from flask_openapi3.models.tag import Tag
 
 from app.access.auth import current_tenant
 from app.http.errors import documented
-from app.inference.rendering import encode_json
+from app.http.responses import encode_json
 from app.jobs.schemas import EventHeaders, JobId, JobObject
 from app.jobs.views import view_job
 from app.services import Services, services

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from app.inference.rendering import VectorFormat, encode_json, split_extras, vector_values
+from app.http.responses import encode_json
 from app.services import Services
+from app.vector_json import VectorFormat, split_extras, vector_values
 from tasks import frames
 from tasks.errors import Expired, NotFinished, TwolaneError
 from tasks.jobs.model import ChunkState, Job

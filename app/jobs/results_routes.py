@@ -10,7 +10,7 @@ from flask_openapi3.models.tag import Tag
 
 from app.access.auth import current_tenant
 from app.http.errors import RangeNotSatisfiable, documented
-from app.inference.rendering import json_response
+from app.http.responses import json_response
 from app.jobs.arrow import stream_table
 from app.jobs.npy import ByteRange, NpyFile, parse_range
 from app.jobs.results import Results

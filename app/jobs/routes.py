@@ -13,10 +13,9 @@ from app.http.bodies import read_model, stream_body
 from app.http.errors import documented
 from app.http.openapi import describe_either, describe_json_or_ndjson
 from app.http.prefer import Preferences, parse_prefer
-from app.inference.rendering import json_response
+from app.http.responses import json_response
 from app.jobs.ndjson import read_items, split_lines
 from app.jobs.schemas import (
-    HowToCompute,
     JobEstimate,
     JobFilter,
     JobId,
@@ -29,12 +28,11 @@ from app.jobs.schemas import (
     WebhookRequest,
 )
 from app.jobs.views import job_etag, render_estimate, render_job, render_submission, view_job
+from app.jobs.webhooks import choose_webhook
 from app.services import services
-from app.submission.orders import Order, Submission, choose_kinds, resolve_params
+from app.submission.orders import Order, Submission, make_order
 from app.submission.payload import PayloadHash
 from app.submission.service import SubmissionService
-from app.webhooks.requests import choose_webhook
-from config.catalog import ModelCard
 from tasks.engine import Operation
 from tasks.errors import Conflict, InvalidRequest, NotFound, StoreFull
 from tasks.jobs.chunking import Item
@@ -157,7 +155,7 @@ def _read_ndjson(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, It
     payload = PayloadHash(header.idempotency_key, described.encode(), streamed=True)
     lines = payload.follow(split_lines(stream_body(request, settings.max_upload_bytes), settings.max_line_bytes))
     items = read_items(lines, query.query, rerank=operation == "rerank")
-    return _add_webhook(_order(query, card, operation, {}), asked), items, payload
+    return _add_webhook(make_order(card, operation, query), asked), items, payload
 
 
 def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHash]:
@@ -168,7 +166,7 @@ def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHas
         extra["metadata"] = body.metadata
     if body.type == "rerank" and body.input_file_id is None:
         extra["documents_per_query"] = [len(group.documents) for group in body.groups()]
-    order = _add_webhook(_order(body, card, body.type, extra), body.webhook)
+    order = _add_webhook(make_order(card, body.type, body, extra), body.webhook)
     items = body.items() if body.input_file_id is None else _read_file(body.input_file_id, body)
     return order, items, PayloadHash.of_json(header.idempotency_key, body)
 
@@ -179,22 +177,6 @@ def _read_file(file_id: str, body: JobRequest) -> Iterator[Item]:
     file = live.files.get(file_id, current_tenant().name)
     lines = split_lines(read_blocks(live.files.open(file)), live.settings.max_line_bytes)
     yield from read_items(lines, body.query, rerank=body.type == "rerank")
-
-
-def _order(how: HowToCompute, card: ModelCard, operation: Operation, extra: dict[str, object]) -> Order:
-    params = resolve_params(
-        card,
-        dimensions=how.dimensions,
-        input_type=how.input_type,
-        instruction=how.instruction,
-        truncate=how.truncate,
-        dtype=how.dtype,
-    )
-    field = "input" if operation == "embeddings" else "documents"
-    if operation == "rerank" and how.returns is not None:
-        raise InvalidRequest("a rerank job gives scores, and no vectors", param="return")
-    params = replace(params, cache=how.cache, dedupe=how.dedupe, returns=choose_kinds(card, how.returns))
-    return Order(card, operation, params, how.priority or "normal", extra, field)
 
 
 def _add_webhook(order: Order, asked: WebhookRequest | None) -> Order:

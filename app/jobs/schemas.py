@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.inference.schemas import Documents, ModelName, Returns, SparseWeights, Truncate, Vector, document_text
+from app.fields import Documents, ModelName, Returns, SparseWeights, Truncate, Vector, document_text
 from app.jobs.items import MAX_ID_BYTES, BadItemError, read_id, read_item
 from tasks.errors import InvalidRequest
 from tasks.jobs.chunking import Item

@@ -10,7 +10,7 @@ from typing import Any
 from flask import Response
 
 from app.http.prefer import Preferences
-from app.inference.rendering import json_response
+from app.http.responses import json_response
 from app.jobs.results import ItemShape, Results, read_frame
 from app.services import Services
 from app.submission.orders import Estimate, Submission

@@ -11,7 +11,7 @@ from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel
 
 from app.http.errors import documented, not_ready_response
-from app.inference.rendering import json_response
+from app.http.responses import json_response
 from app.services import Services, services
 from tasks.errors import NoWorker, StoreUnavailable
 

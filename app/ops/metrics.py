@@ -1,6 +1,6 @@
 """What `/metrics` shows: the shared state, read from the store at each scrape, and what this web process has answered.
 
-Owns the registry of one web process and the hook that counts its answers. The names are in `config.metrics`, the
+Owns the registry of one web process and the hook that counts its answers. The names are in `app.ops.metric_names`, the
 reading of the store in `tasks.presence.statistics`. Any web process tells the same of the shared state.
 """
 
@@ -8,23 +8,32 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
-from flask import Flask, Response, g, request
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from flask import Blueprint, Flask, Response, current_app, g, request
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis import RedisError
 
+from app.ops.metric_names import LATENCY_BUCKETS_S, find_metric
 from app.services import Services
-from config.metrics import LATENCY_BUCKETS_S, find_metric
 from tasks.errors import StoreUnavailable
 from tasks.jobs.model import TERMINAL
 from tasks.lanes import Service
 from tasks.presence.statistics import LaneStatistics, StoreStatistics, read_statistics
 from tasks.presence.worker_registry import WorkerInfo
 
-__all__ = ["Metrics", "install_metrics"]
+__all__ = ["Metrics", "blueprint", "install_metrics"]
+
+blueprint = Blueprint("metrics", __name__)
 
 _log = logging.getLogger(__name__)
 _Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
@@ -70,6 +79,13 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+@blueprint.get("/metrics")
+def show_metrics() -> Response:
+    """Show all metrics in Prometheus' text format. They belong to the operator: with keys, an admin's is needed."""
+    metrics = cast("Metrics", current_app.extensions["twolane-metrics"])
+    return Response(metrics.render(), content_type=CONTENT_TYPE_LATEST)
 
 
 def install_metrics(app: Flask, metrics: Metrics) -> None:

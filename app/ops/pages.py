@@ -11,7 +11,7 @@ from typing import cast
 from flask import Blueprint, Response, current_app, render_template, send_from_directory, url_for
 from flask_openapi3.openapi import OpenAPI
 
-from app.inference.rendering import json_response
+from app.http.responses import json_response
 from app.services import services
 
 __all__ = ["blueprint"]

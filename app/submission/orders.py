@@ -5,11 +5,11 @@ Owns the values between routes and service, and what of an order can be checked 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import BaseModel
 
-from app.inference.schemas import EmbeddingsRequest, RerankRequest
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.engine import JobParams, Operation
@@ -25,18 +25,14 @@ __all__ = [
     "Priority",
     "Submission",
     "check_capability",
-    "choose_kinds",
     "estimate_result_bytes",
     "limit_chunks",
-    "order_embeddings",
-    "order_ranking",
-    "resolve_params",
+    "make_order",
 ]
 
 # Sparse weights and token vectors of one chunk take about so much at most: a result is read and written whole.
 _CHUNK_EXTRA_BYTES = 2**25
 
-Truncate = Literal["end", "start", "none"]
 Priority = Literal["low", "normal", "high"]
 
 
@@ -89,34 +85,54 @@ class Estimate:
     service: Service
 
 
-def order_embeddings(body: EmbeddingsRequest, card: ModelCard) -> Order:
-    """Return what a body of the embeddings route asks for, be it a call or a line of a batch.
+def make_order(
+    card: ModelCard, operation: Operation, request: BaseModel, extra: Mapping[str, object] | None = None
+) -> Order:
+    """Return what a request asks for, be it a call, a job or a line of a batch.
+
+    Args:
+        card: the model.
+        operation: what to compute.
+        request: its body or its query parameters; a field that its schema does not have is as good as null.
+        extra: what the job record keeps of it.
 
     Raises:
         InvalidRequest, WrongCapability: the model cannot do it like that.
     """
-    params = resolve_params(
-        card,
-        dimensions=body.dimensions,
-        input_type=body.input_type,
-        instruction=body.instruction,
-        truncate=body.truncate,
+
+    def asked(name: str) -> Any:
+        return getattr(request, name, None)
+
+    if operation == "rerank" and asked("returns") is not None:
+        raise InvalidRequest("rerank gives scores, and no vectors", param="return")
+    params = JobParams(
+        instruction=_choose_instruction(card, asked("instruction"), asked("input_type")),
+        dimensions=_choose_dimensions(card, asked("dimensions")),
+        truncate=asked("truncate") or "end",
+        dtype=asked("dtype") or "float32",
+        cache=asked("cache"),
+        dedupe=asked("dedupe"),
+        returns=_choose_kinds(card, asked("returns")),
     )
-    return Order(card, "embeddings", replace(params, cache=body.cache, returns=choose_kinds(card, body.returns)))
+    items_field = "input" if operation == "embeddings" else "documents"
+    return Order(card, operation, params, asked("priority") or "normal", extra or {}, items_field)
 
 
-def order_ranking(body: RerankRequest, card: ModelCard) -> Order:
-    """Return what a body of the rerank routes asks for, be it a call or a line of a batch."""
-    params = replace(resolve_params(card, instruction=body.instruction), cache=body.cache)
-    return Order(card, "rerank", params, items_field="documents")
+def _choose_instruction(card: ModelCard, instruction: str | None, input_type: str | None) -> str | None:
+    if instruction is None:
+        own = {"query": card.query_instruction, "document": card.document_instruction}
+        instruction = own.get(input_type or "")
+    return instruction or None
 
 
-def choose_kinds(card: ModelCard, wanted: Sequence[Kind] | None) -> tuple[Kind, ...]:
-    """Return the kinds of vectors that are asked for.
+def _choose_dimensions(card: ModelCard, dimensions: int | None) -> int | None:
+    if dimensions is not None and card.dimension is not None and dimensions > card.dimension:
+        message = f"dimensions must be at most {card.dimension}, the size of {card.name}'s embeddings"
+        raise InvalidRequest(message, param="dimensions")
+    return None if dimensions == card.dimension else dimensions
 
-    Raises:
-        WrongCapability: the card does not offer one of them.
-    """
+
+def _choose_kinds(card: ModelCard, wanted: Sequence[Kind] | None) -> tuple[Kind, ...]:
     missing = [kind for kind in wanted or () if kind != "dense" and kind not in card.capabilities]
     if missing:
         message = f"{card.name} gives no {' and no '.join(missing)} vectors; it offers {', '.join(card.capabilities)}"
@@ -138,35 +154,6 @@ def estimate_result_bytes(order: Order, items: int, tokens: int) -> int:
     dense = (params.dimensions or width) if "dense" in params.returns else 0
     values = items * np.dtype(params.dtype).itemsize * (dense if order.operation == "embeddings" else 1)
     return values + estimate_bytes(params.returns, tokens, width, params.dtype)
-
-
-def resolve_params(
-    card: ModelCard,
-    *,
-    dimensions: int | None = None,
-    input_type: str | None = None,
-    instruction: str | None = None,
-    truncate: Truncate | None = None,
-    dtype: Literal["float32", "float16"] | None = None,
-) -> JobParams:
-    """Return how items are computed, with the card's own values filled in.
-
-    Raises:
-        InvalidRequest: more dimensions than the model has.
-    """
-    if dimensions is not None and card.dimension is not None and dimensions > card.dimension:
-        message = f"dimensions must be at most {card.dimension}, the size of {card.name}'s embeddings"
-        raise InvalidRequest(message, param="dimensions")
-    if instruction is None and input_type == "query":
-        instruction = card.query_instruction or None
-    elif instruction is None and input_type == "document":
-        instruction = card.document_instruction or None
-    return JobParams(
-        instruction=instruction or None,
-        dimensions=None if dimensions == card.dimension else dimensions,
-        truncate=truncate or "end",
-        dtype=dtype or "float32",
-    )
 
 
 def check_capability(order: Order) -> None:

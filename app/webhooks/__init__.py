@@ -1,5 +1,5 @@
-"""Webhooks after the Standard Webhooks text: the end of a job is told to an address of its owner.
+"""Webhooks after the Standard Webhooks text: signed calls about the ends of jobs.
 
-`courier` moves deliveries on; `targets` decides where we connect; `sending` sends; `signing` signs. What is to be told
-and when is kept by `tasks.jobs.outbox`.
+`targets` decides where we connect; `sending` sends; `signing` signs. What is to be sent and when is in the outbox
+(`tasks.jobs.outbox`), which `app.jobs.webhooks` empties.
 """

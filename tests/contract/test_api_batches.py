@@ -30,7 +30,7 @@ def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def client(client: FlaskClient, app_here: Flask) -> Iterator[FlaskClient]:
-    """A client of the whole product, with its steward."""
+    """A client of the whole product, with its scheduler."""
     with running_steward(app_here):
         yield client
 

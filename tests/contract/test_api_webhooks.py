@@ -10,7 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
-from app.webhooks.dispatcher import Courier
+from app.jobs.webhooks import WebhookDispatcher
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
@@ -29,8 +29,8 @@ def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def courier(app_here: Flask) -> Iterator[Courier]:
-    running = Courier(services_of(app_here))
+def courier(app_here: Flask) -> Iterator[WebhookDispatcher]:
+    running = WebhookDispatcher(services_of(app_here))
     running.start()
     yield running
     running.close()
@@ -57,7 +57,7 @@ def wait_for_status(client: FlaskClient, job_id: str, *wanted: str) -> dict[str,
 
 
 def test_the_end_of_a_queued_job_is_told_once_and_signed(
-    client: FlaskClient, courier: Courier, receiver: Receiver
+    client: FlaskClient, courier: WebhookDispatcher, receiver: Receiver
 ) -> None:
     answer = submit(client, {"url": receiver.url, "secret": SECRET})
     assert answer.status_code == 202
@@ -77,7 +77,9 @@ def test_the_end_of_a_queued_job_is_told_once_and_signed(
     assert len(receiver.calls) == 1
 
 
-def test_a_secret_that_is_made_here_is_shown_once(client: FlaskClient, courier: Courier, receiver: Receiver) -> None:
+def test_a_secret_that_is_made_here_is_shown_once(
+    client: FlaskClient, courier: WebhookDispatcher, receiver: Receiver
+) -> None:
     key = {"Idempotency-Key": "a key for a webhook"}
     first, again = (submit(client, {"url": receiver.url}, **key) for _ in range(2))
     secret = first.json["webhook"]["secret"]
@@ -90,7 +92,7 @@ def test_a_secret_that_is_made_here_is_shown_once(client: FlaskClient, courier: 
 
 
 def test_a_job_that_is_answered_at_once_tells_its_end_too(
-    client: FlaskClient, courier: Courier, receiver: Receiver
+    client: FlaskClient, courier: WebhookDispatcher, receiver: Receiver
 ) -> None:
     answer = submit(client, {"url": receiver.url, "secret": SECRET}, ["one text"])
     assert answer.status_code == 200
@@ -98,7 +100,9 @@ def test_a_job_that_is_answered_at_once_tells_its_end_too(
     assert receiver.read(SECRET)["data"]["id"] == answer.json["id"]
 
 
-def test_an_upload_names_its_webhook_in_headers(client: FlaskClient, courier: Courier, receiver: Receiver) -> None:
+def test_an_upload_names_its_webhook_in_headers(
+    client: FlaskClient, courier: WebhookDispatcher, receiver: Receiver
+) -> None:
     headers = {"Webhook-Url": receiver.url, "Webhook-Secret": SECRET, "Prefer": "respond-async"}
     lines = b"\n".join(json.dumps(text).encode() for text in CORPUS)
     answer = client.post("/v1/jobs?model=fake", data=lines, content_type="application/x-ndjson", headers=headers)
@@ -108,7 +112,7 @@ def test_an_upload_names_its_webhook_in_headers(client: FlaskClient, courier: Co
 
 
 def test_a_receiver_that_fails_is_told_again_with_the_same_id(
-    client: FlaskClient, courier: Courier, receiver: Receiver
+    client: FlaskClient, courier: WebhookDispatcher, receiver: Receiver
 ) -> None:
     receiver.answers = [500, 302]
     job_id = submit(client, {"url": receiver.url, "secret": SECRET}).json["id"]
@@ -123,14 +127,16 @@ def test_a_receiver_that_fails_is_told_again_with_the_same_id(
 
 
 def test_a_receiver_that_says_gone_is_not_asked_again(
-    client: FlaskClient, courier: Courier, receiver: Receiver
+    client: FlaskClient, courier: WebhookDispatcher, receiver: Receiver
 ) -> None:
     receiver.answers = [410]
     job_id = submit(client, {"url": receiver.url, "secret": SECRET}).json["id"]
     assert wait_for_status(client, job_id, "failed")["answer"] == 410
 
 
-def test_a_receiver_that_hangs_costs_its_time_limit(client: FlaskClient, courier: Courier, receiver: Receiver) -> None:
+def test_a_receiver_that_hangs_costs_its_time_limit(
+    client: FlaskClient, courier: WebhookDispatcher, receiver: Receiver
+) -> None:
     receiver.hold.clear()
     job_id = submit(client, {"url": receiver.url, "secret": SECRET}).json["id"]
     state = wait_for_status(client, job_id, "retrying")
@@ -139,7 +145,9 @@ def test_a_receiver_that_hangs_costs_its_time_limit(client: FlaskClient, courier
     assert wait_for_status(client, job_id, "delivered")["attempts"] >= 2
 
 
-def test_cancelled_and_expired_jobs_tell_their_end(client: FlaskClient, courier: Courier, receiver: Receiver) -> None:
+def test_cancelled_and_expired_jobs_tell_their_end(
+    client: FlaskClient, courier: WebhookDispatcher, receiver: Receiver
+) -> None:
     job_id = submit(client, {"url": receiver.url, "secret": SECRET}, [f"x{i}" for i in range(5000)]).json["id"]
     client.delete(f"/v1/jobs/{job_id}")
     ended = wait_for_end(client, job_id)
@@ -157,7 +165,7 @@ def test_an_end_is_left_to_another_process_when_the_first_one_dies_over_it(
     (taken,) = outbox.take(10)
     assert (taken.job.id, taken.event, taken.attempts) == (job_id, "succeeded", 0)
     assert outbox.take(10) == []
-    courier = Courier(services_of(app_here))
+    courier = WebhookDispatcher(services_of(app_here))
     courier.start()
     try:
         receiver.wait_for(1)
@@ -214,7 +222,7 @@ def test_a_url_that_was_allowed_once_is_not_sent_to_when_it_is_not_any_more(
     wait_for_end(client, job_id)
     strict = settings_here.model_copy(update={"webhook_allow_private": False})
     with opened_app(strict) as app:
-        courier = Courier(services_of(app))
+        courier = WebhookDispatcher(services_of(app))
         courier.start()
         state = wait_for_status(client, job_id, "failed")
         courier.close()

@@ -9,7 +9,7 @@ from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.batches.scheduler import Steward
+from app.batches.scheduler import BatchScheduler
 from tests.support.batch_requests import EMBED, RERANK, line_of, start
 from tests.support.web import services_of
 
@@ -50,16 +50,16 @@ LINES = st.lists(
 def test_any_file_is_taken_in_or_refused(
     app_here: Flask, caplog: pytest.LogCaptureFixture, endpoint: str, lines: list[bytes]
 ) -> None:
-    client, steward = app_here.test_client(), Steward(services_of(app_here))
+    client, scheduler = app_here.test_client(), BatchScheduler(services_of(app_here))
     begun = start(client, [line.replace(EMBED.encode(), endpoint.encode()) + b"\n" for line in lines], endpoint)
     with caplog.at_level(logging.WARNING, "app.batches.scheduler"):
-        steward.look()
+        scheduler.run_once()
     assert caplog.messages == []
     batch: dict[str, Any] = client.get(f"/v1/batches/{begun['id']}").json or {}
     assert batch["status"] in {"failed", "in_progress"}
     assert (batch["status"] == "failed") == bool(batch["errors"])
     if batch["status"] == "in_progress":
         client.post(f"/v1/batches/{begun['id']}/cancel")
-        steward.look()
-        steward.look()
+        scheduler.run_once()
+        scheduler.run_once()
         assert (client.get(f"/v1/batches/{begun['id']}").json or {})["status"] in {"cancelled", "cancelling"}

@@ -8,7 +8,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
-from app.batches.scheduler import Steward
+from app.batches.scheduler import BatchScheduler
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
@@ -29,7 +29,7 @@ def idle(app_here: Flask) -> FlaskClient:
 def test_an_input_file_that_is_gone_fails_the_batch(idle: FlaskClient, app_here: Flask) -> None:
     begun = start(idle, [GOOD])
     idle.delete(f"/v1/files/{begun['input_file_id']}")
-    Steward(services_of(app_here)).look()
+    BatchScheduler(services_of(app_here)).run_once()
     failed = idle.get(f"/v1/batches/{begun['id']}").json or {}
     assert failed["status"] == "failed"
     assert "No such File" in failed["errors"]["data"][0]["message"]
@@ -40,7 +40,7 @@ def test_a_batch_that_was_not_yet_validated_is_cancelled_without_files(idle: Fla
     for _ in range(2):
         answer = idle.post(f"/v1/batches/{begun['id']}/cancel")
         assert (answer.status_code, (answer.json or {})["status"]) == (200, "cancelling")
-    Steward(services_of(app_here)).look()
+    BatchScheduler(services_of(app_here)).run_once()
     ended = idle.get(f"/v1/batches/{begun['id']}").json or {}
     assert ended["status"] == "cancelled"
     assert (ended["output_file_id"], ended["error_file_id"]) == (None, None)
@@ -49,13 +49,13 @@ def test_a_batch_that_was_not_yet_validated_is_cancelled_without_files(idle: Fla
 def test_lines_that_were_not_run_within_the_window_expire(idle: FlaskClient, app_here: Flask) -> None:
     """Nobody computes: there is no worker here, and the window is over before one could come."""
     live = services_of(app_here)
-    steward = Steward(live)
+    scheduler = BatchScheduler(live)
     begun = start(idle, [embed(f"l{i}", f"text {i}") for i in range(30)])
     shorten_window(live.redis, begun["id"], 500)
-    steward.look()
+    scheduler.run_once()
     assert (idle.get(f"/v1/batches/{begun['id']}").json or {})["status"] == "in_progress"
     time.sleep(1.2)
-    steward.look()
+    scheduler.run_once()
     ended = idle.get(f"/v1/batches/{begun['id']}").json or {}
     assert ended["status"] == "expired"
     assert ended["request_counts"] == {"total": 30, "completed": 0, "failed": 30}
@@ -67,7 +67,7 @@ def test_lines_that_were_not_run_within_the_window_expire(idle: FlaskClient, app
 def test_a_batch_that_nobody_validated_within_its_window_expires(idle: FlaskClient, app_here: Flask) -> None:
     begun = start(idle, [GOOD])
     shorten_window(services_of(app_here).redis, begun["id"], 0)
-    Steward(services_of(app_here)).look()
+    BatchScheduler(services_of(app_here)).run_once()
     assert (idle.get(f"/v1/batches/{begun['id']}").json or {})["status"] == "expired"
 
 

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 
-from config.metrics import METRICS
+from app.ops.metric_names import METRICS
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys

@@ -9,7 +9,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
-from app.batches.scheduler import Steward
+from app.batches.scheduler import BatchScheduler
 from config.settings import Settings
 from stack.server import EmbeddedServer
 from tasks import keys
@@ -218,7 +218,7 @@ def test_a_job_that_expired_in_the_queue_makes_room(redis: Redis, settings: Sett
 def test_a_batch_over_the_queue_limit_fails_and_says_why(app_here: Flask) -> None:
     lone = Caller(app_here, "small")
     batch = lone.batch([embed(f"l{i}", ["x"] * 3) for i in range(50)])
-    Steward(services_of(app_here)).look()
+    BatchScheduler(services_of(app_here)).run_once()
     failed = lone("GET", f"/v1/batches/{batch['id']}").json
     assert failed["status"] == "failed"
     assert "limit is 100 queued items" in failed["errors"]["data"][0]["message"]

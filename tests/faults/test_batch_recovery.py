@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from redis import Connection, ConnectionPool, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app.batches.scheduler import Steward
+from app.batches.scheduler import BatchScheduler
 from app.services import Services
 from stack.server import EmbeddedServer
 from tasks import keys
@@ -109,11 +109,11 @@ def forget_hold(live: Services, batch_id: str) -> None:
 
 
 def look_until_ended(client: FlaskClient, live: Services, batch_id: str) -> dict[str, Any]:
-    steward = Steward(live)
+    scheduler = BatchScheduler(live)
     deadline_s = time.monotonic() + 30
     while time.monotonic() < deadline_s:
         forget_hold(live, batch_id)
-        steward.look()
+        scheduler.run_once()
         if not live.redis.exists(keys.batches_active()):
             return client.get(f"/v1/batches/{batch_id}").json or {}
         time.sleep(0.01)
@@ -150,7 +150,7 @@ def commands_of(client: FlaskClient, live: Services, step: str) -> int:
     death = Death(10_000, answer_lost=False)
     batch_id = begin(client, live, step)
     before = death.left
-    Steward(dying_services(live, death)).look()
+    BatchScheduler(dying_services(live, death)).run_once()
     look_until_ended(client, live, batch_id)
     clean_up(live)
     return before - death.left
@@ -160,7 +160,7 @@ def begin(client: FlaskClient, live: Services, step: str) -> str:
     """A batch that is due for a step: its file is to be taken in, or its outputs to be written."""
     batch_id: str = start(client, LINES)["id"]
     if step == "outputs":
-        Steward(live).look()
+        BatchScheduler(live).run_once()
         wait_for_jobs(live, batch_id)
         forget_hold(live, batch_id)
     return batch_id
@@ -168,9 +168,9 @@ def begin(client: FlaskClient, live: Services, step: str) -> str:
 
 def die_and_recover(client: FlaskClient, live: Services, step: str, death: Death) -> None:
     batch_id = begin(client, live, step)
-    steward = Steward(dying_services(live, death))
+    scheduler = BatchScheduler(dying_services(live, death))
     with contextlib.suppress(RedisConnectionError):
-        steward.look()
+        scheduler.run_once()
     batch = look_until_ended(client, live, batch_id)
     # Bytes that a dead process was writing are swept when nothing was heard of it for long: here at once.
     expire_drafts(live)

@@ -18,7 +18,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from app import create_app
-from app.batches.scheduler import Steward
+from app.batches.scheduler import BatchScheduler
 from app.services import Services
 from config.catalog import ModelCard, load_catalog
 from config.settings import Settings
@@ -86,14 +86,14 @@ def services_of(app: Flask) -> Services:
 
 
 @contextlib.contextmanager
-def running_steward(app: Flask) -> Iterator[Steward]:
+def running_steward(app: Flask) -> Iterator[BatchScheduler]:
     """The one that works off the batches of this app; gone at the end."""
-    steward = Steward(services_of(app))
-    steward.start()
+    scheduler = BatchScheduler(services_of(app))
+    scheduler.start()
     try:
-        yield steward
+        yield scheduler
     finally:
-        steward.close()
+        scheduler.close()
 
 
 def cards_of(settings: Settings) -> list[ModelCard]:

@@ -3,7 +3,7 @@
 import pytest
 from werkzeug.test import create_environ
 
-from app.inference.rendering import WholeResponse
+from app.http.responses import WholeResponse
 
 
 def test_an_answer_that_is_there_goes_out_in_one_piece_and_is_closed() -> None:

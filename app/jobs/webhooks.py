@@ -1,8 +1,9 @@
-"""Tells the ends of jobs: looks for what is due, sends it, notes what became of it.
+"""The webhook dispatcher: takes deliveries from the outbox, sends them, and records the outcome.
 
-Owns the thread of each web process that does this, and the few that send. Not the steward's thread and not a worker's:
-a receiver that hangs must hold up neither batches nor devices, and devices often have no way out. All that is known
-stands in the store, so any web process may do it, and the death of one costs a hold's time.
+Owns a periodic thread of each web process and a small pool that sends. Not the batch scheduler's thread and not a
+worker's: a receiver that hangs must delay neither batches nor devices, and devices often have no way out. The outbox
+is in Redis, so any web process may send, and a process that dies delays its deliveries by their lease. Owns besides
+what is checked of a webhook before its job is accepted.
 """
 
 import logging
@@ -17,13 +18,14 @@ from redis import RedisError
 from app.jobs.views import view_job
 from app.services import Services
 from app.webhooks.sending import post
-from app.webhooks.signing import sign
+from app.webhooks.signing import check_secret, make_secret, sign
 from app.webhooks.targets import ForbiddenTarget, parse_target
-from tasks.jobs.model import JobProgress
+from tasks.errors import InvalidRequest
+from tasks.jobs.model import JobProgress, Webhook
 from tasks.jobs.outbox import Attempt, Delivery, Outbox
 from tasks.periodic import PeriodicThread
 
-__all__ = ["Courier", "compose"]
+__all__ = ["WebhookDispatcher", "choose_webhook", "compose"]
 
 _log = logging.getLogger(__name__)
 _TICK_S = 0.5
@@ -43,8 +45,8 @@ def compose(delivery: Delivery) -> bytes:
     )
 
 
-class Courier:
-    """Tells the ends of all tenants' jobs.
+class WebhookDispatcher:
+    """Sends the webhooks of all tenants.
 
     Args:
         live: the services of this process.
@@ -55,20 +57,20 @@ class Courier:
         self._outbox = Outbox(live.redis, live.settings)
         self._free = threading.Semaphore(_SENDERS)
         self._senders = ThreadPoolExecutor(_SENDERS, thread_name_prefix="twolane-webhook")
-        self._thread = PeriodicThread(self._look_at_all, _TICK_S, "courier")
+        self._thread = PeriodicThread(self._send_due, _TICK_S, "webhook dispatcher")
 
     def start(self) -> None:
-        """Begin to tell."""
+        """Start the thread."""
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread; what is not told yet is told by another process, or after the next start."""
+        """End the thread; what was not sent is sent by another process, or after the next start."""
         self._thread.stop(_STOP_S)
         self._senders.shutdown(wait=False, cancel_futures=True)
 
-    def look(self) -> int:
-        """Take one end that is due, if a sender is free, and have it sent; return how many were taken."""
-        # One at a time and only with a sender at hand: what is taken is held, and a hold must not run out in a queue.
+    def run_once(self) -> int:
+        """Take one delivery that is due, if a sender is free, and have it sent; return how many were taken."""
+        # One at a time and only with a free sender: what is taken is leased, and a lease must not expire in a queue.
         if not self._free.acquire(blocking=False):
             return 0
         taken: list[Delivery] = []
@@ -81,18 +83,18 @@ class Courier:
             self._senders.submit(self._send, delivery)
         return len(taken)
 
-    def _look_at_all(self) -> None:
-        while self.look() and not self._thread.stopping:
+    def _send_due(self) -> None:
+        while self.run_once() and not self._thread.stopping:
             pass
 
     def _send(self, delivery: Delivery) -> None:
         try:
             status = self._outbox.settle(delivery, self._attempt(delivery))
             if status == "failed":
-                _log.warning("the end of %s could not be told, it is given up", delivery.job.id)
+                _log.warning("the webhook of %s could not be delivered and is given up", delivery.job.id)
         except RedisError:
-            _log.warning("what became of the webhook of %s cannot be noted; it is sent again", delivery.job.id)
-        except Exception as error:  # noqa: BLE001 - the edge of a sender: the hold runs out and another attempt follows
+            _log.warning("the outcome of the webhook of %s cannot be recorded; it is sent again", delivery.job.id)
+        except Exception as error:  # noqa: BLE001 - the edge of a sender: the lease expires and another attempt follows
             _log.error("the webhook of %s failed: %s", delivery.job.id, type(error).__name__)
         finally:
             self._free.release()
@@ -112,3 +114,19 @@ class Courier:
             "webhook-signature": sign(delivery.webhook.secret, delivery.id, now_s, body),
         }
         return post(target, headers, body, self._settings.webhook_timeout_s, allow_private=allow_private)
+
+
+def choose_webhook(url: str, secret: str | None, *, allow_private: bool) -> Webhook:
+    """Return the webhook, with a new secret where none was given.
+
+    Raises:
+        InvalidRequest: we do not send to such a URL, or the secret has not the form of one.
+    """
+    try:
+        parse_target(url, allow_private=allow_private)
+    except ForbiddenTarget as error:
+        raise InvalidRequest(f"the webhook's url {error}", param="webhook.url") from error
+    try:
+        return Webhook(url, check_secret(secret) if secret else make_secret())
+    except ValueError as error:
+        raise InvalidRequest(f"the webhook's secret {error}", param="webhook.secret") from error

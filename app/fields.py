@@ -1,0 +1,90 @@
+"""Types of fields that several request and answer bodies share, with their OpenAPI text.
+
+Owns their shapes and checks. Limits that are settings are checked where the settings are, in `app.submission.service`.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import PlainValidator, StringConstraints, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from tasks.vectors import KINDS, Kind
+
+__all__ = [
+    "Document",
+    "Documents",
+    "ModelName",
+    "Returns",
+    "SparseWeights",
+    "Truncate",
+    "Vector",
+    "document_text",
+    "refuse",
+]
+
+Truncate = Literal["end", "start", "none"]
+
+
+Document = str | dict[str, Any]
+
+
+def refuse(message: str, **context: Any) -> PydanticCustomError:
+    """Return the complaint of a validator; `context` fills the message's braces."""
+    return PydanticCustomError("invalid_value", message, context)
+
+
+def _check_documents(value: Any) -> list[Document]:
+    if not isinstance(value, list):
+        raise refuse("must be a list of strings or of objects with a text")
+    if not value:
+        raise refuse("must not be empty")
+    for position, item in enumerate(value):
+        text = item.get("text") if isinstance(item, dict) else item
+        if not isinstance(text, str):
+            raise refuse("item {position} must be a string or an object with a text", position=position)
+    return value
+
+
+def _check_returns(value: Any) -> list[Kind]:
+    """Return the kinds in one order, each once; a query string may bring them with commas between."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list) or not parts or any(not isinstance(part, str) for part in parts):
+        raise refuse("must be a list of dense, sparse and colbert")
+    names = {name.strip() for part in parts for name in part.split(",")}
+    if not names <= set(KINDS):
+        raise refuse("must be a list of dense, sparse and colbert")
+    return [kind for kind in KINDS if kind in names]
+
+
+def document_text(document: Document) -> str:
+    """Return the text of a document, whichever form it has."""
+    return document if isinstance(document, str) else str(document["text"])
+
+
+_TEXT_OBJECT = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+
+
+_DOCUMENTS_SCHEMA = {
+    "description": "Texts, or objects with a text; both may be mixed.",
+    "type": "array",
+    "minItems": 1,
+    "items": {"anyOf": [{"type": "string"}, _TEXT_OBJECT]},
+}
+
+
+_RETURNS_SCHEMA = {"type": "array", "items": {"enum": list(KINDS)}, "minItems": 1}
+
+
+Documents = Annotated[list[Document], PlainValidator(_check_documents), WithJsonSchema(_DOCUMENTS_SCHEMA)]
+
+
+Returns = Annotated[list[Kind], PlainValidator(_check_returns), WithJsonSchema(_RETURNS_SCHEMA)]
+
+
+ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+Vector = list[float] | str
+
+
+SparseWeights = dict[str, float]
