@@ -145,6 +145,7 @@ class _WorkerServices:
         return {model.card.slug: self._describe(model, rate) for name, model in self._models.items() if name in well}
 
     def _describe(self, model: "LoadedModel", rate: float) -> WorkerInfo:
+        calls = self.engine.call_latency(model.card.name)
         return WorkerInfo(
             worker_id=self._worker_id,
             host=socket.gethostname(),
@@ -155,6 +156,9 @@ class _WorkerServices:
             tokens_per_s=rate,
             backend=model.backend.kind,
             fallback=model.fallback,
+            call_target_ms=calls.target_ms,
+            call_p99_ms=calls.p99_ms,
+            call_expected_ms=calls.expected_ms,
         )
 
 

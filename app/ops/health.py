@@ -14,6 +14,7 @@ from app.http.errors import documented, not_ready_response
 from app.http.responses import json_response
 from app.services import Services, services
 from tasks.errors import NoWorker, StoreUnavailable
+from tasks.presence.worker_registry import WorkerInfo
 
 __all__ = ["blueprint"]
 
@@ -114,8 +115,19 @@ def _workers(live: Services) -> list[dict[str, Any]]:
             "dtype": facts.dtype,
             "backend": facts.backend,
             "tokens_per_s": round(facts.tokens_per_s, 1),
+            "calls": _calls(facts),
             **({"fallback": facts.fallback} if facts.fallback else {}),
         }
         for model, workers in live.presence.ready_models().items()
         for facts in workers
     ]
+
+
+def _calls(info: WorkerInfo) -> dict[str, Any]:
+    """Return what small calls should take inside the worker, did take of late and can expect, in milliseconds."""
+    return {
+        "target_ms": info.call_target_ms,
+        "p99_ms": round(info.call_p99_ms, 1),
+        "expected_ms": round(info.call_expected_ms, 1),
+        "target_in_reach": info.call_expected_ms <= info.call_target_ms,
+    }

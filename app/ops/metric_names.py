@@ -41,6 +41,9 @@ METRICS = (
     Metric("twolane_lane_messages", "Celery messages in the lane's queue.", ("lane",)),
     Metric("twolane_workers_ready", "Workers that have loaded and warmed the model.", ("model",)),
     Metric("twolane_workers_tokens_per_second", "Speed that the ready workers announce, in sum.", ("model",)),
+    Metric("twolane_call_target_seconds", "What a small call should take inside a worker (p99).", ("model",)),
+    Metric("twolane_call_p99_seconds", "What calls took there in the last minute; slowest worker.", ("model",)),
+    Metric("twolane_call_expected_seconds", "What a call beside a job can expect; slowest worker.", ("model",)),
     Metric("twolane_jobs", "Jobs that have not ended, by state.", ("state",)),
     Metric(
         "twolane_jobs_ended_total", "Ends of jobs, by state; one whose failed items are retried ends again.", ("state",)

@@ -39,6 +39,11 @@ _log = logging.getLogger(__name__)
 _Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
 
 _REFUSALS = frozenset({429, 503, 504})
+_CALL_METRICS = {
+    "twolane_call_target_seconds": "call_target_ms",
+    "twolane_call_p99_seconds": "call_p99_ms",
+    "twolane_call_expected_seconds": "call_expected_ms",
+}
 _JOB_STATES = ("queued", "running", "paused", "cancelling")
 
 
@@ -142,6 +147,8 @@ def _describe_store(reading: StoreStatistics) -> Iterator[Metric]:
 def _describe_workers(slugs: Sequence[str], ready: Mapping[str, Sequence[WorkerInfo]]) -> Iterator[GaugeMetricFamily]:
     yield _gauge("twolane_workers_ready", {(slug,): len(ready.get(slug, ())) for slug in slugs})
     yield _gauge("twolane_workers_tokens_per_second", {(slug,): _speed(ready, slug) for slug in slugs})
+    for name, field in _CALL_METRICS.items():
+        yield _gauge(name, {(slug,): _slowest_s(ready, slug, field) for slug in slugs})
 
 
 def _describe_lanes(
@@ -166,6 +173,10 @@ def _queue(lane: LaneStatistics) -> tuple[str, ...]:
 
 def _speed(ready: Mapping[str, Sequence[WorkerInfo]], slug: str) -> float:
     return sum(facts.tokens_per_s for facts in ready.get(slug, ()))
+
+
+def _slowest_s(ready: Mapping[str, Sequence[WorkerInfo]], slug: str, field: str) -> float:
+    return max((float(getattr(info, field)) / 1000 for info in ready.get(slug, ())), default=0.0)
 
 
 def _drain_s(tokens: int, tokens_per_s: float) -> float:

@@ -42,6 +42,9 @@ class WorkerInfo:
         healthy: whether its engine made a vector when it was last probed.
         backend: the code that runs the model: openvino, torch, packed, ...
         fallback: why it is not the backend that was wanted; empty where it is.
+        call_target_ms: what a small call should take inside the worker at the 99th percentile.
+        call_p99_ms: what calls did take, over the last minute; 0 without any.
+        call_expected_ms: what a call beside a job can expect by what passes cost; 0 before the first.
     """
 
     worker_id: str
@@ -54,6 +57,9 @@ class WorkerInfo:
     healthy: bool = True
     backend: str = ""
     fallback: str = ""
+    call_target_ms: float = 0.0
+    call_p99_ms: float = 0.0
+    call_expected_ms: float = 0.0
 
 
 class WorkerHeartbeatScript(Script):

@@ -137,3 +137,5 @@ def test_the_probes_say_ready_when_a_worker_has_announced_the_models(client: Fla
     health = client.get("/health").json or {}
     assert health["models"]["fake"] == {"ready": True, "workers": 1}
     assert health["workers"][0]["device"] == "cpu"
+    calls = {"target_ms": 50.0, "p99_ms": 12.0, "expected_ms": 80.0, "target_in_reach": False}
+    assert health["workers"][0]["calls"] == calls

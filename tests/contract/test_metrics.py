@@ -133,6 +133,8 @@ def test_a_worker_empties_the_lanes_and_counts_as_ready(client: FlaskClient, set
             time.sleep(0.1)
     assert seen["twolane_workers_ready", ("fake",)] == 1
     assert seen["twolane_workers_tokens_per_second", ("fake",)] == 1000
+    calls = [seen[f"twolane_call_{name}_seconds", ("fake",)] for name in ("target", "p99", "expected")]
+    assert calls == [0.05, 0.012, 0.08]
     assert seen["twolane_lane_drain_seconds", ("bulk.fake",)] == 0
     assert {seen["twolane_jobs", (state,)] for state in ("queued", "running", "paused", "cancelling")} == {0}
     assert seen["twolane_http_requests_total", ("POST", "/v1/embeddings", "200")] == 1
@@ -188,4 +190,4 @@ def test_a_store_that_is_away_is_a_value_and_no_error(tmp_path: Path) -> None:
 
 def test_the_operators_page_has_every_metric() -> None:
     page = (ROOT / "docs" / "operations.md").read_text("utf-8")
-    assert set(re.findall(r"`(twolane_[a-z_]+)", page)) == {metric.name for metric in METRICS}
+    assert set(re.findall(r"`(twolane_[a-z0-9_]+)", page)) == {metric.name for metric in METRICS}

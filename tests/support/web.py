@@ -121,7 +121,10 @@ def running_worker(settings: Settings) -> Iterator[DeviceEngine]:
             "w-test",
             dimensions={card.name: card.dimension or 0 for card in cards},
         )
-        facts = {card.slug: WorkerInfo("w-test", "here", 1, "cpu", "float32", "fp-1", 1000.0) for card in cards}
+        calls = {"call_target_ms": 50.0, "call_p99_ms": 12.0, "call_expected_ms": 80.0}
+        facts = {
+            card.slug: WorkerInfo("w-test", "here", 1, "cpu", "float32", "fp-1", 1000.0, **calls) for card in cards
+        }
         heartbeat = WorkerHeartbeat(state, "w-test", lambda: facts, settings.worker_ttl_s)
         threads = [
             threading.Thread(target=serve, args=(blocking, cards, reusing, stop)),

@@ -57,18 +57,16 @@ def test_bulk_gets_passes_while_interactive_rows_keep_waiting(build: Build) -> N
         future.result(20)
 
 
-def test_bulk_passes_are_short_while_interactive_traffic_is_seen(build: Build) -> None:
-    engine = build(knobs={"ms_per_token": 0.05}, p99_ms=20, max_batch_tokens=2048)
+def test_an_engine_says_what_calls_should_take_did_take_and_can_expect(build: Build) -> None:
+    engine = build(knobs={"latency_ms": 20}, p99_ms=30)
     engine.warm_up()
-    texts = [f"{'word ' * 30}{at}" for at in range(200)]
-    submit(engine, texts).result(20)
-    before = engine.stats()["passes"]
-    submit(engine, texts).result(20)
-    full = engine.stats()["passes"] - before
-    submit(engine, ["somebody is here"], Service.INTERACTIVE).result(20)
-    before = engine.stats()["passes"]
-    submit(engine, texts).result(20)
-    assert engine.stats()["passes"] - before > 4 * full
+    assert engine.call_latency("fake").p99_ms == 0
+    for service in Service:
+        submit(engine, [f"{'word ' * 30}{at}" for at in range(50)], service).result(20)
+    calls = engine.call_latency("fake")
+    assert calls.target_ms == 30
+    assert calls.p99_ms >= 20
+    assert calls.expected_ms >= 40, "a bulk pass to wait for and one of its own"
 
 
 # -- bounds, deadlines, cancelling -----------------------------------------------------------------------

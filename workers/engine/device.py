@@ -6,7 +6,7 @@ and meanings, is `tasks.engine`.
 
 from collections.abc import Mapping
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -22,7 +22,7 @@ from workers.engine.scheduler import Limits
 from workers.engine.warmup import warm_up
 from workers.models.loaded import LoadedModel
 
-__all__ = ["DeviceEngine"]
+__all__ = ["CallLatency", "DeviceEngine"]
 
 # Defaults by device. Measured on CPUs: throughput is flat from 1,024 tokens per stream, and 9% lower with 512. Not
 # measured on GPUs: half of what one would take, since two passes may run at once.
@@ -32,6 +32,21 @@ _CPU_P99_MS, _GPU_P99_MS = 50.0, 20.0
 _WINDOW_PASSES = 32
 _CLOSE_S = 10.0
 _LEAST_RETRY_S, _MOST_RETRY_S = 1.0, 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class CallLatency:
+    """Milliseconds of small calls inside a worker.
+
+    Attributes:
+        target_ms: what they should take at the 99th percentile.
+        p99_ms: what they did take, over the last minute; 0 without any.
+        expected_ms: what a call beside a job can expect by what passes cost; 0 before the first.
+    """
+
+    target_ms: float
+    p99_ms: float
+    expected_ms: float
 
 
 class DeviceEngine:
@@ -108,6 +123,15 @@ class DeviceEngine:
             "last_pass_ms": self._loops[0].passes.last_ms,
             "tokens_per_s": self._loops[0].passes.tokens_per_s,
         }
+
+    def call_latency(self, model: str) -> CallLatency:
+        """Return what calls of a model should take, did take and can expect."""
+        loop = next(loop for loop in self._loops if loop.scheduler.serves(model, Service.INTERACTIVE))
+        return CallLatency(
+            target_ms=self._limits.p99_ms,
+            p99_ms=self._queue.call_p99_s(model) * 1000,
+            expected_ms=loop.scheduler.expected_ms(model),
+        )
 
     def progress(self) -> int:
         """See `tasks.engine.Engine.progress`."""
