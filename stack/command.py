@@ -36,7 +36,7 @@ _PROGRAMS = {
     ),
     "web": _Program("app", "the web server", (_WEB,)),
     "worker": _Program("workers.launch", "one worker for each device of this machine", (_WORKER,)),
-    "keys": _Program("config.keyring", "make an API key: keys new --tenant NAME --file keys.toml"),
+    "keys": _Program("config.new_key", "make an API key: keys new --tenant NAME --file keys.toml"),
 }
 
 

@@ -18,7 +18,7 @@ import openai
 import pytest
 from numpy.typing import NDArray
 
-from config.keyring import new_key
+from config.new_key import new_key
 from config.settings import Settings
 from tests.support.client_pages import TEXTS
 from tests.support.product import MODEL, reference

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from config.keyring import new_key
+from config.new_key import new_key
 from tests.support.client_environment import installed, node_folder, python_program, run_code
 from tests.support.stack_fixture import RunningStack, running_stack
 

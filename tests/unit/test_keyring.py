@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from config.keyring import Keyring, KeyringError, KeyringFile, check_exposure, load_keyring, new_key
+from config.keyring import Keyring, KeyringError, KeyringFile, check_exposure, load_keyring
+from config.new_key import new_key
 from config.settings import Settings
 
 
@@ -33,7 +34,7 @@ def tenant_of(keyring: Keyring, secret: str) -> str | None:
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "config.keyring", *arguments]
+    command = [sys.executable, "-m", "config.new_key", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
