@@ -28,8 +28,12 @@ SUITES = {
     "memory": "the worker's memory over many texts",
     "shapes": "bge-base- and bge-m3-shaped models and a reranker, random weights",
     "cores": "threads and pinning of a worker (only when named)",
+    "gpu-limits": "what the card does at most: products, attention, copies",
+    "gpu-engine": "our engine on a card, as shares of its rate of products: base, m3, reranker and Qwen3 shapes",
+    "gpu-peers": "the same texts by FlagEmbedding and sentence-transformers, at their best batch size",
+    "gpu-lanes": "small calls beside bulk work that saturates the card",
+    "gpu-memory": "what models take on the host while loaded, and on the card",
 }
-WHOLE_RUN = [name for name in SUITES if name != "cores"]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,6 +44,12 @@ def main(arguments: list[str] | None = None) -> int:
     description = machine.describe()
     plan = QUICK if options.quick else FULL
     device = "cuda" if description["gpus"] else "cpu"
+    suites = options.suites or _whole_run(device)
+    if device == "cpu" and not plan.quick:
+        suites = [name for name in suites if not name.startswith("gpu-")]
+        if not suites:
+            console.print("There is no CUDA device here, so there is nothing to measure; --quick tries the suite out.")
+            return 0
     if options.rounds:
         plan = replace(plan, rounds=options.rounds)
     if device == "cuda":  # what takes a CPU seconds is over before a GPU is warm
@@ -47,19 +57,21 @@ def main(arguments: list[str] | None = None) -> int:
     bench = Bench(plan, cores, with_peers=options.peers, device=device, say=_log)
     if not cores.apart:
         bench.sheet.leave_out("cores of its own for the load generator", "this machine has too few")
-    failed = _run(bench, options.suites or WHOLE_RUN)
+    failed = _run(bench, suites)
     now = dt.datetime.now(dt.UTC)
     run = {
         "date": now.strftime("%Y-%m-%d"),
         "at": now.isoformat(timespec="seconds"),
         "quick": bench.plan.quick,
         "rounds": bench.plan.rounds,
-        "suites": options.suites or WHOLE_RUN,
+        "suites": suites,
         "complete": not options.suites and bench.with_peers,
         "server_cores": list(cores.server),
         "client_cores": list(cores.client),
         "corpus": bench.corpus.describe(),
     }
+    for gpu in description["gpus"]:
+        console.print(f"card: {gpu}", markup=False)
     print_tables(console, bench.sheet)
     path = write_results(bench.sheet, description, run)
     console.print(f"written: {path}", markup=False)
@@ -68,12 +80,22 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def _whole_run(device: str) -> list[str]:
+    return [name for name in SUITES if name != "cores" and (device == "cuda" or not name.startswith("gpu-"))]
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    lines = "\n".join(f"  {name:<8} {text}" for name, text in SUITES.items())
+    lines = "\n".join(f"  {name:<10} {text}" for name, text in SUITES.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", epilog=f"suites:\n{lines}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("suites", nargs="*", choices=[[], *SUITES], metavar="suite", help="default: all but cores")
+    parser.add_argument(
+        "suites",
+        nargs="*",
+        choices=[[], *SUITES],
+        metavar="suite",
+        help="default: all but cores, those of GPUs where there is one",
+    )
     parser.add_argument("--quick", action="store_true", help="one small round: finds mistakes, not figures")
     parser.add_argument("--rounds", type=int, help="measure everything so often instead of three times")
     parser.add_argument("--no-peers", dest="peers", action="store_false", help="measure ours alone")
@@ -90,7 +112,7 @@ def _run(bench: Bench, suites: list[str]) -> list[str]:
             started_s = time.monotonic()
             _log(f"{name}: {SUITES[name]}")
             try:
-                importlib.import_module(f"benchmarks.suites.{name}").run(bench)
+                importlib.import_module(f"benchmarks.suites.{name.replace('-', '_')}").run(bench)
             except Exception as error:  # noqa: BLE001 - the edge of a suite: the others have figures to give
                 traceback.print_exc()
                 bench.sheet.leave_out(f"suite {name}, from where it failed", error)

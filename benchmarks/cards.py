@@ -3,7 +3,7 @@
 Owns the catalogue file that is given to stacks and engines under measurement.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.checkpoints import SHAPES, Shape
@@ -38,16 +38,17 @@ def fake_cards() -> Path:
     return path
 
 
-def shape_cards(folders: Mapping[str, Path]) -> Path:
+def shape_cards(folders: Mapping[str, Path], shapes: Sequence[Shape] = SHAPES) -> Path:
     """Write the catalogue with the checkpoints of `benchmarks.checkpoints` and return its path."""
     path = (BUILD / "shape-cards.toml").absolute()
-    path.write_text("".join(_shape_card(shape, folders[shape.name]) for shape in SHAPES if shape.name in folders))
+    path.write_text("".join(_shape_card(shape, folders[shape.name]) for shape in shapes if shape.name in folders))
     return path
 
 
 def _shape_card(shape: Shape, folder: Path) -> str:
     reranks = shape.family == "cross-encoder"
-    rest = 'rerank_by = "cross-encoder"' if reranks else f'dimension = {shape.hidden}\npooling = "cls"'
+    pooling = "last_token" if shape.family == "decoder" else "cls"
+    rest = 'rerank_by = "cross-encoder"' if reranks else f'dimension = {shape.hidden}\npooling = "{pooling}"'
     return f"""
 [[models]]
 name = "{shape.name}"

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from benchmarks.corpus import gather, model_folder
 from benchmarks.processes import BUILD
 
-__all__ = ["SHAPES", "Shape", "make"]
+__all__ = ["GPU_SHAPES", "SHAPES", "TINY_SHAPES", "Shape", "make"]
 
 _XLM_SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 _MAX_TOKENS = 512
@@ -27,14 +27,17 @@ class Shape:
     """One architecture: whose it is, what FlagEmbedding calls its family, and its sizes."""
 
     name: str
-    family: Literal["encoder", "bge-m3", "cross-encoder"]
-    kind: Literal["bert", "xlm-roberta"]
+    family: Literal["encoder", "bge-m3", "cross-encoder", "decoder"]
+    kind: Literal["bert", "xlm-roberta", "qwen3"]
     layers: int
     hidden: int
     inner: int
     heads: int
     vocabulary: int
     positions: int
+    # Of decoders alone.
+    key_heads: int = 0
+    head_size: int = 0
 
 
 SHAPES = (
@@ -42,6 +45,19 @@ SHAPES = (
     Shape("bge-m3-shaped", "bge-m3", "xlm-roberta", 24, 1024, 4096, 16, 250_002, 8194),
     Shape("bge-reranker-base-shaped", "cross-encoder", "xlm-roberta", 12, 768, 3072, 12, 250_002, 514),
 )
+# What the suites for GPUs measure, and the same families small enough to try those suites out on a CPU.
+GPU_SHAPES = (
+    *SHAPES[:2],
+    Shape("bge-reranker-v2-m3-shaped", "cross-encoder", "xlm-roberta", 24, 1024, 4096, 16, 250_002, 8194),
+    Shape("qwen3-0.6b-shaped", "decoder", "qwen3", 28, 1024, 3072, 16, 151_669, 32_768, key_heads=8, head_size=128),
+)
+TINY_SHAPES = (
+    Shape("tiny-base-shaped", "encoder", "bert", 2, 64, 128, 4, 30_522, 512),
+    Shape("tiny-m3-shaped", "bge-m3", "xlm-roberta", 2, 64, 128, 4, 20_000, 8194),
+    Shape("tiny-reranker-shaped", "cross-encoder", "xlm-roberta", 2, 64, 128, 4, 20_000, 8194),
+    Shape("tiny-qwen3-shaped", "decoder", "qwen3", 2, 64, 128, 4, 20_000, 1024, key_heads=2, head_size=16),
+)
+_ALL = {shape.name: shape for shape in (*SHAPES, *GPU_SHAPES, *TINY_SHAPES)}
 
 
 def make(shape: Shape) -> Path:
@@ -70,7 +86,7 @@ def _write(shape: Shape, folder: Path) -> None:
     if shape.kind == "bert":
         _copy_bert_tokenizer(folder)
     else:
-        _train_xlm_tokenizer(folder)
+        _train_tokenizer(folder, frame="$A </s>" if shape.kind == "qwen3" else "<s> $A </s>")
     if shape.family != "cross-encoder":
         _write_pooling(shape, folder)
     if shape.family == "bge-m3":
@@ -92,6 +108,10 @@ def _model(shape: Shape) -> Any:
     }
     if shape.kind == "bert":
         return transformers.BertModel(transformers.BertConfig(**sizes))
+    if shape.kind == "qwen3":
+        more = {"num_key_value_heads": shape.key_heads, "head_dim": shape.head_size, "tie_word_embeddings": True}
+        ids = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
+        return transformers.Qwen3Model(transformers.Qwen3Config(**sizes, **more, **ids))
     config = transformers.XLMRobertaConfig(
         **sizes, type_vocab_size=1, num_labels=1, pad_token_id=1, bos_token_id=0, eos_token_id=2, layer_norm_eps=1e-5
     )
@@ -106,8 +126,8 @@ def _copy_bert_tokenizer(folder: Path) -> None:
         shutil.copy(model_folder() / name, folder / name)
 
 
-def _train_xlm_tokenizer(folder: Path) -> None:
-    """Train a small unigram vocabulary on our own text: XLM-R's cannot be had offline.
+def _train_tokenizer(folder: Path, frame: str) -> None:
+    """Train a small unigram vocabulary on our own text: those of XLM-R and Qwen cannot be had offline.
 
     It is smaller than the embedding table, which costs nothing: a row that no text uses is never read.
     """
@@ -123,7 +143,7 @@ def _train_xlm_tokenizer(folder: Path) -> None:
     )
     tokenizer.train_from_iterator(text, trainer)
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+        single=frame, pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -146,9 +166,10 @@ def _write_pooling(shape: Shape, folder: Path) -> None:
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": _MAX_TOKENS}))
     (folder / "1_Pooling").mkdir()
-    pooling = {"word_embedding_dimension": shape.hidden, "pooling_mode_cls_token": True}
+    mode = "pooling_mode_lasttoken" if shape.family == "decoder" else "pooling_mode_cls_token"
+    pooling = {"word_embedding_dimension": shape.hidden, mode: True}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
 
 
 if __name__ == "__main__":
-    _write(next(shape for shape in SHAPES if shape.name == sys.argv[1]), Path(sys.argv[2]))
+    _write(_ALL[sys.argv[1]], Path(sys.argv[2]))

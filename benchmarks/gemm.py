@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Gemm", "encoder_flops"]
+__all__ = ["Gemm", "decoder_flops", "encoder_flops"]
 
 _SIZES = (512, 1024, 2048, 4096)
 _GPU_SIZES = (2048, 4096, 8192)
@@ -63,3 +63,15 @@ def encoder_flops(folder: Path, tokens: NDArray[np.int64]) -> float:
     layers, hidden, inner = config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]
     linear = layers * (4 * hidden**2 + 2 * hidden * inner)
     return float(2 * linear * tokens.sum() + 4 * layers * hidden * (tokens.astype(float) ** 2).sum())
+
+
+def decoder_flops(folder: Path, tokens: NDArray[np.int64]) -> float:
+    """Return the operations of a decoder with grouped keys and a gated feed-forward, counted likewise.
+
+    A token attends to those before it: half of the pairs.
+    """
+    config = json.loads((folder / "config.json").read_text())
+    layers, hidden, inner = config["num_hidden_layers"], config["hidden_size"], config["intermediate_size"]
+    queries, keys = (config[name] * config["head_dim"] for name in ("num_attention_heads", "num_key_value_heads"))
+    linear = layers * (hidden * (2 * queries + 2 * keys) + 3 * hidden * inner)
+    return float(2 * linear * tokens.sum() + 2 * layers * queries * (tokens.astype(float) ** 2).sum())

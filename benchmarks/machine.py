@@ -7,6 +7,8 @@ side that is measured and the side that asks.
 import os
 import platform
 import re
+import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -97,4 +99,14 @@ def _gpus() -> list[str]:
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         match = re.search(r"^Model:\s*(.+)$", path.read_text(), re.MULTILINE)
         found.append(match[1].strip() if match else "nvidia")
-    return found
+    # In a container the driver's files may be hidden.
+    return found or _ask_nvidia_smi()
+
+
+def _ask_nvidia_smi() -> list[str]:
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return []
+    asked = [command, "--query-gpu=name", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    return done.stdout.split("\n")[:-1] if done.returncode == 0 else []

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Embedder", "M3Embedder", "Reranker"]
+__all__ = ["DecoderEmbedder", "Embedder", "M3Embedder", "Reranker"]
 
 
 class Embedder:
@@ -56,6 +56,21 @@ class M3Embedder:
     def run(self, items: list[Any]) -> NDArray[np.float32]:
         """Return (n, d) normalized embeddings."""
         return np.asarray(self._model.encode(items, max_length=self._max_tokens)["dense_vecs"], dtype=np.float32)
+
+
+class DecoderEmbedder:
+    """`FlagLLMModel.encode`, in bfloat16 on a GPU."""
+
+    def __init__(self, folder: str, batch_size: int = 256, max_tokens: int = 512, device: str = "cpu") -> None:
+        from FlagEmbedding import FlagLLMModel  # noqa: PLC0415 - the peers' imports are part of their load time
+
+        lengths = {"passage_max_length": max_tokens, "query_max_length": max_tokens}
+        precision = {"use_fp16": False, "use_bf16": device == "cuda"}
+        self._model = FlagLLMModel(folder, batch_size=batch_size, devices=_place(device), **lengths, **precision)
+
+    def run(self, items: list[Any]) -> NDArray[np.float32]:
+        """Return (n, d) normalized embeddings."""
+        return np.asarray(self._model.encode(items), dtype=np.float32)
 
 
 class Reranker:
