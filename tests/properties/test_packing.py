@@ -52,6 +52,27 @@ def test_a_run_is_a_multiple_of_what_the_device_computes_side_by_side(rows: list
     assert count >= min(side, len(rows))
 
 
+@given(lengths, budgets, st.booleans(), st.integers(1, 4))
+def test_without_padding_a_run_is_as_long_as_its_real_tokens_allow(
+    rows: list[int], budget: int, descending: bool, side: int
+) -> None:
+    rows = sorted(rows, reverse=descending)
+    count = pick_run(rows, Budget(lambda longest: budget, counts_padding=False), side)
+    assert count == min(side, len(rows)) or sum(rows[:count]) <= budget
+    assert count == len(rows) or sum(rows[: count + 1]) > budget
+
+
+@given(lengths, budgets, st.data())
+def test_without_padding_rows_of_any_length_share_a_pass(rows: list[int], budget: int, data: st.DataObject) -> None:
+    rows.sort()
+    head = data.draw(st.integers(0, len(rows) - 1))
+    start, end = pick_around(rows, head, Budget(lambda longest: budget, counts_padding=False))
+    assert start <= head < end
+    assert end - start == 1 or sum(rows[start:end]) <= budget
+    if sum(rows) <= budget:
+        assert (start, end) == (0, len(rows))
+
+
 @given(lengths, budgets, st.data())
 def test_the_rows_around_a_head_contain_it_and_keep_budget_and_waste(
     rows: list[int], budget: int, data: st.DataObject

@@ -16,13 +16,17 @@ from workers.engine import DeviceEngine
 Parts = tuple[DeviceEngine, GatedBackend, GatedBackend]
 
 
-@pytest.fixture
-def parts() -> Iterator[Parts]:
-    """An engine with a bulk pass on the device, held by its gate; the latency stream's gate is closed too."""
+@pytest.fixture(params=[False])
+def parts(request: pytest.FixtureRequest) -> Iterator[Parts]:
+    """An engine with a bulk pass on the device, held by its gate; the latency stream's gate is closed too.
+
+    Its parameter says whether the latency stream preempts.
+    """
     model = fake_model(gated=True)
     main, latency_stream = model.backend, GatedBackend(model.card)
     assert isinstance(main, GatedBackend)
     main.latency_stream = latency_stream
+    latency_stream.preempts = request.param
     with DeviceEngine(Settings(_env_file=None, max_batch_tokens=64), {"fake": model}) as engine:
         engine.submit(work(["the bulk pass"]))
         assert main.entered.wait(10)
@@ -64,6 +68,22 @@ def test_no_bulk_pass_starts_while_interactive_rows_wait(parts: Parts) -> None:
     for future in (first, second, bulk):
         assert future.result(10).values.any()
     assert [len(rows) for rows in main.passes] == [1, 1]
+
+
+@pytest.mark.parametrize("parts", [True], indirect=True)
+def test_bulk_neither_waits_nor_is_short_for_a_stream_that_preempts(parts: Parts) -> None:
+    engine, main, latency_stream = parts
+    bulk = engine.submit(work([f"text number {at}" for at in range(12)]))
+    calls = [engine.submit(work([f"call {at}"], Service.INTERACTIVE)) for at in range(3)]
+    assert latency_stream.entered.wait(10)
+    main.gate.set()
+    assert bulk.result(10).values.any()
+    assert not any(call.done() for call in calls)
+    assert [len(rows) for rows in main.passes] == [1, 12]
+    latency_stream.gate.set()
+    for call in calls:
+        assert call.result(10).values.any()
+    assert len(main.passes) == 2
 
 
 def test_a_bulk_pass_starts_when_the_interactive_row_ahead_of_it_is_cancelled(parts: Parts) -> None:

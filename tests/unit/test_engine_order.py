@@ -33,6 +33,19 @@ def test_interactive_rows_go_ahead_of_all_bulk_rows_and_share_a_pass(gated: tupl
     assert all(longest == 11 for _, longest in shapes[2:])
 
 
+@pytest.mark.parametrize("counts_padding", [True, False])
+def test_a_backend_that_computes_no_padding_gets_rows_of_all_lengths_at_once(
+    counts_padding: bool, gated: tuple[DeviceEngine, GatedBackend]
+) -> None:
+    engine, backend = gated
+    backend.counts_padding = counts_padding
+    # 62 real tokens, of 64 that a pass may have.
+    bulk = submit(engine, [" ".join([f"w{length}"] * length) for length in (1, 2, 3, 4, 40)])
+    backend.gate.set()
+    bulk.result(10)
+    assert (len(backend.passes[1:]) == 1) is not counts_padding
+
+
 def test_a_short_request_overtakes_the_rest_of_a_long_one(gated: tuple[DeviceEngine, GatedBackend]) -> None:
     engine, backend = gated
     long = submit(engine, [f"{'word ' * 58}{at}" for at in range(20)], Service.INTERACTIVE)

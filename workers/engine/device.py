@@ -102,6 +102,8 @@ class DeviceEngine:
                     loop.call(partial(warm_up, model, loop.passes, self._limits.batch_tokens)).result()
                 except Exception as error:  # noqa: BLE001 - the edge of one model; the caller decides
                     failed[name] = error
+                # The largest shapes that fit were tried: what they needed is not needed now.
+                loop.call(model.backend.free_memory).result()
         return failed
 
     def healthy(self) -> bool:

@@ -1,7 +1,7 @@
 """Which rows share a forward pass: pure functions over lengths.
 
-Owns the arithmetic of padded tokens. A pass costs its rows times its longest row, so rows of similar length belong
-together. Knows neither lanes nor time.
+Owns the arithmetic of padded tokens. On most backends a pass costs its rows times its longest row, so rows of similar
+length belong together; on those that compute without padding it costs its real tokens. Knows neither lanes nor time.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from workers.models.shapes import round_rows_down
 
-__all__ = ["LEAST_PADDING", "Budget", "pick_around", "pick_beside", "pick_run"]
+__all__ = ["LEAST_PADDING", "Budget", "pass_tokens", "pick_around", "pick_beside", "pick_run"]
 
 # Padding in a pass by its real tokens. Padding costs time, and in bfloat16 a little precision: a row that is padded to
 # five times its length has a cosine of 0.99999 to the same row alone, one with little padding 0.9999999.
@@ -25,17 +25,28 @@ class Budget:
     """What a pass may have, given its longest row.
 
     Attributes:
-        tokens: padded tokens, by the longest row's.
+        tokens: tokens that the pass costs, by the longest row's.
         padding: tokens of padding for each real one, likewise.
+        counts_padding: see `Backend.counts_padding`.
     """
 
     tokens: Callable[[int], int]
     padding: Callable[[int], float] = _some_padding
+    counts_padding: bool = True
+
+    def cost(self, rows: int, longest: int, real: int) -> int:
+        """Return the tokens that a pass of so many rows costs, the longest of that length, with `real` tokens."""
+        return rows * longest if self.counts_padding else real
 
     def holds(self, rows: int, longest: int, real: int) -> bool:
         """Return whether so many rows, the longest of that length, with so many real tokens, are a pass."""
-        padded = rows * longest
-        return padded <= self.tokens(longest) and padded - real <= self.padding(longest) * real
+        cost = self.cost(rows, longest, real)
+        return cost <= self.tokens(longest) and cost - real <= self.padding(longest) * real
+
+
+def pass_tokens(lengths: Sequence[int], *, counts_padding: bool) -> int:
+    """Return the tokens that a pass over rows of these lengths costs; at least one row."""
+    return len(lengths) * max(lengths) if counts_padding else sum(lengths)
 
 
 def pick_run(lengths: Iterable[int], budget: Budget, multiple: int = 1) -> int:
@@ -45,13 +56,14 @@ def pick_run(lengths: Iterable[int], budget: Budget, multiple: int = 1) -> int:
         lengths: tokens per row, ascending or descending, at least one row.
         budget: bounds the pass.
         multiple: rows that the device computes side by side. So many are taken even where they are over the budget,
-            and the count is a multiple of it, on the grid of `workers.models.shapes`, while rows last.
+            and where padding counts, the count is a multiple of it, on the grid of `workers.models.shapes`, while rows
+            last.
     """
     count, longest, real = 0, 0, 0
     for length in lengths:
         longest, real = max(longest, length), real + length
         if count >= multiple and not budget.holds(count + 1, longest, real):
-            return round_rows_down(count // multiple) * multiple
+            return round_rows_down(count // multiple) * multiple if budget.counts_padding else count
         count += 1
     return count
 
@@ -67,7 +79,7 @@ def pick_beside(lengths: Iterable[int], rows: Sequence[int], budget: Budget) -> 
     longest, real, most = max(rows), sum(rows), 0
     for count, length in enumerate(lengths, start=1):
         longest, real = max(longest, length), real + length
-        if (len(rows) + count) * longest > budget.tokens(longest):
+        if budget.cost(len(rows) + count, longest, real) > budget.tokens(longest):
             break
         # A few long rows may be too much padding for short ones, and some more of them not.
         if budget.holds(len(rows) + count, longest, real):

@@ -15,6 +15,7 @@ from tasks.errors import ItemFailed, OutOfMemory, WorkError
 from workers.engine.cost import CostModel
 from workers.engine.guard import INVALID, run_guarded, run_guarded_heads
 from workers.engine.oom import SafeSizes, run_halving
+from workers.engine.packing import pass_tokens
 from workers.engine.pending import Row
 from workers.engine.watchdog import Watchdog
 from workers.models.backends.base import Values
@@ -110,7 +111,7 @@ class Passes:
 
     def _fits(self, model: LoadedModel, rows: Sequence[Row]) -> bool:
         longest = _longest(rows)
-        return len(rows) * longest <= self._sizes.limit(model.card.name, longest)
+        return _tokens(model, rows) <= self._sizes.limit(model.card.name, longest)
 
     def _run_part(self, model: LoadedModel, rows: Sequence[Row], started: Started | None) -> None:
         # The device began a pass that was started early when it was done with the one before.
@@ -135,7 +136,7 @@ class Passes:
 
     def _measure(self, model: LoadedModel, rows: Sequence[Row], pass_s: float) -> None:
         name, longest = model.card.name, _longest(rows)
-        padded = len(rows) * longest
+        padded = _tokens(model, rows)
         if self._learns:
             self._cost.observe(name, longest, padded, pass_s * 1000)
         self._sizes.grow(name, longest, padded)
@@ -148,7 +149,7 @@ class Passes:
         name, longest = model.card.name, _longest(rows)
         log.warning("%s: a pass of %d rows, longest %d tokens, failed: %s", name, len(rows), longest, error)
         if isinstance(error, OutOfMemory):
-            self._sizes.shrink(name, longest, len(rows) * longest)
+            self._sizes.shrink(name, longest, _tokens(model, rows))
             model.backend.free_memory()
 
 
@@ -162,3 +163,7 @@ def _give_up(row: Row, error: Exception) -> None:
 
 def _longest(rows: Sequence[Row]) -> int:
     return max(map(len, rows))
+
+
+def _tokens(model: LoadedModel, rows: Sequence[Row]) -> int:
+    return pass_tokens(list(map(len, rows)), counts_padding=model.backend.counts_padding)

@@ -102,6 +102,8 @@ class Scheduler:
         self.interrupted = interrupted
         self._queue, self._models, self._limits = queue, models, limits
         self._fair_share, self._interactive_only = fair_share, interactive_only
+        # Whether the device itself lets calls go first, so that no pass makes room for another.
+        self._preempted = _have_preemption(models, interactive_only=interactive_only)
         self._longest: dict[tuple[str, Service], int] = {}
         self._last: _AnsweredPass | None = None
         # The part of just answered callers that came back in time, of late.
@@ -109,6 +111,8 @@ class Scheduler:
 
     def choose(self, interactive: bool, bulk: bool) -> Service:  # noqa: FBT001 - called by position
         """See `Taker.choose`."""
+        if self._preempted:
+            return Service.INTERACTIVE if self._interactive_only else Service.BULK
         return self._fair_share.choose(interactive=interactive, bulk=bulk)
 
     def serves(self, model: str, service: Service) -> bool:
@@ -125,7 +129,9 @@ class Scheduler:
         def tokens(longest: int) -> int:
             return self._tokens(model, service, longest, calls_per_s)
 
-        return Budget(tokens, lambda longest: max(LEAST_PADDING, self._worthwhile_padding(model, longest)))
+        return self._make_budget(
+            model, tokens, lambda longest: max(LEAST_PADDING, self._worthwhile_padding(model, longest))
+        )
 
     def fill_budget(self, model: str) -> Budget:
         """See `Taker.fill_budget`."""
@@ -134,7 +140,7 @@ class Scheduler:
         def tokens(longest: int) -> int:
             return sizing.fill_tokens(self.cost.fit(model, longest), self._most_tokens(model, longest))
 
-        return Budget(tokens, lambda longest: self._worthwhile_padding(model, longest))
+        return self._make_budget(model, tokens, lambda longest: self._worthwhile_padding(model, longest))
 
     def note_pass(self, batch: Batch, pass_s: float, ended_s: float) -> None:
         """Account for a batch that took `pass_s`; its answers went out from `ended_s` on, by the queue's clock."""
@@ -164,17 +170,22 @@ class Scheduler:
         """
         bulk, own = (self._longest.get((model, service), 0) for service in (Service.BULK, Service.INTERACTIVE))
         ms = 0.0
-        if bulk:
+        if bulk and not self._preempted:
             ms += self.cost.fit(model, bulk).ms(self._tokens(model, Service.BULK, bulk, _MANY_CALLS_PER_S))
         if own:
             ms += self.cost.fit(model, own).ms(max(own, self.fill_budget(model).tokens(own) if bulk else 0))
         return ms
 
+    def _make_budget(self, model: str, tokens: Callable[[int], int], padding: Callable[[int], float]) -> Budget:
+        return Budget(tokens, padding, self._models[model].backend.counts_padding)
+
     def _tokens(self, model: str, service: Service, longest: int, calls_per_s: float | None) -> int:
         cost, most = self.cost.fit(model, longest), self._most_tokens(model, longest)
         if service is Service.INTERACTIVE:
             return sizing.shared_pass_tokens(cost, most, self._limits.pass_ms)
-        return most if calls_per_s is None else sizing.short_pass_tokens(cost, most, self._limits.pass_ms, calls_per_s)
+        if calls_per_s is None or self._preempted:
+            return most
+        return sizing.short_pass_tokens(cost, most, self._limits.pass_ms, calls_per_s)
 
     def _most_tokens(self, model: str, longest: int) -> int:
         full = sizing.full_tokens(self.cost.fit(model, longest), self._limits.batch_tokens)
@@ -193,3 +204,9 @@ class Scheduler:
         self._last = (
             _AnsweredPass(calls, ended_s, self._queue.clock() + window_s) if window_s >= _LEAST_GATHER_S else None
         )
+
+
+def _have_preemption(models: Mapping[str, LoadedModel], *, interactive_only: bool) -> bool:
+    backends = [model.backend for model in models.values()]
+    streams = backends if interactive_only else [backend.latency_stream for backend in backends]
+    return all(stream is not None and stream.preempts for stream in streams)

@@ -31,6 +31,8 @@ class Backend(Protocol):
         counts_padding: whether a pass costs its rows times its longest row; else it costs the tokens of its rows.
         latency_stream: the same weights set up for few rows at a time, which another thread may run while this one
             runs a batch; None where the device does one thing at a time.
+        preempts: of a latency stream, whether the device itself computes its passes before those of bulk, which then
+            need neither wait nor be short for it.
         pipeline: starts a pass while the one before computes; None where a pass computes in the calling thread.
         heads: the same weights with what gives other kinds of vectors; None where there is none. Same thread.
     """
@@ -42,6 +44,7 @@ class Backend(Protocol):
     parallel: int
     counts_padding: bool
     latency_stream: "Backend | None"
+    preempts: bool
     pipeline: "Pipeline | None"
     heads: "Heads | None"
 

@@ -69,6 +69,7 @@ class FakeBackend:
     kind = "fake"
     parallel = 1
     counts_padding = True
+    preempts = False
     latency_stream: Backend | None = None
     heads: Heads | None = None
     device = "cpu"

@@ -59,6 +59,7 @@ class OpenVinoBackend:
     kind = "openvino"
     device = "cpu"
     counts_padding = True
+    preempts = False
 
     def __init__(
         self,

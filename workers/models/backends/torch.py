@@ -34,6 +34,7 @@ class TorchBackend:
     kind = "torch"
     parallel = 1
     counts_padding = True
+    preempts = False
     latency_stream: Backend | None = None
 
     def __init__(self, weights: Weights, device: str, dtype: str) -> None:

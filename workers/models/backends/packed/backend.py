@@ -28,6 +28,7 @@ class PackedBackend:
     kind = "packed"
     parallel = 1
     counts_padding = False
+    preempts = False
 
     def __init__(self, model: PackedModel, like: Backend, latency_stream: Backend | None = None) -> None:
         """Run a model whose weights are on the device already.

@@ -126,6 +126,7 @@ class GraphStream:
     kind = "packed"
     parallel = 1
     counts_padding = False
+    preempts = True
     latency_stream: Backend | None = None
     # The card has one small pass at a time to compute.
     pipeline: Pipeline | None = None
