@@ -4,7 +4,7 @@ import sys
 
 from pydantic import ValidationError
 
-from app.server import run_server
+from app.web_server import run_server
 from config.keyring import KeyringError
 from config.settings import Settings
 from tasks.errors import ConfigError

@@ -21,7 +21,7 @@ from tasks.connections import connect
 from tasks.engine import Outcomes, Work
 from tasks.jobs.blobs import open_blobs
 from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks
-from tasks.jobs.model import NewJob, new_job_id
+from tasks.jobs.job import NewJob, new_job_id
 from tasks.jobs.store import JobStore
 from tasks.lanes import Lane, Service
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.loadgen import Target, request
 from benchmarks.processes import BUILD, Program, answers, wait_until
-from stack.server import free_port
+from stack.embedded_redis import free_port
 
 __all__ = ["MODEL", "JobRun", "Ours"]
 

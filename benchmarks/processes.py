@@ -15,7 +15,7 @@ from typing import Self
 
 import psutil
 
-from stack.server import die_with_parent
+from stack.embedded_redis import die_with_parent
 
 __all__ = ["BUILD", "Program", "answers", "hold_to_cores", "wait_until"]
 

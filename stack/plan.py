@@ -15,7 +15,7 @@ from config.catalog import load_catalog
 from config.keyring import KeyringError, check_exposure
 from config.settings import Settings
 from config.supervisor import Program
-from stack.server import free_port
+from stack.embedded_redis import free_port
 
 __all__ = ["Plan", "StackError", "make_plan"]
 

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 import orjson
 
 from config.supervisor import Sink, SupervisedProcess, stop_all
+from stack.embedded_redis import EmbeddedServer
 from stack.plan import Plan, StackError
-from stack.server import EmbeddedServer
 
 __all__ = ["Stack"]
 

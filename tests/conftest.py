@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.store import JobStore
 from tests.support.stack_fixture import RunningStack, running_stack

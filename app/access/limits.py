@@ -18,7 +18,7 @@ from app.access.auth import Tenant
 from tasks import keys
 from tasks.errors import RateLimited, StoreUnavailable, TooLarge
 
-__all__ = ["Limiter", "Usage", "charge_tokens", "limit"]
+__all__ = ["Limiter", "WindowUsage", "charge_tokens", "limit"]
 
 T = TypeVar("T")
 Kind = Literal["requests", "tokens"]
@@ -27,7 +27,7 @@ _WINDOW_S = 60
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class WindowUsage:
     """A sliding window as the library counts it: this minute's amount, and the last minute's by the part still in view.
 
     Attributes:
@@ -96,14 +96,14 @@ class Limiter:
             wait_s = self.measure(tenant, kind, most).wait_s(most, amount)
             raise RateLimited(f"Rate limit reached: {most} {kind} per minute.", retry_after_s=wait_s)
 
-    def measure(self, tenant: Tenant, kind: Kind, most: int) -> Usage:
+    def measure(self, tenant: Tenant, kind: Kind, most: int) -> WindowUsage:
         """Return what the key has used of a limit.
 
         Raises:
             StoreUnavailable: the counters cannot be reached.
         """
         name = self._item(most).key_for(tenant.key_id, kind)
-        return Usage(*self._ask(lambda: self._storage.get_sliding_window(name, _WINDOW_S)))
+        return WindowUsage(*self._ask(lambda: self._storage.get_sliding_window(name, _WINDOW_S)))
 
     def write_headers(self, tenant: Tenant) -> dict[str, str]:
         """Return the `x-ratelimit-*` headers of the key's limits, spelled as OpenAI does; none without limits.

@@ -12,7 +12,7 @@ from app.submission.orders import Order, limit_chunks
 from app.submission.service import SubmissionService
 from tasks.files.batches import BatchGroup
 from tasks.jobs.chunking import Item, cut_chunks
-from tasks.jobs.model import ChunkRecord, NewJob, new_job_id
+from tasks.jobs.job import ChunkRecord, NewJob, new_job_id
 
 __all__ = ["Group", "GroupTable"]
 

@@ -13,7 +13,7 @@ import orjson
 from pydantic import ValidationError
 
 from app.access.auth import Tenant, find_card
-from app.batches.plan import Answer, EmbeddingsAnswer, RankingAnswer
+from app.batches.plan_file import Answer, EmbeddingsAnswer, RankingAnswer
 from app.fields import document_text
 from app.http.bodies import explain_invalid, is_broken, load_json, load_json_with_surrogates
 from app.http.errors import render_error

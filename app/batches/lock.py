@@ -6,7 +6,7 @@ Owns when the lock is renewed. Long loops call `keep` at every step; it asks Red
 import time
 from collections.abc import Mapping
 
-from tasks.files.batches import Batch, BatchState, BatchStore
+from tasks.files.batches import BatchRecord, BatchState, BatchStore
 
 __all__ = ["BatchLock", "LockLostError"]
 
@@ -20,7 +20,7 @@ class LockLostError(Exception):
 class BatchLock:
     """The right to advance one batch."""
 
-    def __init__(self, store: BatchStore, batch: Batch, holder: str) -> None:
+    def __init__(self, store: BatchStore, batch: BatchRecord, holder: str) -> None:
         self._store = store
         self._holder = holder
         self.batch = batch

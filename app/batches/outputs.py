@@ -14,7 +14,7 @@ import orjson
 from flask import Response
 
 from app.batches.lock import BatchLock
-from app.batches.plan import PlannedCall, PlannedRefusal, read_plan
+from app.batches.plan_file import PlannedCall, PlannedRefusal, read_plan
 from app.http.errors import raise_item_errors, render_error
 from app.jobs.ndjson import split_lines
 from app.jobs.results import ResultChunk, Results
@@ -23,7 +23,7 @@ from tasks.engine import ItemError, Outcomes
 from tasks.errors import Expired, NotFound, TwolaneError
 from tasks.files.batches import BatchState
 from tasks.files.store import FileWriter, NewFile
-from tasks.jobs.model import Job, JobState
+from tasks.jobs.job import Job, JobState
 from tasks.storage.objects import read_blocks
 from tasks.vectors import join_extras
 

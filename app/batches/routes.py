@@ -12,7 +12,7 @@ from app.http.responses import json_response
 from app.services import Services, services
 from app.submission.payload import PayloadHash
 from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound
-from tasks.files.batches import Batch, NewBatch
+from tasks.files.batches import BatchRecord, NewBatch
 
 __all__ = ["blueprint"]
 
@@ -77,7 +77,7 @@ def cancel_batch(path: BatchId) -> Response:
     return _render(live, batch)
 
 
-def _render(live: Services, batch: Batch) -> Response:
+def _render(live: Services, batch: BatchRecord) -> Response:
     return json_response(view_batch(live, batch))
 
 

@@ -14,7 +14,7 @@ from app.access.auth import Tenant
 from app.batches.groups import GroupTable
 from app.batches.lines import Line, Refusal, read_call, read_line
 from app.batches.lock import BatchLock, LockLostError
-from app.batches.plan import PlannedCall, PlannedRefusal, write_step
+from app.batches.plan_file import PlannedCall, PlannedRefusal, write_step
 from app.jobs.ndjson import is_blank, split_lines
 from app.services import Services
 from app.submission.service import SubmissionService

@@ -5,7 +5,7 @@ from typing import Any
 
 from app.services import Services
 from tasks.errors import NotFound
-from tasks.files.batches import Batch, BatchState
+from tasks.files.batches import BatchRecord, BatchState
 
 __all__ = ["view_batch"]
 
@@ -20,7 +20,7 @@ _TIMES = (
 )
 
 
-def view_batch(live: Services, batch: Batch) -> dict[str, Any]:
+def view_batch(live: Services, batch: BatchRecord) -> dict[str, Any]:
     """Return the batch object."""
     problems = [
         {"code": problem.code, "message": problem.message, "param": problem.param, "line": problem.line}
@@ -48,7 +48,7 @@ def _whole(time_s: float | None) -> int | None:
     return None if time_s is None else int(time_s)
 
 
-def _count_lines(live: Services, batch: Batch) -> dict[str, int]:
+def _count_lines(live: Services, batch: BatchRecord) -> dict[str, int]:
     """Count lines by outcome: exactly when the batch has ended, before that by each job's share of finished items."""
     completed, failed = batch.completed, batch.failed
     if not batch.ended:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.jobs.results import ResultChunk, Results
-from tasks.jobs.model import Job
+from tasks.jobs.job import Job
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -15,7 +15,7 @@ from app.jobs.schemas import EventHeaders, JobId, JobObject
 from app.jobs.views import view_job
 from app.services import Services, services
 from tasks.errors import LaneFull, NotFound
-from tasks.jobs.model import Job, JobProgress
+from tasks.jobs.job import Job, JobProgress
 
 __all__ = ["blueprint"]
 

@@ -18,7 +18,7 @@ from app.services import Services
 from app.vector_json import VectorFormat, split_extras, vector_values
 from tasks import frames
 from tasks.errors import Expired, NotFinished, TwolaneError
-from tasks.jobs.model import ChunkState, Job
+from tasks.jobs.job import ChunkState, Job
 from tasks.vectors import Extra, ExtraParts, Ragged, unpack_extras
 
 __all__ = ["ItemShape", "ResultChunk", "Results", "read_frame"]

@@ -36,7 +36,7 @@ from app.submission.service import SubmissionService
 from tasks.engine import Operation
 from tasks.errors import Conflict, InvalidRequest, NotFound, StoreFull
 from tasks.jobs.chunking import Item
-from tasks.jobs.model import Job, JobProgress, JobState
+from tasks.jobs.job import Job, JobProgress, JobState
 from tasks.storage.objects import read_blocks
 
 __all__ = ["blueprint"]

@@ -15,7 +15,7 @@ from app.jobs.results import ItemShape, Results, read_frame
 from app.services import Services
 from app.submission.orders import Estimate, Submission
 from config.catalog import ModelCard
-from tasks.jobs.model import Job, JobProgress, WebhookState
+from tasks.jobs.job import Job, JobProgress, WebhookState
 
 __all__ = ["job_etag", "render_estimate", "render_job", "render_submission", "view_job"]
 

@@ -21,7 +21,7 @@ from app.webhooks.sending import post
 from app.webhooks.signing import check_secret, make_secret, sign
 from app.webhooks.targets import ForbiddenTarget, parse_target
 from tasks.errors import InvalidRequest
-from tasks.jobs.model import JobProgress, Webhook
+from tasks.jobs.job import JobProgress, Webhook
 from tasks.jobs.outbox import Attempt, Delivery, Outbox
 from tasks.periodic import PeriodicThread
 

@@ -26,7 +26,7 @@ from redis import RedisError
 from app.ops.metric_names import LATENCY_BUCKETS_S, find_metric
 from app.services import Services
 from tasks.errors import StoreUnavailable
-from tasks.jobs.model import TERMINAL
+from tasks.jobs.job import TERMINAL
 from tasks.lanes import Service
 from tasks.presence.statistics import LaneStatistics, StoreStatistics, read_statistics
 from tasks.presence.worker_registry import WorkerInfo

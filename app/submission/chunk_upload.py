@@ -4,7 +4,7 @@ Owns what was stored so far, so that it can be deleted when no job comes of it. 
 """
 
 from tasks.jobs.blobs import Blobs
-from tasks.jobs.model import ChunkInput, ChunkRecord, new_job_id
+from tasks.jobs.job import ChunkInput, ChunkRecord, new_job_id
 
 __all__ = ["ChunkUpload"]
 

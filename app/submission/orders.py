@@ -15,7 +15,7 @@ from config.settings import Settings
 from tasks.engine import JobParams, Operation
 from tasks.errors import InvalidRequest, WrongCapability
 from tasks.jobs.chunking import ChunkLimits
-from tasks.jobs.model import Job, Webhook
+from tasks.jobs.job import Job, Webhook
 from tasks.lanes import Service
 from tasks.vectors import DENSE_ONLY, Kind, estimate_bytes
 

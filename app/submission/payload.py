@@ -10,7 +10,7 @@ from typing import Self
 import orjson
 from pydantic import BaseModel
 
-from tasks.jobs.model import Idempotency
+from tasks.jobs.job import Idempotency
 
 __all__ = ["PayloadHash"]
 

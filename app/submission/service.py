@@ -33,7 +33,7 @@ from tasks.cache.values import tenant_scope
 from tasks.engine import JobParams, Outcomes, Work
 from tasks.errors import Conflict, InvalidRequest, LaneFull, ModelNotFound, NoWorker, TwolaneError
 from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
-from tasks.jobs.model import Counts, Idempotency, NewJob, new_job_id
+from tasks.jobs.job import Counts, Idempotency, NewJob, new_job_id
 from tasks.lanes import Lane, Service
 
 __all__ = ["SubmissionService"]

@@ -14,7 +14,7 @@ from benchmarks.corpus import model_folder
 from benchmarks.loadgen import Target, request
 from benchmarks.peers import environment
 from benchmarks.processes import BUILD, Program, answers, wait_until
-from stack.server import free_port
+from stack.embedded_redis import free_port
 
 __all__ = ["Server", "start_antsk", "start_infinity", "start_infinity_onnx"]
 

@@ -19,7 +19,7 @@ from benchmarks.ours import Ours
 from benchmarks.processes import BUILD, hold_to_cores
 from benchmarks.watch import MemoryWatch
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tasks.jobs.store import JobStore
 
 __all__ = ["SUITE", "run"]

@@ -14,7 +14,7 @@ from benchmarks.loadgen import Target, request
 from benchmarks.ours import Ours
 from benchmarks.peers.servers import Server, start_antsk, start_infinity, start_infinity_onnx
 from benchmarks.processes import Program, answers, wait_until
-from stack.server import free_port
+from stack.embedded_redis import free_port
 
 __all__ = ["OURS", "SUITE", "run"]
 

@@ -15,7 +15,7 @@ from benchmarks.host import Hosted
 from benchmarks.ours import MODEL, Ours
 from benchmarks.processes import BUILD, Program, answers
 from benchmarks.watch import MemoryWatch, loads_library, resident_mb
-from stack.server import EmbeddedServer, free_port
+from stack.embedded_redis import EmbeddedServer, free_port
 
 __all__ = ["SUITE", "run"]
 

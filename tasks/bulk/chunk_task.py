@@ -22,8 +22,8 @@ from tasks.engine import Engine, ItemError
 from tasks.errors import CapacityError, EngineClosed, InputLost
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.claims import Claim, ClaimCode, Completed, Completion, Ticket
+from tasks.jobs.job import ChunkInput
 from tasks.jobs.leases import Leases
-from tasks.jobs.model import ChunkInput
 from tasks.lanes import Lane
 
 __all__ = ["RUN_CHUNK", "WorkerContext", "publish_tickets", "reap", "run_chunk"]

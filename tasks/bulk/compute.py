@@ -15,8 +15,8 @@ from tasks.cache.values import job_scope, tenant_scope
 from tasks.engine import Engine, ItemError, Outcomes, Work
 from tasks.errors import CapacityError, EngineClosed, GaveUp, TwolaneError
 from tasks.jobs.claims import Claim, ClaimCode
+from tasks.jobs.job import ChunkInput
 from tasks.jobs.leases import Leases
-from tasks.jobs.model import ChunkInput
 
 __all__ = ["ChunkWork", "Stopped"]
 

@@ -14,7 +14,7 @@ from tasks import frames
 from tasks.engine import ItemError, Outcomes
 from tasks.errors import InvalidText, WorkerCrashed
 from tasks.jobs.claims import Claim, Completion
-from tasks.jobs.model import ChunkInput
+from tasks.jobs.job import ChunkInput
 from tasks.vectors import Extra, Parts, Ragged, pack_extras, unpack_extras
 
 __all__ = ["ChunkOutcomes", "pack_outcomes"]

@@ -17,11 +17,20 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.errors import Conflict, IdempotencyMismatch, NotFound
-from tasks.jobs.model import Idempotency
+from tasks.jobs.job import Idempotency
 from tasks.keys import Key
 from tasks.scripts import Argument, Script, Scripts
 
-__all__ = ["Batch", "BatchGroup", "BatchProblem", "BatchState", "BatchStore", "Endpoint", "NewBatch", "new_batch_id"]
+__all__ = [
+    "BatchGroup",
+    "BatchProblem",
+    "BatchRecord",
+    "BatchState",
+    "BatchStore",
+    "Endpoint",
+    "NewBatch",
+    "new_batch_id",
+]
 
 Endpoint = Literal["/v1/embeddings", "/v1/rerank"]
 _PAGE = 100
@@ -93,7 +102,7 @@ class NewBatch:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchRecord:
     """A batch as it is read from Redis. Times are seconds since the epoch, by Redis' clock.
 
     Attributes:
@@ -218,7 +227,7 @@ class BatchStore:
 
     # -- what a client may do
 
-    def create(self, new: NewBatch, idempotency: Idempotency | None = None) -> Batch:
+    def create(self, new: NewBatch, idempotency: Idempotency | None = None) -> BatchRecord:
         """Create a batch, or return the one that was created under the idempotency key.
 
         Raises:
@@ -245,7 +254,7 @@ class BatchStore:
             raise IdempotencyMismatch("This idempotency key was used before with another payload.")
         return self.get(created_id.decode(), new.tenant)
 
-    def get(self, batch_id: str, tenant: str) -> Batch:
+    def get(self, batch_id: str, tenant: str) -> BatchRecord:
         """Return a batch.
 
         Raises:
@@ -257,7 +266,7 @@ class BatchStore:
             raise NotFound(f"No batch found with id '{batch_id[:80]}'.", param="batch_id")
         return batch
 
-    def list(self, tenant: str, *, limit: int, after: str = "") -> Sequence[Batch]:
+    def list(self, tenant: str, *, limit: int, after: str = "") -> Sequence[BatchRecord]:
         """Return a tenant's batches, newest first, behind the one named `after`."""
         ids: Any = self._redis.zrevrangebylex(keys.tenant_batches(tenant), f"({after}" if after else "+", "-", 0, limit)
         with self._redis.pipeline(transaction=False) as pipe:
@@ -269,7 +278,7 @@ class BatchStore:
             self._redis.zrem(keys.tenant_batches(tenant), *gone)
         return [_read_record(batch_id.decode(), raw) for batch_id, raw in zip(ids, records, strict=True) if raw]
 
-    def cancel(self, batch_id: str, tenant: str) -> Batch:
+    def cancel(self, batch_id: str, tenant: str) -> BatchRecord:
         """Ask for the end of a batch; finished lines will be in its output. Repeatable while it is being cancelled.
 
         Raises:
@@ -310,7 +319,9 @@ class BatchStore:
         """Take a batch off the scheduler's list: it has ended and is cleaned up."""
         self._redis.zrem(keys.batches_active(), _member(tenant, batch_id))
 
-    def move(self, batch: Batch, holder: str, goal: BatchState, fields: Mapping[str, object]) -> BatchState | None:
+    def move(
+        self, batch: BatchRecord, holder: str, goal: BatchState, fields: Mapping[str, object]
+    ) -> BatchState | None:
         """Move a batch from the state in which it was read, or from `cancelling`, to another, with new fields.
 
         A batch that is being cancelled goes to `cancelled` where another one ends, and else stays as it is.
@@ -334,13 +345,13 @@ def _member(tenant: str, batch_id: str) -> str:
     return f"{tenant}/{batch_id}"
 
 
-def _read_record(batch_id: str, raw: Mapping[Any, Any]) -> Batch:
+def _read_record(batch_id: str, raw: Mapping[Any, Any]) -> BatchRecord:
     text = {name.decode(): value for name, value in raw.items()}
 
     def value(name: str, default: Any = None) -> Any:
         return orjson.loads(text[name]) if name in text else default
 
-    return Batch(
+    return BatchRecord(
         id=batch_id,
         tenant=value("tenant"),
         endpoint=value("endpoint"),

@@ -20,7 +20,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.errors import CapacityError, ConfigError, StoreFull
 from tasks.jobs.claims import IN_REDIS, Claim
-from tasks.jobs.model import ChunkInput
+from tasks.jobs.job import ChunkInput
 from tasks.keys import Key
 from tasks.scripts import Script, Scripts
 from tasks.storage.objects import ResultFiles

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from config.settings import Settings
-from tasks.jobs.model import ChunkInput, ChunkRecord
+from tasks.jobs.job import ChunkInput, ChunkRecord
 
 __all__ = ["ChunkLimits", "Item", "cut_chunks", "estimate_tokens"]
 

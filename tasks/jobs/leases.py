@@ -14,7 +14,7 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.jobs.claims import IN_REDIS, Claim, ClaimCode, Completed, Completion, Ticket
-from tasks.jobs.model import Job
+from tasks.jobs.job import Job
 from tasks.jobs.records import read_claim
 from tasks.jobs.transitions import (
     CancelScript,

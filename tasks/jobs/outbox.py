@@ -13,7 +13,7 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks.jobs.model import Job, Webhook
+from tasks.jobs.job import Job, Webhook
 from tasks.jobs.records import read_job
 from tasks.keys import Key
 from tasks.scripts import Script, Scripts

@@ -13,7 +13,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.engine import JobParams
 from tasks.jobs.claims import Claim, ClaimCode
-from tasks.jobs.model import (
+from tasks.jobs.job import (
     ChunkRecord,
     ChunkState,
     Counts,

@@ -17,8 +17,8 @@ from config.settings import Settings
 from tasks import keys
 from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, RateLimited, TooLarge
 from tasks.jobs.blobs import store_full
+from tasks.jobs.job import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobProgress, JobState, NewJob
 from tasks.jobs.leases import Leases
-from tasks.jobs.model import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobProgress, JobState, NewJob
 from tasks.jobs.records import Creation, FinishedResult, read_chunk, read_job, read_progress
 from tasks.jobs.transitions import (
     CancelScript,

@@ -9,7 +9,7 @@ from typing import Self
 
 from config.settings import Settings
 from tasks import keys
-from tasks.jobs.model import Job, NewJob
+from tasks.jobs.job import Job, NewJob
 from tasks.keys import Key
 from tasks.lanes import Lane
 from tasks.scripts import Script

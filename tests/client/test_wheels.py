@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from stack.server import EmbeddedServer, free_port
+from stack.embedded_redis import EmbeddedServer, free_port
 from tests.support.polling import wait_until
 
 ROOT = Path(__file__).parents[2]

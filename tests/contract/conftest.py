@@ -10,7 +10,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tests.support.web import CORPUS, NDJSON, opened_app, running_worker, settings_of, wait_for_end
 from workers.engine.device import DeviceEngine
 

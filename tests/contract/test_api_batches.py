@@ -13,9 +13,9 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tests.support.batch_requests import EMBED, GOOD, RERANK, body_of, embed, line_of, read, run, start, wait
-from tests.support.web import running_steward, services_of, settings_of
+from tests.support.web import running_scheduler, services_of, settings_of
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def client(client: FlaskClient, app_here: Flask) -> Iterator[FlaskClient]:
     """A client of the whole product, with its scheduler."""
-    with running_steward(app_here):
+    with running_scheduler(app_here):
         yield client
 
 

@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 
 from app.http.request_ids import RequestIdFilter
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tests.support.web import opened_app, services_of, settings_of
 
 

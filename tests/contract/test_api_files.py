@@ -8,7 +8,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tests.support.batch_requests import upload
 from tests.support.web import settings_of
 

@@ -18,7 +18,7 @@ from schemathesis.specs.openapi.checks import (
 
 from app import create_app
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tests.support.web import opened_app, running_worker, settings_of
 
 CALLS_PER_OPERATION = 25

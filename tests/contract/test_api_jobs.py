@@ -10,7 +10,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tests.support.web import CORPUS, NDJSON, settings_of, wait_for_end
 
 

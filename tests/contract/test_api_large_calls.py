@@ -6,7 +6,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tests.support.fakes import write_fake_card
 from tests.support.web import opened_app, running_worker, services_of, settings_of
 

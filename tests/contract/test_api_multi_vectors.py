@@ -15,10 +15,10 @@ from flask import Flask
 from flask.testing import FlaskClient
 
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tests.support import batch_requests
 from tests.support.checkpoints import WORDS, make_checkpoint
-from tests.support.web import NDJSON, running_steward, settings_of, wait_for_end
+from tests.support.web import NDJSON, running_scheduler, settings_of, wait_for_end
 
 MODEL = "bge-m3"
 TEXTS = [" ".join(WORDS[at : at + 1 + at % 7]) for at in range(90)]
@@ -242,7 +242,7 @@ def test_a_batch_answers_each_line_with_its_kinds(
     kinds = {"dense": None, "all": ALL, "sparse": ["sparse"]}
     lines = [batch_requests.embed(name, texts[name], MODEL, **{"return": kinds[name]}) for name in texts]
     lines += [batch_requests.embed("refused", "w1", **{"return": ["colbert"]})]
-    with running_steward(app_here):
+    with running_scheduler(app_here):
         batch = batch_requests.run(client, lines)
     output = batch_requests.read(client, batch["output_file_id"])
     assert list(output) == list(texts)

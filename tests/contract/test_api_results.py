@@ -12,7 +12,7 @@ import pytest
 from flask.testing import FlaskClient
 
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tests.support.web import CORPUS, NDJSON, settings_of, wait_for_end
 
 

@@ -11,7 +11,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tasks.presence.statistics import read_statistics
 from tests.support.web import opened_app, running_worker, settings_of, wait_for_end, write_keys
 

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tests.support.polling import wait_until
 from tests.support.web_process import Web, fresh_web
 

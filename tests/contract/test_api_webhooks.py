@@ -12,7 +12,7 @@ from redis import Redis
 
 from app.jobs.webhooks import WebhookDispatcher
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tasks import keys
 from tasks.jobs.outbox import Attempt, Outbox
 from tests.support.web import opened_app, services_of, settings_of, wait_for_end

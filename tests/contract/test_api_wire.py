@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tests.support.web_process import Web, fresh_web
 
 HOST = b"Host: test\r\n"

@@ -9,7 +9,7 @@ from flask import Flask
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.batches.scheduler import BatchScheduler
+from app.batches.batch_scheduler import BatchScheduler
 from tests.support.batch_requests import EMBED, RERANK, line_of, start
 from tests.support.web import services_of
 
@@ -52,7 +52,7 @@ def test_any_file_is_taken_in_or_refused(
 ) -> None:
     client, scheduler = app_here.test_client(), BatchScheduler(services_of(app_here))
     begun = start(client, [line.replace(EMBED.encode(), endpoint.encode()) + b"\n" for line in lines], endpoint)
-    with caplog.at_level(logging.WARNING, "app.batches.scheduler"):
+    with caplog.at_level(logging.WARNING, "app.batches.batch_scheduler"):
         scheduler.run_once()
     assert caplog.messages == []
     batch: dict[str, Any] = client.get(f"/v1/batches/{begun['id']}").json or {}

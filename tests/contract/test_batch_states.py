@@ -8,9 +8,9 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
-from app.batches.scheduler import BatchScheduler
+from app.batches.batch_scheduler import BatchScheduler
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tasks import keys
 from tests.support.batch_requests import EMBED, GOOD, embed, ndjson, read, start, upload
 from tests.support.web import services_of, settings_of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stack.server import free_port
+from stack.embedded_redis import free_port
 from tests.support.stack_fixture import clean_environment
 
 

@@ -10,11 +10,11 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from app.access.auth import Authenticator, Tenant, current_tenant, find_card, protect, visible_cards
-from app.access.limits import Limiter, Usage, charge_tokens, limit
+from app.access.limits import Limiter, WindowUsage, charge_tokens, limit
 from app.http.errors import install_errors
 from config.catalog import load_catalog
 from config.settings import Settings
-from stack.server import free_port
+from stack.embedded_redis import free_port
 from tasks.errors import ConfigError, RateLimited, StoreUnavailable
 from tests.support.web import write_keys
 
@@ -196,19 +196,25 @@ def test_the_wait_that_is_told_is_long_enough_and_not_longer(redis: Redis) -> No
 
 
 @pytest.mark.parametrize(
-    "usage", [Usage(0, 0, 70, 100), Usage(80, 30, 40, 90), Usage(100, 60, 0, 120), Usage(100, 1, 99, 61)]
+    "usage",
+    [
+        WindowUsage(0, 0, 70, 100),
+        WindowUsage(80, 30, 40, 90),
+        WindowUsage(100, 60, 0, 120),
+        WindowUsage(100, 1, 99, 61),
+    ],
 )
 @pytest.mark.parametrize("amount", [1, 30, 100])
-def test_after_the_wait_the_amount_fits_and_a_moment_before_it_does_not(usage: Usage, amount: int) -> None:
+def test_after_the_wait_the_amount_fits_and_a_moment_before_it_does_not(usage: WindowUsage, amount: int) -> None:
     wait_s = usage.wait_s(100, amount)
     assert age(usage, wait_s + 0.01).amount + amount <= 100
     if wait_s > 0.02:
         assert age(usage, wait_s - 0.01).amount + amount > 100
 
 
-def age(usage: Usage, passed_s: float) -> Usage:
+def age(usage: WindowUsage, passed_s: float) -> WindowUsage:
     """What the library would count some seconds later, without new requests."""
     left_s = usage.current_left_s - passed_s
     if left_s >= 60:
-        return Usage(usage.previous, max(0, usage.previous_left_s - passed_s), usage.current, left_s)
-    return Usage(usage.current, max(0, left_s), 0, left_s + 60)
+        return WindowUsage(usage.previous, max(0, usage.previous_left_s - passed_s), usage.current, left_s)
+    return WindowUsage(usage.current, max(0, left_s), 0, left_s + 60)

@@ -13,7 +13,7 @@ from redis import Redis
 
 from app.ops.metric_names import METRICS
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tasks import keys
 from tasks.jobs.blobs import Blobs
 from tests.support import job_maker

@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 
 from config.settings import Settings
-from stack.server import EmbeddedServer, free_port
+from stack.embedded_redis import EmbeddedServer, free_port
 from tasks import keys
 from tasks.bulk import chunk_task
 from tasks.errors import ConfigError, StoreUnavailable

@@ -9,16 +9,16 @@ from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
-from app.batches.scheduler import BatchScheduler
+from app.batches.batch_scheduler import BatchScheduler
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tasks import keys
 from tasks.errors import RateLimited, TooLarge
 from tasks.jobs.blobs import open_blobs
 from tasks.jobs.store import JobStore
 from tests.support.batch_requests import GOOD, embed, ndjson
 from tests.support.job_maker import assert_expiry, begin, make_completion, submit
-from tests.support.web import running_steward, running_worker, services_of, settings_of, write_keys
+from tests.support.web import running_scheduler, running_worker, services_of, settings_of, write_keys
 
 KEYS = {
     "ada": "",
@@ -40,7 +40,7 @@ def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture(scope="module")
 def working(app_here: Flask, settings_here: Settings) -> Iterator[Flask]:
-    with running_worker(settings_here.model_copy(update={"models": ("fake",)})), running_steward(app_here):
+    with running_worker(settings_here.model_copy(update={"models": ("fake",)})), running_scheduler(app_here):
         yield app_here
 
 
@@ -112,7 +112,7 @@ def test_nothing_of_one_tenant_can_be_seen_or_changed_by_another(ada: Caller, bo
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/livez", "/readyz", "/health", "/docs", "/openapi.json", "/docs/assets/x", "/static/x"]
+    "path", ["/", "/livez", "/livez/", "/readyz", "/health", "/docs", "/openapi.json", "/docs/assets/x", "/static/x"]
 )
 def test_pages_and_probes_need_no_key(app_here: Flask, path: str) -> None:
     assert app_here.test_client().get(path).status_code in {200, 404, 503}
@@ -127,7 +127,6 @@ def test_pages_and_probes_need_no_key(app_here: Flask, path: str) -> None:
         "/v1/files",
         "/v1/batches",
         "/docsx",
-        "/livez/",
     ],
 )
 def test_everything_else_does(app_here: Flask, path: str) -> None:

@@ -14,9 +14,9 @@ from flask.testing import FlaskClient
 from redis import Connection, ConnectionPool, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from app.batches.scheduler import BatchScheduler
+from app.batches.batch_scheduler import BatchScheduler
 from app.services import Services
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tasks import keys
 from tasks.files.batches import BatchStore
 from tasks.files.store import FileStore

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tasks.errors import CapacityError, NoWorker, StoreUnavailable
 from tasks.interactive.client import InteractiveClient
 from tests.contract.test_interactive_calls import ask_in_thread, serving, work

@@ -11,7 +11,7 @@ from tasks.bulk import chunk_task
 from tasks.errors import ConfigError
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.claims import IN_REDIS
-from tasks.jobs.model import ChunkInput, JobState
+from tasks.jobs.job import ChunkInput, JobState
 from tasks.jobs.store import JobStore
 from tests.support.job_maker import LANE, assert_expiry, audit, begin, make_completion, submit
 

@@ -20,8 +20,8 @@ from tasks.celery import app, publisher
 from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed, ItemFailed, ModelNotFound
 from tasks.jobs.blobs import Blobs
+from tasks.jobs.job import Counts, JobState
 from tasks.jobs.leases import Leases
-from tasks.jobs.model import Counts, JobState
 from tasks.jobs.store import JobStore
 from tests.support.echo_engine import echo
 from tests.support.job_maker import LANE, audit, make_overdue, outlive_restart_grace, submit, take_tickets

@@ -6,7 +6,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.claims import ClaimCode, Completed
-from tasks.jobs.model import Counts, JobState
+from tasks.jobs.job import Counts, JobState
 from tasks.jobs.store import JobStore
 from tests.support.job_maker import LANE, audit, begin, lapse, make_completion, make_overdue, run_out, submit
 

@@ -4,7 +4,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.bulk.chunk_task import publish_tickets, reap
 from tasks.jobs.blobs import Blobs
-from tasks.jobs.model import Counts, JobState
+from tasks.jobs.job import Counts, JobState
 from tasks.jobs.store import JobStore
 from tests.support.job_maker import (
     LANE,

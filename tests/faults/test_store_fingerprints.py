@@ -3,8 +3,8 @@
 from tasks import keys
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.claims import ClaimCode, Completed
+from tasks.jobs.job import Counts, JobState
 from tasks.jobs.leases import Leases
-from tasks.jobs.model import Counts, JobState
 from tasks.jobs.store import JobStore
 from tests.support.job_maker import LANE, audit, begin, lapse, make_completion, submit
 

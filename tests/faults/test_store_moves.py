@@ -9,7 +9,7 @@ from tasks import keys
 from tasks.errors import Conflict, NotFound
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.claims import ClaimCode, Completed
-from tasks.jobs.model import Counts, JobState
+from tasks.jobs.job import Counts, JobState
 from tasks.jobs.store import JobStore
 from tests.support.job_maker import (
     LANE,

@@ -19,12 +19,12 @@ from redis import Redis
 
 from config.parent_death import tied_to_parent
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tasks import frames, keys
 from tasks.bulk.chunk_task import publish_tickets
 from tasks.celery import publisher
 from tasks.jobs.blobs import Blobs, open_blobs
-from tasks.jobs.model import Counts, JobState
+from tasks.jobs.job import Counts, JobState
 from tasks.jobs.store import JobStore
 from tests.support.fakes import write_fake_card
 from tests.support.job_maker import LANE, audit, submit

@@ -12,7 +12,7 @@ from tasks import keys
 from tasks.errors import IdempotencyMismatch, StoreFull, TooLarge
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.claims import Claim, ClaimCode, Completed
-from tasks.jobs.model import Counts, Idempotency, JobState, NewJob, new_job_id
+from tasks.jobs.job import Counts, Idempotency, JobState, NewJob, new_job_id
 from tasks.jobs.records import read_claim
 from tasks.jobs.store import JobStore
 from tasks.jobs.transitions import ClaimScript, JobKeys

@@ -8,7 +8,7 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.jobs.blobs import Blobs
-from tasks.jobs.model import Job, JobState, Webhook
+from tasks.jobs.job import Job, JobState, Webhook
 from tasks.jobs.outbox import Attempt, Outbox
 from tasks.jobs.store import JobStore
 from tests.support.job_maker import LANE, assert_expiry, lapse, make_completion, run_out, submit

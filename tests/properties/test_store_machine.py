@@ -15,7 +15,7 @@ from tasks import keys
 from tasks.errors import Conflict
 from tasks.jobs.blobs import open_blobs
 from tasks.jobs.claims import Claim, ClaimCode, Completed, Ticket
-from tasks.jobs.model import Counts, JobState
+from tasks.jobs.job import Counts, JobState
 from tasks.jobs.store import JobStore
 from tests.support.job_maker import (
     LANE,

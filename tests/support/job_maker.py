@@ -15,7 +15,7 @@ from tasks.engine import Outcomes
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks
 from tasks.jobs.claims import Claim, Completion
-from tasks.jobs.model import Idempotency, Job, NewJob, new_job_id
+from tasks.jobs.job import Idempotency, Job, NewJob, new_job_id
 from tasks.jobs.store import JobStore
 from tasks.lanes import Lane, Service
 

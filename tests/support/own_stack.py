@@ -19,7 +19,7 @@ from redis import Redis
 
 from config.parent_death import tied_to_parent
 from config.settings import Settings
-from stack.server import EmbeddedServer, free_port
+from stack.embedded_redis import EmbeddedServer, free_port
 from tests.support.fakes import write_fake_card
 from tests.support.polling import wait_until
 from tests.support.stack_fixture import clean_environment
@@ -155,7 +155,7 @@ def opened_stack(
     """A server and nothing else yet; all is ended afterwards."""
     stack = OwnStack(folder, options, knobs, **settings)
     try:
-        stack.server.start()
+        stack.embedded_redis.start()
         yield stack
     finally:
         stack.stop()

@@ -13,7 +13,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from config.parent_death import tied_to_parent
-from stack.server import free_port
+from stack.embedded_redis import free_port
 
 __all__ = ["S3Server", "running_s3", "use_s3"]
 

@@ -14,7 +14,7 @@ import psutil
 
 from config.parent_death import tied_to_parent
 from config.settings import Settings
-from stack.server import EmbeddedServer, free_port
+from stack.embedded_redis import EmbeddedServer, free_port
 
 __all__ = ["RunningStack", "clean_environment", "running_stack"]
 

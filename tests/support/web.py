@@ -18,11 +18,11 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from app import create_app
-from app.batches.scheduler import BatchScheduler
+from app.batches.batch_scheduler import BatchScheduler
 from app.services import Services
 from config.catalog import ModelCard, load_catalog
 from config.settings import Settings
-from stack.server import EmbeddedServer
+from stack.embedded_redis import EmbeddedServer
 from tasks.bulk import chunk_task
 from tasks.bulk.chunk_task import WorkerContext
 from tasks.cache.caching_engine import CachingEngine
@@ -41,7 +41,7 @@ __all__ = [
     "CORPUS",
     "NDJSON",
     "opened_app",
-    "running_steward",
+    "running_scheduler",
     "running_worker",
     "services_of",
     "settings_of",
@@ -86,7 +86,7 @@ def services_of(app: Flask) -> Services:
 
 
 @contextlib.contextmanager
-def running_steward(app: Flask) -> Iterator[BatchScheduler]:
+def running_scheduler(app: Flask) -> Iterator[BatchScheduler]:
     """The one that works off the batches of this app; gone at the end."""
     scheduler = BatchScheduler(services_of(app))
     scheduler.start()

@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 from redis import Redis
 
-from stack.server import free_port
+from stack.embedded_redis import free_port
 
 __all__ = ["Web", "fresh_web"]
 

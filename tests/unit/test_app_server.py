@@ -2,7 +2,7 @@
 
 from pydantic import SecretStr
 
-from app.server import _list_settings
+from app.web_server import _list_settings
 from config.settings import Settings
 
 

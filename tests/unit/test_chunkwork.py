@@ -12,7 +12,7 @@ from tasks.bulk.outcomes import ChunkOutcomes, pack_outcomes
 from tasks.engine import ItemError, JobParams, Outcomes
 from tasks.errors import ItemFailed
 from tasks.jobs.claims import Claim, ClaimCode
-from tasks.jobs.model import ChunkInput
+from tasks.jobs.job import ChunkInput
 
 
 def make_claim(items: int, **fields: object) -> Claim:

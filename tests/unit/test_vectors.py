@@ -11,7 +11,7 @@ from tasks import frames
 from tasks.bulk.outcomes import ChunkOutcomes
 from tasks.engine import ItemError, JobParams, Outcomes
 from tasks.jobs.claims import Claim, ClaimCode
-from tasks.jobs.model import ChunkInput
+from tasks.jobs.job import ChunkInput
 from tasks.vectors import Parts, Ragged, join_extras, pack_extras, unpack_extras
 
 SPARSE: list[Parts | None] = [

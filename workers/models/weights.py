@@ -92,7 +92,7 @@ def _load_module(recipe: Recipe, dtype: str) -> "tuple[torch.nn.Module, Any]":
     from transformers import AutoModel, AutoModelForSequenceClassification  # noqa: PLC0415 - late, as torch
 
     from workers.models.families import Embedder, MultiVectorEmbedder, Scorer  # noqa: PLC0415
-    from workers.models.vectors import load_steps  # noqa: PLC0415
+    from workers.models.pooling import load_steps  # noqa: PLC0415
 
     if recipe.family == "cross-encoder":
         model = _load_transformer(recipe, AutoModelForSequenceClassification, dtype)

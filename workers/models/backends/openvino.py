@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from tasks.errors import OutOfMemory
 from tasks.vectors import ExtraParts
 from workers.models.backends.base import Heads, Pipeline, Values
-from workers.models.backends.heads import deal_out
 from workers.models.backends.padding import pad
+from workers.models.backends.token_outputs import deal_out
 from workers.models.export import MODEL, import_openvino
 from workers.models.shapes import ShapeCache, split_evenly
 from workers.models.tokenizer import Tokens

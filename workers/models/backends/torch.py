@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from tasks.vectors import Extra, ExtraParts
 from workers.models.backends.base import Backend, Heads, Pipeline, Values
 from workers.models.backends.device_memory import copy_back, within_memory
-from workers.models.backends.heads import deal_out_all
 from workers.models.backends.padding import pad
+from workers.models.backends.token_outputs import deal_out_all
 from workers.models.families import MultiVectorEmbedder
 from workers.models.tokenizer import Tokens
 from workers.models.weights import Weights

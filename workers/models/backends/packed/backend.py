@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from tasks.vectors import ExtraParts
 from workers.models.backends.base import Backend, Heads, Pipeline, Values
 from workers.models.backends.device_memory import copy_back, within_memory
-from workers.models.backends.heads import deal_out_all
 from workers.models.backends.packed.flat import Flat, Shape, write_rows
 from workers.models.backends.packed.model import PackedModel
+from workers.models.backends.token_outputs import deal_out_all
 from workers.models.tokenizer import Tokens
 
 __all__ = ["PackedBackend"]

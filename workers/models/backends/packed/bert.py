@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from workers.models.backends.packed.attention import FULL, attend
 from workers.models.backends.packed.flat import Flat
-from workers.models.backends.packed.layers import Heads, LayerNorm, Linear, Reader, UnknownModelError, project
+from workers.models.backends.packed.layers import AttentionHeads, LayerNorm, Linear, Reader, UnknownModelError, project
 
 __all__ = ["BERT_TYPES", "BertBody"]
 
@@ -75,7 +75,7 @@ class BertBody:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    heads: Heads
+    heads: AttentionHeads
     qkv: Linear
     out: Linear
     norm: LayerNorm
@@ -88,7 +88,7 @@ class _Layer:
     def read(cls, config: Any, read: Reader, at: str) -> "_Layer":
         count = config.num_attention_heads
         return cls(
-            heads=Heads(count, count, config.hidden_size // count),
+            heads=AttentionHeads(count, count, config.hidden_size // count),
             qkv=read.fused(*(f"{at}attention.self.{name}" for name in ("query", "key", "value"))),
             out=read.linear(f"{at}attention.output.dense"),
             norm=read.layer_norm(f"{at}attention.output.LayerNorm"),

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from transformers.activations import ACT2FN
 
-__all__ = ["Heads", "LayerNorm", "Linear", "Reader", "RmsNorm", "UnknownModelError", "project", "rotate"]
+__all__ = ["AttentionHeads", "LayerNorm", "Linear", "Reader", "RmsNorm", "UnknownModelError", "project", "rotate"]
 
 # Rotary positions of which the frequencies do not depend on how long the rows of a batch are.
 _STEADY_ROTARY = frozenset({"default", "linear", "llama3", "yarn"})
@@ -67,7 +67,7 @@ class RmsNorm:
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class AttentionHeads:
     """How many heads queries and keys have, and their size."""
 
     query: int
@@ -159,7 +159,7 @@ class Reader:
 
 
 def project(
-    qkv: Linear, x: torch.Tensor, heads: Heads, picks: torch.Tensor | None
+    qkv: Linear, x: torch.Tensor, heads: AttentionHeads, picks: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return queries (_, heads, size), keys and values (T, key heads, size); queries of picked tokens only, if any."""
     width, key_width = heads.query * heads.size, heads.key * heads.size

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from workers.models.backends.packed.attention import FULL, Window, attend
 from workers.models.backends.packed.flat import Flat
-from workers.models.backends.packed.layers import Heads, LayerNorm, Linear, Reader, project, rotate
+from workers.models.backends.packed.layers import AttentionHeads, LayerNorm, Linear, Reader, project, rotate
 
 __all__ = ["MODERNBERT_TYPES", "ModernBertBody"]
 
@@ -59,7 +59,7 @@ class ModernBertBody:
 class _Layer:
     kind: str
     window: Window
-    heads: Heads
+    heads: AttentionHeads
     norm: LayerNorm | None
     qkv: Linear
     out: Linear
@@ -75,7 +75,7 @@ class _Layer:
         return cls(
             kind=kind,
             window=FULL if kind == "full_attention" else (config.sliding_window, config.sliding_window),
-            heads=Heads(count, count, config.hidden_size // count),
+            heads=AttentionHeads(count, count, config.hidden_size // count),
             # The embeddings are normalized already.
             norm=read.layer_norm(f"{at}attn_norm") if number else None,
             qkv=read.linear(f"{at}attn.Wqkv"),

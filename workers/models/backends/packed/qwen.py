@@ -13,7 +13,15 @@ from torch.nn import functional
 
 from workers.models.backends.packed.attention import CAUSAL, FULL, attend
 from workers.models.backends.packed.flat import Flat
-from workers.models.backends.packed.layers import Heads, Linear, Reader, RmsNorm, UnknownModelError, project, rotate
+from workers.models.backends.packed.layers import (
+    AttentionHeads,
+    Linear,
+    Reader,
+    RmsNorm,
+    UnknownModelError,
+    project,
+    rotate,
+)
 
 __all__ = ["QWEN_TYPES", "QwenBody"]
 
@@ -57,7 +65,7 @@ class QwenBody:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    heads: Heads
+    heads: AttentionHeads
     norm: RmsNorm
     qkv: Linear
     # Only Qwen3 has them.
@@ -75,7 +83,7 @@ class _Layer:
         size = getattr(config, "head_dim", None) or config.hidden_size // count
         normed = config.model_type == "qwen3"
         return cls(
-            heads=Heads(count, config.num_key_value_heads, size),
+            heads=AttentionHeads(count, config.num_key_value_heads, size),
             norm=read.rms_norm(f"{at}input_layernorm"),
             qkv=read.fused(*(f"{at}self_attn.{name}_proj" for name in "qkv")),
             query_norm=read.rms_norm(f"{at}self_attn.q_norm") if normed else None,

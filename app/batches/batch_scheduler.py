@@ -19,8 +19,8 @@ from app.batches.outputs import write_outputs
 from app.batches.validation import BatchValidation, forget_jobs
 from app.services import Services
 from tasks.errors import Conflict, NotFound, TwolaneError
-from tasks.files.batches import Batch, BatchState
-from tasks.jobs.model import Job, JobState
+from tasks.files.batches import BatchRecord, BatchState
+from tasks.jobs.job import Job, JobState
 from tasks.periodic import PeriodicThread
 
 __all__ = ["BatchScheduler"]
@@ -115,7 +115,7 @@ class BatchScheduler:
         write_outputs(self._live, lock, jobs, BatchState.EXPIRED if expired else BatchState.COMPLETED)
         return 0.0
 
-    def _read_job(self, job_id: str, batch: Batch) -> Job | None:
+    def _read_job(self, job_id: str, batch: BatchRecord) -> Job | None:
         """Return a job of a batch, cancelled if the batch is being cancelled; None: it was deleted."""
         store = self._live.store
         with contextlib.suppress(NotFound):
@@ -126,7 +126,7 @@ class BatchScheduler:
             return job
         return None
 
-    def _tidy_up(self, batch: Batch) -> None:
+    def _tidy_up(self, batch: BatchRecord) -> None:
         """Remove what was only needed on the way to the end."""
         forget_jobs(self._live, batch.planned, batch.tenant)
         kept = {"", batch.output_file_id, batch.error_file_id}

@@ -20,7 +20,7 @@ from granian.log import LogLevels
 from granian.server import Server
 
 from app import create_app
-from app.batches.scheduler import BatchScheduler
+from app.batches.batch_scheduler import BatchScheduler
 from app.http.request_ids import RequestIdFilter
 from app.jobs.webhooks import WebhookDispatcher
 from config.keyring import check_exposure
