@@ -261,3 +261,24 @@ def test_bge_m3_is_recognised_by_its_heads(tmp_path: Path, texts: list[str]) -> 
     assert loaded[1].card.capabilities == ("dense", "sparse", "colbert", "rerank")
     assert loaded[1].backend.heads is not None
     assert compute(loaded, Work("tiny", "embeddings", texts)).shape == (len(texts), 64)
+
+
+# Each export takes a process of its own that imports torch.
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(family, marks=[] if family in {"gemma3", "modernbert"} else [pytest.mark.slow])
+        for family in sorted(ENCODERS)
+    ],
+)
+def test_on_a_cpu_a_family_is_exported_or_served_by_torch_and_gives_the_same(
+    family: str, tmp_path: Path, texts: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "model"
+    make_sentence_folder(family, folder, "mean", *MODULES["dense-identity-normalize"]())
+    caplog.set_level("WARNING")
+    loaded = load(folder, backend="auto")
+    assert loaded[1].backend.kind == "openvino" or "torch serves it" in caplog.text
+    texts = [text for text in texts if text]
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts, batch_size=4)
+    require_same(compute(loaded, Work("tiny", "embeddings", texts)), expected)
