@@ -98,6 +98,7 @@ class Outcomes:
         errors: the failed items by position.
         cached: cache hits: items whose value was found instead of computed; None: the cache was not asked.
         extras: the other kinds that were asked for; a failed item owns nothing there.
+        fingerprint: says what made the values: weights, modules, prompts, precision.
     """
 
     values: NDArray[np.float32]
@@ -106,6 +107,7 @@ class Outcomes:
     errors: Mapping[int, ItemError] = field(default_factory=dict)
     cached: int | None = None
     extras: Mapping[Extra, Ragged] = field(default_factory=dict)
+    fingerprint: str = ""
 
 
 class Engine(Protocol):

@@ -45,4 +45,6 @@ def answer_or_queue(
     submission.require_few(order, count)
     outcomes = submission.answer(order, list(items))
     raise_item_errors(outcomes.errors)
-    return render(outcomes)
+    response = render(outcomes)
+    response.headers["x-model-fingerprint"] = outcomes.fingerprint
+    return response

@@ -179,7 +179,7 @@ class SubmissionService:
         frame = _pack_result(order, items, outcomes)
         failed = len(outcomes.errors)
         counts = Counts(len(items), len(items) - failed, failed, int(outcomes.truncated.sum()), outcomes.cached or 0)
-        new = self.describe(order, new_job_id(), len(items), tokens)
+        new = replace(self.describe(order, new_job_id(), len(items), tokens), fingerprint=outcomes.fingerprint)
         job, created = store.record_finished(new, frame, counts, int(outcomes.tokens.sum()), idempotency)
         return Submission(job, frame if created else None, created)
 

@@ -31,6 +31,7 @@ class _Join:
     digests: Sequence[bytes]
     found: Mapping[bytes, CachedValue]
     missing: Sequence[int]
+    fingerprint: str
 
     def settle(self, computed: Outcomes | None) -> Outcomes:
         """Return the outcomes of all items, in their order."""
@@ -46,14 +47,14 @@ class _Join:
                 values[position] = entry.value if values.ndim > 1 else entry.value[0]
                 tokens[position], truncated[position] = entry.tokens, entry.truncated
         if computed is None:
-            return Outcomes(values, tokens, truncated, cached=len(shown))
+            return Outcomes(values, tokens, truncated, cached=len(shown), fingerprint=self.fingerprint)
         rows = np.asarray(self.missing)
         values[rows], tokens[rows], truncated[rows] = computed.values, computed.tokens, computed.truncated
         errors = {self.missing[row]: error for row, error in computed.errors.items()}
         # The engine gives equal items of one work one row: those behind the first were not computed either.
         good = [self.digests[position] for position in self.missing if position not in errors]
         hits = len(shown) - len(self.missing) + len(good) - len(set(good))
-        return Outcomes(values, tokens, truncated, errors, cached=hits)
+        return Outcomes(values, tokens, truncated, errors, cached=hits, fingerprint=self.fingerprint)
 
     def entries(self, computed: Outcomes) -> dict[bytes, CachedValue]:
         """Return what is to be kept: every item that was computed without an error."""
@@ -99,7 +100,7 @@ class CachingEngine:
         digests = digest_items(work, fingerprint)
         found = self._find(work.reuse, digests)
         missing = [position for position, digest in enumerate(digests) if digest not in found]
-        join = _Join(work, digests, found, missing)
+        join = _Join(work, digests, found, missing, fingerprint)
         if missing or not digests:
             return self._compute(join)
         known = Future[Outcomes]()

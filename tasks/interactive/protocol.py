@@ -116,7 +116,7 @@ def encode_outcomes(number: int, outcomes: Outcomes) -> bytes:
     """Return the reply that carries outcomes."""
     failed = {str(position): [error.code, error.message] for position, error in outcomes.errors.items()}
     columns = {"values": outcomes.values, "tokens": outcomes.tokens, "truncated": outcomes.truncated}
-    header = {"errors": failed, "cached": outcomes.cached}
+    header = {"errors": failed, "cached": outcomes.cached, "fingerprint": outcomes.fingerprint}
     return _NUMBER.pack(number) + frames.pack(header, columns | pack_extras(outcomes.extras))
 
 
@@ -160,7 +160,8 @@ def decode_reply(reply: bytes) -> Outcomes:
     failed = {int(position): ItemError(*pair) for position, pair in header["errors"].items()}
     values = columns["values"].astype(np.float32, copy=False)
     extras = unpack_extras(columns)
-    return Outcomes(values, columns["tokens"], columns["truncated"], failed, header.get("cached"), extras)
+    made_by = header.get("fingerprint", "")
+    return Outcomes(values, columns["tokens"], columns["truncated"], failed, header.get("cached"), extras, made_by)
 
 
 def _failure(details: Mapping[str, Any]) -> errors.TwolaneError:

@@ -55,6 +55,7 @@ def test_a_folder_needs_no_card(stack: OwnStack, folders: Path) -> None:
         assert answer.status_code == 200, answer.text
         found = [one["embedding"] for one in answer.json()["data"]]
         assert abs(expected - found).max() < 1e-4
+        assert answer.headers["x-model-fingerprint"] == model["fingerprints"][0]
 
 
 def test_a_job_on_a_folder_gives_the_same(stack: OwnStack, folders: Path) -> None:

@@ -68,7 +68,9 @@ def _admit_embeddings(work: Work, model: LoadedModel) -> PendingWork:
         values = _cut_dimensions(spread, work.params.dimensions, normalize=model.card.normalized)
         if "dense" not in work.params.returns:
             values = values[:, :0]
-        return Outcomes(values, plan.lengths[rows_of], plan.cut[rows_of], errors, extras=more)
+        return Outcomes(
+            values, plan.lengths[rows_of], plan.cut[rows_of], errors, extras=more, fingerprint=model.fingerprint
+        )
 
     return plan.request(finish)
 
@@ -81,7 +83,7 @@ def _admit_pairs(work: Work, model: LoadedModel) -> PendingWork:
 
     def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
         scores, errors = plan.spread(values, failed, rows_of)
-        return Outcomes(scores, plan.lengths[rows_of], plan.cut[rows_of], errors)
+        return Outcomes(scores, plan.lengths[rows_of], plan.cut[rows_of], errors, fingerprint=model.fingerprint)
 
     return plan.request(finish)
 
@@ -105,7 +107,7 @@ def _admit_similarity(work: Work, model: LoadedModel) -> PendingWork:
         scores = to_unit_range(dense if pairs is None else pairs.mix(dense))
         scores[list(errors)] = 0
         tokens = plan.lengths[of_query] + plan.lengths[of_text]
-        return Outcomes(scores, tokens, plan.cut[of_query] | plan.cut[of_text], errors)
+        return Outcomes(scores, tokens, plan.cut[of_query] | plan.cut[of_text], errors, fingerprint=model.fingerprint)
 
     return plan.request(finish, pairs)
 
