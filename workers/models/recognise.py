@@ -12,7 +12,7 @@ from typing import Any
 from config.catalog import Family, ModelCard
 from tasks.errors import ConfigError
 from workers.models.folder import check_tokenizer_files, check_weight_files, read_json
-from workers.models.heads import check_head, choose_family
+from workers.models.kinds import check_head, choose_family
 from workers.models.lengths import read_max_tokens
 from workers.models.modules import ModuleList, Step, read_modules
 from workers.models.prompts import read_prompts
