@@ -8,6 +8,7 @@ from app.access.auth import Authenticator, protect
 from app.access.limits import Limiter, limit
 from app.batches import files_routes
 from app.batches import routes as batches_routes
+from app.compat import install_doors
 from app.http.bodies import BODY_SLOTS
 from app.http.compression import install_compression
 from app.http.errors import install_errors
@@ -49,6 +50,7 @@ def create_app(settings: Settings) -> Flask:
         limit(app, Limiter(live.redis))
     for routes in (embeddings, rerank, *_JOBS, *_BATCHES, models, health):
         app.register_api(routes.blueprint)
+    install_doors(app)
     app.register_blueprint(pages.blueprint)
     app.register_blueprint(metrics.blueprint)
     for model in (JobEstimate, JobRequest, ResultPage):

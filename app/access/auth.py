@@ -1,7 +1,7 @@
 """Who is asking: the tenant of a request, from its API key, and what the tenant may see.
 
-Owns the reading of the `Authorization` header, the list of open paths and the model allow-lists. The keys themselves
-are read by `config.keyring`; what a key has used up is counted by `app.access.limits`.
+Owns the reading of the `Authorization` and `api-key` headers, the list of open paths and the model allow-lists. The
+keys themselves are read by `config.keyring`; what a key has used up is counted by `app.access.limits`.
 """
 
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from flask import Flask, g, request
+from werkzeug.datastructures import Headers
 
 from config.catalog import Catalog, ModelCard
 from config.keyring import Key, KeyringError, KeyringFile
@@ -29,6 +30,8 @@ __all__ = [
 # Probes come from machines without a key, and a browser that opens a page sends none.
 _OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health", "/favicon.ico", "/docs", "/openapi.json"})
 _OPEN_FOLDERS = ("/docs/", "/static/")
+# Work may be sent to `/`, by clients of text-embeddings-inference, and work needs a key.
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # What belongs to the operator, not to a tenant.
 _ADMIN_PATHS = frozenset({"/metrics"})
 
@@ -120,9 +123,9 @@ def protect(app: Flask, authenticator: Authenticator) -> None:
     """Let every request of this app through only with a tenant, but for the open paths."""
 
     def authenticate() -> None:
-        if _is_open(request.path):
+        if _is_open(request.path) and request.method in _SAFE_METHODS:
             return
-        g.tenant = tenant = authenticator.resolve_tenant(request.headers.get("Authorization", ""))
+        g.tenant = tenant = authenticator.resolve_tenant(_read_authorization(request.headers))
         if request.path in _ADMIN_PATHS and not tenant.admin:
             raise PermissionDenied("This needs a key with `admin = true`.")
 
@@ -174,6 +177,14 @@ def visible_cards(catalog: Catalog) -> list[ModelCard]:
     """Return the models that the tenant may use, in the catalogue's order."""
     tenant = current_tenant()
     return [card for card in catalog if tenant.may_use(card)]
+
+
+def _read_authorization(headers: Headers) -> str:
+    """Return the `Authorization` header, or what it would be: clients of Azure send the bare key as `api-key`."""
+    if authorization := headers.get("Authorization", ""):
+        return authorization
+    key = headers.get("api-key", "")
+    return f"Bearer {key}" if key else ""
 
 
 def _is_open(path: str) -> bool:

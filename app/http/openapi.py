@@ -3,9 +3,11 @@
 Owns the app's class and the description of bodies that come in several content types.
 """
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.info import Info
 from flask_openapi3.models.schema import Schema
 from flask_openapi3.openapi import OpenAPI
@@ -44,8 +46,32 @@ class Api(OpenAPI):
             static_folder="static",
             template_folder="templates",
         )
+        self._described_later: list[Callable[[], APIBlueprint]] = []
+        self._description_lock = threading.Lock()
         # It would redirect, with a page in HTML that repeats the Host header.
         self.url_map.merge_slashes = False
+
+    def describe_later(self, load: Callable[[], APIBlueprint]) -> None:
+        """Add routes to the OpenAPI text when it is first asked for; their addresses are registered by the caller."""
+        self._described_later.append(load)
+
+    @property
+    def api_doc(self) -> dict[str, Any]:
+        """The OpenAPI text, made at its first use."""
+        with self._description_lock:
+            while self._described_later:
+                self._describe(self._described_later[-1]())
+                self._described_later.pop()
+            document: dict[str, Any] = super().api_doc
+            return document
+
+    def _describe(self, routes: APIBlueprint) -> None:
+        for tag in routes.tags:
+            if tag.name not in self.tag_names:
+                self.tags.append(tag)
+                self.tag_names.append(tag.name)
+        self.paths.update(routes.paths)
+        self.components_schemas.update(routes.components_schemas)
 
     def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         """Answer a request; doubled and trailing slashes, as joined base URLs have them, mean nothing."""

@@ -22,7 +22,7 @@ from app.services import services
 from app.submission.orders import make_order
 from tasks.jobs.chunking import Item
 
-__all__ = ["blueprint"]
+__all__ = ["blueprint", "rerank"]
 
 blueprint = APIBlueprint("rerank", __name__, abp_tags=[Tag(name="rerank", description="Documents by relevance")])
 
@@ -45,5 +45,5 @@ def rerank(body: RerankRequest) -> Response:
     return answer_or_queue(order, items, len(body.documents), body, render)
 
 
-for _path in ("/v1/rerank", "/v2/rerank", "/rerank", "/infinity/rerank"):
+for _path in ("/v1/rerank", "/v2/rerank", "/infinity/rerank"):
     blueprint.post(_path, endpoint=_path.replace("/", "_"), responses=_RESPONSES)(rerank)

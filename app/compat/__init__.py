@@ -1,0 +1,43 @@
+"""The doors for clients of other services: their addresses and their words, over the same submission service.
+
+Owns which door has which routes, and that a door's module is imported when the first call for it comes or when the
+OpenAPI text is asked for: a process that serves none of them starts without them. One module is one vendor.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
+
+from flask import Response
+
+from app.compat.doors import Door
+from app.http.openapi import Api
+
+__all__ = ["ROUTES", "install_doors", "load_door"]
+
+ROUTES: Mapping[str, tuple[str, ...]] = {
+    "cohere": ("POST /v1/embed", "POST /v2/embed"),
+    "tei": ("POST /", "POST /embed", "POST /embed_sparse", "POST /rerank", "GET /info"),
+}
+
+
+def install_doors(app: Api) -> None:
+    """Give the app every door's addresses. No door is loaded."""
+    for name, routes in ROUTES.items():
+        for route in routes:
+            method, rule = route.split(" ")
+            app.add_url_rule(rule, f"compat {route}", _entrance(name, route), methods=[method])
+        app.describe_later(partial(load_door, name))
+
+
+def load_door(name: str) -> Door:
+    """Return a vendor's door, imported at its first use."""
+    door: Door = import_module(f"{__name__}.{name}").door
+    return door
+
+
+def _entrance(name: str, route: str) -> Callable[..., Response]:
+    def enter(**arguments: str) -> Response:
+        return load_door(name).views[route](**arguments)
+
+    return enter
