@@ -46,6 +46,14 @@ class HubHandler(BaseHTTPRequestHandler):
         self.server.asked.append(self.path)
         if url.path == "/api/v1/models/acme/tiny/repo/files" and query.get("Revision") in {"v1", "master"}:
             self._reply_json({"Code": 200, "Success": True, "Data": {"Files": self._listing()}})
+        elif url.path in {"/api/models/acme/tiny/revision/v1", "/api/models/acme/tiny/revision/main"}:
+            files = [{"rfilename": path} for path in FILES]
+            self._reply_json({"id": "acme/tiny", "sha": "1" * 40, "siblings": files, "tags": []})
+        elif url.path == f"/api/models/acme/tiny/tree/{'1' * 40}":
+            sizes = {path: len(data) for path, data in FILES.items()}
+            self._reply_json([{"type": "file", "path": path, "size": sizes[path], "oid": "2" * 40} for path in FILES])
+        elif url.path.startswith("/acme/tiny/resolve/") and (name := url.path.split("/", 5)[5]) in FILES:
+            self._reply_file(name)
         elif url.path == "/api/v1/models/acme/tiny/repo" and query.get("FilePath") in FILES:
             self._reply_file(query["FilePath"])
         else:
@@ -67,6 +75,8 @@ class HubHandler(BaseHTTPRequestHandler):
         data, status = FILES[path], 200
         self.send_response(status)
         self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("X-Repo-Commit", "1" * 40)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command == "GET":
@@ -134,6 +144,22 @@ def test_half_a_download_is_not_taken_for_a_model_and_is_completed_later(hub: Hu
     hub.fail_file = ""
     folder = fetch(card("modelscope:acme/tiny"), settings_in(tmp_path, hub))
     assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_a_model_of_the_hugging_face_hub_is_downloaded_once(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    folder = fetch(card("hf:acme/tiny"), settings_in(tmp_path, hub))
+    assert (folder / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+    assert (folder / "1_Pooling/config.json").is_file()
+    assert not (folder / "onnx/model.onnx").exists()
+    asked = len(hub.asked)
+    assert fetch(card("hf:acme/tiny"), settings_in(tmp_path, hub)) == folder
+    assert len(hub.asked) == asked, "what is complete is found without the hub"
+    assert any("resolve" in path for path in hub.asked)
+    with pytest.raises(ConfigError, match=r"cannot download hf:acme/other"):
+        fetch(card("hf:acme/other"), settings_in(tmp_path, hub))
 
 
 def test_a_model_that_the_hub_does_not_have_is_a_clear_error(hub: Hub, tmp_path: Path) -> None:
