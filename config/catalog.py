@@ -18,7 +18,7 @@ from config.model_names import card_fields
 __all__ = ["Catalog", "ModelCard", "load_catalog", "slug_of"]
 
 Capability = Literal["dense", "sparse", "colbert", "rerank"]
-Family = Literal["auto", "encoder", "decoder", "bge-m3", "cross-encoder", "llm-reranker", "fake"]
+Family = Literal["auto", "encoder", "decoder", "bge-m3", "cross-encoder", "fake"]
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "last_token")
 # As sentence-transformers spells them.
 _POOLING_ALIASES = {"lasttoken": "last_token", "mean_sqrt_len_tokens": "mean_sqrt_len"}

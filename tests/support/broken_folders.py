@@ -92,6 +92,14 @@ def reranker_with_another_activation(folder: Path) -> None:
     make_cross_encoder("bert", folder, activation_fn=torch.nn.Tanh())
 
 
+@refused("reads yes and no off a language model")
+def reranker_that_is_a_language_model(folder: Path) -> None:
+    make_bare("qwen2", folder, "AutoModelForCausalLM")
+    kinds = ["base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore"]
+    modules = [{"idx": at, "path": "", "type": f"sentence_transformers.{kind}"} for at, kind in enumerate(kinds)]
+    (folder / "modules.json").write_text(json.dumps(modules))
+
+
 @refused("a language model, and nothing in its folder says how")
 def language_model_without_a_card(folder: Path) -> None:
     make_bare("qwen2", folder, "AutoModelForCausalLM")

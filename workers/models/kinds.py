@@ -44,6 +44,9 @@ def choose_family(card: ModelCard, folder: Path, config: Mapping[str, Any], modu
         ConfigError: it is none that can be served, or another one than the card says.
     """
     _refuse_own_code(card.name, config)
+    if modules.logit_score:
+        message = "it is a reranker that reads yes and no off a language model, which is not supported"
+        raise ConfigError(f"model {card.name}: {message}; {_FIX}")
     found = _find_family(card, folder, config, modules)
     if found is None:
         raise ConfigError(f"model {card.name}: {_explain(card, config)}")
@@ -83,8 +86,6 @@ def check_head(card: ModelCard, config: Mapping[str, Any], stated: Mapping[str, 
 def _find_family(card: ModelCard, folder: Path, config: Mapping[str, Any], modules: ModuleList) -> Family | None:
     """Return the family by what the folder says, or None where it says too little."""
     architecture = _architecture(config)
-    if modules.logit_score is not None or card.family == "llm-reranker":
-        return "llm-reranker" if architecture.endswith("ForCausalLM") else None
     if all((folder / file).is_file() for file in HEADS) and card.family in {"auto", "bge-m3"}:
         return "bge-m3"
     # Without a pooling, an embedder is refused later, with a sentence of its own.
@@ -96,18 +97,14 @@ def _find_family(card: ModelCard, folder: Path, config: Mapping[str, Any], modul
 
 def _explain(card: ModelCard, config: Mapping[str, Any]) -> str:
     architecture = _architecture(config) or "a model without an architecture"
-    if card.family == "llm-reranker":
-        return f"it is {architecture}, and a reranker of the family llm-reranker is a causal language model"
     if card.family == "cross-encoder":
         if architecture.endswith("ForCausalLM"):
-            return (
-                f"it is {architecture}, a language model without a head for scores; {_FIX}, or say family llm-reranker"
-            )
+            return f"it is {architecture}, a language model without a head for scores; {_FIX}"
         return f"it is {architecture}, which has no head for scores; {_FIX}"
     if architecture.endswith("ForCausalLM"):
         return (
             f"it is {architecture}, a language model, and nothing in its folder says how it makes vectors or scores; "
-            "say it in a card: pooling = last_token or mean for an embedder, family = llm-reranker for a reranker"
+            "in a card, say pooling = last_token or mean if it is an embedder; such rerankers are not supported"
         )
     return (
         f"it is {architecture}, and neither its card nor its folder says a pooling (modules.json or "

@@ -73,8 +73,7 @@ def recognise(card: ModelCard, folder: Path) -> Recipe:
     }
     lower_case = text.get("do_lower_case") is True
     if family not in _EMBEDDERS:
-        if family == "cross-encoder":
-            check_head(card, config, read_json(name, folder / _STATED))
+        check_head(card, config, read_json(name, folder / _STATED))
         fields = common | {"capabilities": card.capabilities or ("rerank",), "rerank_by": "cross-encoder"}
         return Recipe(card.model_copy(update=fields), folder, transformer, lower_case=lower_case)
     pooling = _agree(card, "pooling", card.pooling, modules.pooling)
