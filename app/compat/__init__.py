@@ -16,8 +16,13 @@ from app.http.openapi import Api
 __all__ = ["ROUTES", "install_doors", "load_door"]
 
 ROUTES: Mapping[str, tuple[str, ...]] = {
+    "azure": ("POST /openai/deployments/<path:model>/embeddings",),
     "cohere": ("POST /v1/embed", "POST /v2/embed"),
+    "infinity": ("POST /embeddings", "POST /infinity/embeddings", "POST /infinity/rerank"),
+    "nvidia": ("POST /v1/ranking",),
+    "ollama": ("POST /api/embed", "POST /api/embeddings", "GET /api/tags"),
     "tei": ("POST /", "POST /embed", "POST /embed_sparse", "POST /rerank", "GET /info"),
+    "vllm": ("POST /v1/score", "POST /score", "POST /pooling"),
 }
 
 

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.access.auth import current_tenant, find_card
-from app.fields import Truncate
+from app.fields import ModelName, Truncate
 from app.http.bodies import explain_invalid
 from app.inference.calls import answer_or_queue
+from app.inference.schemas import EmbeddingsRequest
 from app.services import services
 from app.submission.orders import make_order
 from config.catalog import Capability, ModelCard
@@ -23,7 +24,17 @@ from tasks.errors import InvalidRequest, ModelNotFound
 from tasks.jobs.chunking import Item
 from tasks.vectors import Kind
 
-__all__ = ["Door", "VendorBody", "Wanted", "choose_card", "embed", "rank", "refuse_field", "reread"]
+__all__ = [
+    "Door",
+    "UnnamedEmbeddingsRequest",
+    "VendorBody",
+    "Wanted",
+    "choose_card",
+    "embed",
+    "rank",
+    "refuse_field",
+    "reread",
+]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -55,6 +66,13 @@ class VendorBody(BaseModel):
     """A request body of another service: a bool is no int, null is absent, unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class UnnamedEmbeddingsRequest(EmbeddingsRequest):
+    """Body of an embeddings call whose model is named elsewhere, or not at all."""
+
+    # Its callers name a model before they hand it on.
+    model: ModelName | None = Field(None, description="Name or alias of a model.")  # type: ignore[assignment]
 
 
 class Wanted(BaseModel):

@@ -40,11 +40,13 @@ def render_ranking(
     *,
     top_n: int | None,
     with_documents: Literal["object", "text"] | None,
+    kind: Literal["list", "rerank"] = "list",
 ) -> Response:
     """Return the answer of the rerank routes: by score, descending, ties by index.
 
     The shape is the union of what the clients of Cohere, Jina, TEI's OpenAI style and litellm read. Documents that come
-    back are objects; those of Infinity read a string in the same place.
+    back are objects; those of Infinity read a string in the same place
+    and want the answer's `object` to be "rerank".
     """
     scores = np.round(outcomes.values.astype(np.float64), _SCORE_DECIMALS)
     order = np.argsort(-scores, kind="stable")[:top_n]
@@ -61,7 +63,7 @@ def render_ranking(
         "billed_units": {"search_units": 1},
         "tokens": {"input_tokens": usage["prompt_tokens"], "output_tokens": 0},
     }
-    body = {"id": f"rerank-{secrets.token_hex(12)}", "object": "list", "model": model}
+    body = {"id": f"rerank-{secrets.token_hex(12)}", "object": kind, "model": model}
     return json_response({**body, "results": results, "usage": usage, "meta": meta})
 
 

@@ -1,13 +1,8 @@
-"""Rerank on the paths that clients use: one handler, one shape.
-
-Owns the one exception to it: under `/infinity`, documents that come back are strings, since clients of Infinity can
-read nothing else and send exactly what Cohere's clients send, who read an object.
-"""
+"""Rerank on the paths of Cohere's and Jina's clients: one handler, one shape. Those of others are in `app.compat`."""
 
 from functools import partial
-from typing import Literal
 
-from flask import Response, request
+from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
@@ -37,13 +32,15 @@ def rerank(body: RerankRequest) -> Response:
     card = find_card(services().catalog, body.model)
     order = make_order(card, "rerank", body)
     items = (Item(document_text(document), query=body.query) for document in body.documents)
-    form: Literal["object", "text"] = "text" if request.path.startswith("/infinity/") else "object"
-    with_documents = form if body.return_documents else None
     render = partial(
-        render_ranking, model=body.model, documents=body.documents, top_n=body.top_n, with_documents=with_documents
+        render_ranking,
+        model=body.model,
+        documents=body.documents,
+        top_n=body.top_n,
+        with_documents="object" if body.return_documents else None,
     )
     return answer_or_queue(order, items, len(body.documents), body, render)
 
 
-for _path in ("/v1/rerank", "/v2/rerank", "/infinity/rerank"):
+for _path in ("/v1/rerank", "/v2/rerank"):
     blueprint.post(_path, endpoint=_path.replace("/", "_"), responses=_RESPONSES)(rerank)

@@ -150,7 +150,7 @@ class RerankResponse(BaseModel):
     """Answer of the rerank routes."""
 
     id: str
-    object: Literal["list"]
+    object: Literal["list", "rerank"]
     model: str
     results: list[RankedDocument] = Field(description="By score, descending; ties by index.")
     usage: Usage
