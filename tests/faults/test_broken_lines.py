@@ -86,7 +86,7 @@ def test_a_server_that_stands_still_is_a_503_within_seconds_and_all_heals(stack:
 
 @pytest.mark.slow
 def test_a_web_process_with_a_dead_line_recovers_when_the_line_does_and_work_went_on(stack: OwnStack) -> None:
-    with Proxy(stack.embedded_redis.port) as proxy, client(stack) as http, stack.redis() as redis:
+    with Proxy(stack.server.port) as proxy, client(stack) as http, stack.redis() as redis:
         stack.start_web(proxy.url)
         stack.start_worker()
         stack.wait_until_ready()
@@ -142,7 +142,7 @@ def check_the_one_job(stack: OwnStack, http: httpx.Client, job_id: str, wanted: 
 @pytest.mark.parametrize("replies", [1, 2], ids=["one reply lost", "the reply to the repeat lost too"])
 def test_a_reply_that_is_lost_after_the_job_was_created_makes_no_second_job(stack: OwnStack, replies: int) -> None:
     wanted, key = texts(50), uuid.uuid4().hex
-    with Proxy(stack.embedded_redis.port) as proxy, client(stack) as http:
+    with Proxy(stack.server.port) as proxy, client(stack) as http:
         stack.start_web(proxy.url)
         teach_scripts(http)
         proxy.lose_reply_to(creation(key), times=replies)
@@ -157,7 +157,7 @@ def test_a_reply_that_is_lost_after_the_job_was_created_makes_no_second_job(stac
 
 def test_a_web_server_killed_between_create_and_202_has_made_the_job_that_its_key_names(stack: OwnStack) -> None:
     wanted, key = texts(50), uuid.uuid4().hex
-    with Proxy(stack.embedded_redis.port) as proxy, client(stack) as http:
+    with Proxy(stack.server.port) as proxy, client(stack) as http:
         stack.start_web(proxy.url)
         teach_scripts(http)
         proxy.lose_reply_to(creation(key), stack.kill_web)
@@ -172,7 +172,7 @@ def test_a_web_server_killed_between_create_and_202_has_made_the_job_that_its_ke
 
 def test_a_message_that_dies_in_the_socket_of_its_worker_costs_no_chunk(stack: OwnStack) -> None:
     wanted = texts(200)
-    with Proxy(stack.embedded_redis.port) as proxy, client(stack) as http, stack.redis() as redis:
+    with Proxy(stack.server.port) as proxy, client(stack) as http, stack.redis() as redis:
         stack.start_web()
         reached = threading.Event()
         # The broker has handed the message over: it is nowhere but in this socket.
@@ -192,7 +192,7 @@ def test_a_message_that_dies_in_the_socket_of_its_worker_costs_no_chunk(stack: O
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_replies_that_are_lost_at_random_count_nothing_twice(stack: OwnStack, seed: int) -> None:
     wanted = texts(1500, 20)
-    with Proxy(stack.embedded_redis.port) as proxy, client(stack) as http, stack.redis() as redis:
+    with Proxy(stack.server.port) as proxy, client(stack) as http, stack.redis() as redis:
         stack.start_web()
         stack.start_worker(proxy.url)
         stack.wait_until_ready()
@@ -206,7 +206,7 @@ def test_replies_that_are_lost_at_random_count_nothing_twice(stack: OwnStack, se
 
 def test_acknowledgements_that_are_lost_do_not_stop_the_worker(stack: OwnStack) -> None:
     wanted = texts(1000)
-    with Proxy(stack.embedded_redis.port) as proxy, client(stack) as http, stack.redis() as redis:
+    with Proxy(stack.server.port) as proxy, client(stack) as http, stack.redis() as redis:
         stack.start_web()
         stack.start_worker(proxy.url)
         stack.wait_until_ready()

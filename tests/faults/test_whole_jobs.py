@@ -80,10 +80,10 @@ def test_a_job_that_is_cancelled_while_everything_restarts_ends_nevertheless(tmp
             wait_until(lambda job_id=job_id: progress(http, job_id) > 0.1, step_s=0)  # type: ignore[misc]
             worker.kill()
             worker.wait()
-            stack.embedded_redis.kill()
+            stack.server.kill()
             canceller = threading.Thread(target=call, args=(http, "POST", f"/v1/jobs/{job_id}/cancel"))
             canceller.start()
-            stack.embedded_redis.start()
+            stack.server.start()
             canceller.join()
             # Nobody is alive to give the chunk back: reading the job ends it when its lease is over.
             assert wait_for_end(http, job_id, LEASE_S + 30)["status"] == "cancelled"

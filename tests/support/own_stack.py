@@ -155,7 +155,7 @@ def opened_stack(
     """A server and nothing else yet; all is ended afterwards."""
     stack = OwnStack(folder, options, knobs, **settings)
     try:
-        stack.embedded_redis.start()
+        stack.server.start()
         yield stack
     finally:
         stack.stop()

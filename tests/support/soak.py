@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with _folder() as folder:
         with (
             opened_stack(folder, knobs="latency_ms = 10", chunk_items="50") as stack,
-            Proxy(stack.embedded_redis.port) as proxy,
+            Proxy(stack.server.port) as proxy,
         ):
             soak = Soak(stack, proxy, seed)
             try:
