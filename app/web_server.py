@@ -7,7 +7,6 @@ Owns the choice of granian's options and the stop. What was measured with grania
 - A lost connection looks like the end of the body: see `app.http.disconnects`.
 """
 
-import contextlib
 import logging
 import socket
 from functools import partial
@@ -28,7 +27,7 @@ from config.logging import configure_logging
 from config.secrets import mask_secrets
 from config.settings import Settings
 from tasks.errors import ConfigError
-from tasks.storage.filesystem import check_storage
+from tasks.storage.filesystem import check_data_folder, check_storage
 
 __all__ = ["run_server"]
 
@@ -72,11 +71,13 @@ def run_server(settings: Settings) -> None:
         raise ConfigError("REDIS_URL is empty: name a running server, or let `make serve` start one")
     _configure_logging(settings)
     _log.info("settings of the web server: %s", _list_settings(settings))
+    check_data_folder(settings)
     check_storage(settings, files=True)
+    address, port = _choose_address(settings)
     server = Server(
         "app.wsgi:create",
-        address=settings.host,
-        port=settings.port or _free_port(settings.host),
+        address=address,
+        port=port,
         interface=Interfaces.WSGI,
         http=HTTPModes.http1,
         websockets=False,
@@ -121,9 +122,19 @@ def _configure_logging(settings: Settings) -> None:
         handler.addFilter(RequestIdFilter(in_text=settings.log_format == "text"))
 
 
-def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with contextlib.closing(socket.socket(family)) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _choose_address(settings: Settings) -> tuple[str, int]:
+    """Return what granian binds, which takes no names and no port 0.
+
+    Raises:
+        ConfigError: nothing can be bound there.
+    """
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = min(found, key=lambda place: place[0] != socket.AF_INET)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return str(address[0]), int(probe.getsockname()[1])
+    except OSError as error:
+        where = f"TWOLANE_HOST={settings.host} with PORT={settings.port}"
+        raise ConfigError(f"{where} cannot be bound: {error.strerror or error}") from error

@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, model_validator
+from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from config.redis_url import RedisAddress
 
 __all__ = ["Settings"]
 
@@ -45,7 +47,8 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         "",
         validation_alias=_also("REDIS_URL"),
-        description="Redis or Valkey server for queues, job state and results; empty: the stack starts a private one.",
+        description="Redis or Valkey server for queues, job state and results: redis://, rediss:// (TLS, verified) or "
+        "unix://; empty: the stack starts a private one.",
     )
     data_dir: Path = Field(Path("data"), description="Folder for the embedded server's data and for models.")
     host: str = Field("127.0.0.1", description="Address that the web server binds.")
@@ -210,6 +213,25 @@ class Settings(BaseSettings):
     # -- logging -----------------------------------------------------------------------------------------
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level shown.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines.")
+
+    @field_validator("host")
+    @classmethod
+    def _read_host(cls, host: str) -> str:
+        return host.strip().removeprefix("[").removesuffix("]")
+
+    @field_validator("flower_user", "flower_password")
+    @classmethod
+    def _check_flower(cls, value: str | SecretStr) -> str | SecretStr:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        # Flower splits its users at commas and colons, and fails at every login on other characters.
+        if not text.isascii() or not text.isprintable() or "," in text or ":" in text:
+            raise ValueError("Flower takes only printable ASCII without `,` and `:` for user and password")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _read_redis_url(cls, url: str) -> str:
+        return RedisAddress.parse(url).url if url.strip() else ""
 
     @model_validator(mode="before")
     @classmethod

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from config.foreign_variables import own_environment
 from config.parent_death import tied_to_parent
 
 __all__ = ["EXIT_CONFIG", "Program", "Sink", "SupervisedProcess", "stop_all"]
@@ -86,7 +87,7 @@ class SupervisedProcess:
         """Start it."""
         process = subprocess.Popen(
             self.program.command,
-            env={**os.environ, **self.program.environment},
+            env={**own_environment(os.environ), **self.program.environment},
             stdin=subprocess.DEVNULL,
             stdout=None if self._sink is None else subprocess.PIPE,
             stderr=None if self._sink is None else subprocess.STDOUT,

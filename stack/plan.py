@@ -46,7 +46,8 @@ class Plan:
     def url(self) -> str:
         """Address of the web server."""
         host = self.settings.host
-        return f"http://{_HOST if host in {'0.0.0.0', '::'} else host}:{self.settings.port}"  # noqa: S104 - compared
+        reached = _HOST if host in {"0.0.0.0", "::"} else host  # noqa: S104 - compared
+        return f"http://{f'[{reached}]' if ':' in reached else reached}:{self.settings.port}"
 
     @property
     def flower_url(self) -> str:
@@ -116,7 +117,10 @@ def make_plan(settings: Settings) -> Plan:
     except KeyringError as error:
         raise StackError(str(error)) from error
     data_dir = settings.data_dir.resolve()
-    data_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StackError(f"TWOLANE_DATA_DIR={data_dir} cannot be used: {error.strerror or error}") from error
     port = _check_port(settings.host, settings.port, "PORT") or free_port()
     flower_port = _check_port(_HOST, settings.flower_port, "TWOLANE_FLOWER_PORT") or free_port()
     chosen: dict[str, object] = {"data_dir": data_dir, "port": port, "flower_port": flower_port}

@@ -4,6 +4,8 @@ Owns its settings, which went through chaos runs exactly like this. The job reco
 nothing here has to be reliable: no result backend, no chords, messages that hold IDs only.
 """
 
+import logging
+import os
 from functools import lru_cache
 from typing import Any
 
@@ -11,14 +13,45 @@ from celery import Celery
 from kombu import Queue
 
 from config.catalog import load_catalog
+from config.foreign_variables import drop_celery_variables
+from config.redis_url import RedisAddress
 from config.settings import Settings
 from tasks import keys
 from tasks.lanes import Lane, Service
 
 __all__ = ["app", "celery_config", "make_app", "publisher"]
 
+_log = logging.getLogger(__name__)
+
 _WORKER_SOCKET_TIMEOUT_S = 10
 _WEB_SOCKET_TIMEOUT_S = 2
+
+
+class OwnCelery(Celery):  # type: ignore[misc] # Celery has no types
+    """Celery that takes nothing from the environment past our settings."""
+
+    loader_cls = "celery.loaders.app:AppLoader"
+
+    def on_configure(self) -> None:
+        """Remove what Celery would prefer to its own configuration; it is called before that is read."""
+        foreign = drop_celery_variables(os.environ)
+        if foreign:
+            _log.warning("ignored in the environment, since Twolane has settings of its own: %s", ", ".join(foreign))
+
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Any:
+        """Return a connection to our broker; `conf.broker_read_url` asks the environment first."""
+        return super().connection_for_read(url or self.conf["broker_url"], **options)
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        """See `connection_for_read`."""
+        return super().connection_for_write(url or self.conf["broker_url"], **options)
+
+    def connection(self, hostname: str | None = None, **options: Any) -> Any:
+        """See `connection_for_read`."""
+        return super().connection(hostname or self.conf["broker_url"], **options)
+
+    def _get_default_loader(self) -> str:
+        return self.loader_cls
 
 
 def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_TIMEOUT_S) -> dict[str, Any]:
@@ -30,7 +63,7 @@ def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_T
     """
     queues = bulk_queues(settings)
     return {
-        "broker_url": settings.redis_url,
+        **_describe_broker(settings.redis_url),
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_channel_error_retry": True,
@@ -69,6 +102,14 @@ def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_T
     }
 
 
+def _describe_broker(url: str) -> dict[str, Any]:
+    if not url:
+        return {"broker_url": ""}
+    address = RedisAddress.parse(url)
+    tls = {"broker_use_ssl": address.celery_tls} if address.celery_tls else {}
+    return {"broker_url": address.celery_url, **tls}
+
+
 def bulk_queues(settings: Settings) -> list[Queue]:
     """Return the queue of each served model's bulk lane."""
     served = load_catalog(settings.catalog_file, settings.models).served
@@ -78,7 +119,7 @@ def bulk_queues(settings: Settings) -> list[Queue]:
 
 def make_app(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_TIMEOUT_S) -> Celery:
     """Return an app for these settings, apart from the process's own one; it connects when it is used."""
-    made = Celery("twolane", set_as_current=False)
+    made = OwnCelery("twolane", set_as_current=False)
     made.conf.update(celery_config(settings, socket_timeout_s))
     return made
 
@@ -93,6 +134,6 @@ def _configure_from_environment() -> dict[str, Any]:
     return celery_config(Settings())
 
 
-app = Celery("twolane")
+app = OwnCelery("twolane")
 # Read when Celery first asks for a setting: importing this module reads no environment.
 app.add_defaults(_configure_from_environment)

@@ -18,7 +18,7 @@ from config.logging import configure_logging
 from config.settings import Settings
 from config.supervisor import EXIT_CONFIG, Program, SupervisedProcess, stop_all
 from tasks.errors import ConfigError
-from tasks.storage.filesystem import check_storage
+from tasks.storage.filesystem import check_data_folder, check_storage
 from workers.hardware import Cores, Device, choose_devices, plan_cores
 
 __all__ = ["Launcher", "main"]
@@ -95,6 +95,7 @@ def _make_launcher() -> Launcher:
     configure_logging(settings, "launcher")
     if not settings.redis_url:
         raise ConfigError("REDIS_URL is not set: workers need a server; `make serve` starts one by itself")
+    check_data_folder(settings)
     check_storage(settings, files=False)
     return Launcher(settings, choose_devices(settings, os.environ))
 

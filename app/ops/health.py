@@ -3,17 +3,20 @@
 Owns the three probe paths. They need no key, and say nothing that a stranger should not read.
 """
 
+import contextlib
 from typing import Any, Literal
 
 from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel
+from redis import RedisError
 
 from app.http.errors import documented, not_ready_response
 from app.http.responses import json_response
 from app.services import Services, services
 from tasks.errors import NoWorker, StoreUnavailable
+from tasks.presence.eviction import warn_of_eviction
 from tasks.presence.worker_registry import WorkerInfo
 
 __all__ = ["blueprint"]
@@ -57,6 +60,8 @@ def health() -> Response:
     state = _measure(live)
     state["workers"] = _workers(live) if state["store"] == "ok" else []
     state["live"] = True
+    with contextlib.suppress(RedisError):
+        state["warnings"] = warn_of_eviction(live.redis)
     return _render(state)
 
 

@@ -31,6 +31,7 @@ METRICS = (
     Metric("twolane_store_up", "Whether the store answered this scrape; without it the shared values are missing."),
     Metric("twolane_store_memory_bytes", "Memory that the store uses."),
     Metric("twolane_store_memory_limit_bytes", "The store's maxmemory; 0: it has none."),
+    Metric("twolane_store_evicts", "1: Redis throws keys away when it is full, and jobs with them."),
     Metric("twolane_store_reserved_bytes", "Bytes that accepted jobs will still need for their results."),
     Metric("twolane_lane_waiting_requests", "Interactive requests that no worker has taken.", ("lane",)),
     Metric("twolane_lane_waiting_tokens", "Estimated tokens that wait in the lane.", ("lane",)),

@@ -128,6 +128,7 @@ class _SharedState(Collector):
 def _describe_store(reading: StoreStatistics) -> Iterator[Metric]:
     yield _gauge("twolane_store_memory_bytes", {(): reading.memory_bytes})
     yield _gauge("twolane_store_memory_limit_bytes", {(): reading.memory_limit_bytes})
+    yield _gauge("twolane_store_evicts", {(): reading.evicts})
     yield _gauge("twolane_store_reserved_bytes", {(): reading.reserved_bytes})
     yield _gauge("twolane_jobs", {(state,): reading.jobs.get(state, 0) for state in _JOB_STATES})
     totals = reading.totals

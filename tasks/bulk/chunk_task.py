@@ -25,6 +25,7 @@ from tasks.jobs.claims import Claim, ClaimCode, Completed, Completion, Ticket
 from tasks.jobs.job import ChunkInput
 from tasks.jobs.leases import Leases
 from tasks.lanes import Lane
+from tasks.presence.eviction import warn_of_eviction
 
 __all__ = ["RUN_CHUNK", "WorkerContext", "publish_tickets", "reap", "run_chunk"]
 
@@ -96,6 +97,7 @@ def reap(leases: Leases, lane: Lane) -> int:
     """
     published = _publish(leases.settings, lane, leases.reap(lane)) + publish_tickets(leases, lane)
     if leases.redis.set(keys.store_sweep(), "", nx=True, ex=_SWEEP_EVERY_S):
+        warn_of_eviction(leases.redis)
         open_blobs(leases.redis, leases.settings).sweep(leases.exists)
     return published
 

@@ -15,6 +15,7 @@ from redis import Redis
 from config.settings import Settings
 from tasks import keys
 from tasks.lanes import Lane, Service
+from tasks.presence.eviction import may_evict
 
 __all__ = ["LaneStatistics", "StoreStatistics", "read_statistics"]
 
@@ -55,6 +56,7 @@ class StoreStatistics:
     jobs: Mapping[str, int] = field(default_factory=dict)
     memory_bytes: int = 0
     memory_limit_bytes: int = 0
+    evicts: bool = False
     reserved_bytes: int = 0
     webhooks_waiting: int = 0
     cache_lookups: Mapping[str, int] = field(default_factory=dict)
@@ -95,6 +97,7 @@ def read_statistics(redis: Redis, settings: Settings, models: Iterable[str]) -> 
         jobs=Counter(state for _, state, _ in jobs),
         memory_bytes=int(memory["used_memory"]),
         memory_limit_bytes=int(memory["maxmemory"]),
+        evicts=may_evict(memory),
         reserved_bytes=int(reserved or 0),
         webhooks_waiting=webhooks,
         cache_lookups=lookups,

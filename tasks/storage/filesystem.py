@@ -9,6 +9,7 @@ import errno
 import logging
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,6 +85,21 @@ def check_storage(settings: Settings, *, files: bool) -> None:
     for setting, url in named.items():
         if url:
             _check(open_storage(settings, setting, url), f"{setting}={_mask(url)}")
+
+
+def check_data_folder(settings: Settings) -> None:
+    """Make the data folder and write to it.
+
+    Raises:
+        ConfigError: that is not possible.
+    """
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.data_dir):
+            pass
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ConfigError(f"TWOLANE_DATA_DIR={settings.data_dir} cannot be used: {why}") from error
 
 
 @contextlib.contextmanager

@@ -188,6 +188,21 @@ def test_a_store_that_is_away_is_a_value_and_no_error(tmp_path: Path) -> None:
             assert seen["twolane_http_requests_total", ("GET", "/metrics", "200")] == 1
 
 
+def test_a_redis_that_evicts_keys_is_told_in_metrics_health_and_log(
+    client: FlaskClient, redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert scrape(client)["twolane_store_evicts", ()] == 0
+    assert (client.get("/health").json or {})["warnings"] == []
+    redis.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        assert scrape(client)["twolane_store_evicts", ()] == 1
+        (warning,) = (client.get("/health").json or {})["warnings"]
+    finally:
+        redis.config_set("maxmemory-policy", "noeviction")
+    assert "noeviction" in warning
+    assert warning in caplog.text
+
+
 def test_the_operators_page_has_every_metric() -> None:
     page = (ROOT / "docs" / "operations.md").read_text("utf-8")
     assert set(re.findall(r"`(twolane_[a-z0-9_]+)", page)) == {metric.name for metric in METRICS}
