@@ -1,4 +1,4 @@
-"""Vectors in fewer bytes: int8, uint8, binary and ubinary, as request fields of Cohere, Voyage and others name them.
+"""Vectors in fewer bytes: float16, int8, uint8, binary and ubinary, as Cohere, Voyage and others name them.
 
 Owns the scaling, which needs no calibration and no other vector. It comes last, after a cut to fewer dimensions and the
 normalization. int8 is symmetric absmax quantization: a vector is divided by its largest magnitude, times 127, rounded;
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 __all__ = ["Precision", "quantize"]
 
-Precision = Literal["float", "int8", "uint8", "binary", "ubinary"]
+Precision = Literal["float", "float16", "int8", "uint8", "binary", "ubinary"]
 
 
 def quantize(vectors: NDArray[np.float32], precision: Precision) -> NDArray[Any]:
@@ -25,10 +25,10 @@ def quantize(vectors: NDArray[np.float32], precision: Precision) -> NDArray[Any]
         precision: what is wanted; float returns them as they are.
 
     Returns:
-        int8 or uint8, shape (n, d), or for the two binary ones (n, ceil(d / 8)); bits behind d are 0.
+        float32, float16, int8 or uint8, shape (n, d), or for the two binary ones (n, ceil(d / 8)); bits behind d are 0.
     """
-    if precision == "float":
-        return vectors
+    if precision in {"float", "float16"}:
+        return vectors.astype(np.float32 if precision == "float" else np.float16, copy=False)
     if precision in {"binary", "ubinary"}:
         packed: NDArray[np.uint8] = np.packbits(vectors > 0, axis=-1)
         # The byte minus 128, in eight bits, is the byte with its highest bit turned.

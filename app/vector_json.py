@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from tasks.vectors import Extra, ExtraParts, Ragged
 
@@ -18,12 +18,20 @@ __all__ = ["VectorFormat", "split_extras", "vector_values"]
 VectorFormat = Literal["float", "base64"]
 
 
-def vector_values(row: NDArray[Any], extras: ExtraParts, encoding: VectorFormat) -> dict[str, Any]:
+def vector_values(
+    row: NDArray[Any], extras: ExtraParts, encoding: VectorFormat, dtype: DTypeLike = np.float32
+) -> dict[str, Any]:
     """Return what one text got, each kind under its key, as orjson takes it; a dense vector of no length is left out.
 
     Vectors are numbers, or base64 of little-endian float32; sparse weights always are an object, from token id.
+
+    Args:
+        row: the dense vector.
+        extras: the other kinds.
+        encoding: how vectors are written.
+        dtype: what the dense vector's numbers are written as.
     """
-    values: dict[str, Any] = {"embedding": _vector_value(row, encoding)} if len(row) else {}
+    values: dict[str, Any] = {"embedding": _vector_value(row, encoding, dtype)} if len(row) else {}
     if "sparse" in extras:
         ids, weights = extras["sparse"]
         values["sparse"] = dict(zip(map(str, ids.tolist()), weights, strict=True))
@@ -39,7 +47,7 @@ def split_extras(extras: Mapping[Extra, Ragged], items: int) -> Iterator[ExtraPa
     return (dict(zip(extras, parts, strict=True)) for parts in zip(*extras.values(), strict=True))
 
 
-def _vector_value(row: NDArray[Any], encoding: VectorFormat) -> NDArray[np.float32] | str:
+def _vector_value(row: NDArray[Any], encoding: VectorFormat, dtype: DTypeLike = np.float32) -> NDArray[Any] | str:
     if encoding == "base64":
-        return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode("ascii")
-    return np.ascontiguousarray(row, np.float32)
+        return base64.b64encode(row.astype(np.dtype(dtype).newbyteorder("<"), copy=False).tobytes()).decode("ascii")
+    return np.ascontiguousarray(row, dtype)

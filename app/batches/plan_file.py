@@ -14,6 +14,7 @@ from flask import Response
 
 from app.fields import Document
 from app.inference.rendering import render_embeddings, render_ranking
+from app.quantization import Precision
 from app.vector_json import VectorFormat
 from tasks.engine import Outcomes
 
@@ -27,10 +28,11 @@ class EmbeddingsAnswer:
     kind: ClassVar[Literal["embeddings"]] = "embeddings"
     model: str
     encoding: VectorFormat
+    precision: Precision = "float"
 
     def render(self, outcomes: Outcomes) -> Response:
         """Return what the embeddings route answers."""
-        return render_embeddings(outcomes, self.model, self.encoding)
+        return render_embeddings(outcomes, self.model, self.encoding, self.precision)
 
 
 @dataclass(frozen=True, slots=True)

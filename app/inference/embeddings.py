@@ -32,5 +32,10 @@ def create_embeddings(body: EmbeddingsRequest) -> Response:
     order = make_order(card, "embeddings", body)
     items = (Item(text) for text in read_texts(body.input, card))
     count = 1 if isinstance(body.input, str) else len(body.input)
-    render = partial(render_embeddings, model=body.model, encoding=body.encoding_format or "float")
+    render = partial(
+        render_embeddings,
+        model=body.model,
+        encoding=body.encoding_format or "float",
+        precision=body.output_dtype or "float",
+    )
     return answer_or_queue(order, items, count, body, render)

@@ -9,6 +9,7 @@ from flask import Response
 
 from app.fields import Document, document_text
 from app.http.responses import json_response
+from app.quantization import Precision, quantize
 from app.vector_json import VectorFormat, split_extras, vector_values
 from tasks.engine import Outcomes
 
@@ -17,17 +18,21 @@ __all__ = ["render_embeddings", "render_ranking"]
 _SCORE_DECIMALS = 7
 
 
-def render_embeddings(outcomes: Outcomes, model: str, encoding: VectorFormat) -> Response:
+def render_embeddings(
+    outcomes: Outcomes, model: str, encoding: VectorFormat, precision: Precision = "float"
+) -> Response:
     """Return the answer of the embeddings route, in input order.
 
     Args:
         outcomes: values of shape (n, d), without errors; other kinds than dense go under keys of their own.
         model: the name as the caller spelled it, since some clients compare.
         encoding: how vectors are written.
+        precision: of dense vectors.
     """
-    items = zip(outcomes.values, split_extras(outcomes.extras, len(outcomes.values)), strict=True)
+    vectors = quantize(outcomes.values, precision)
+    items = zip(vectors, split_extras(outcomes.extras, len(vectors)), strict=True)
     data = [
-        {"object": "embedding", "index": index, **vector_values(row, extras, encoding)}
+        {"object": "embedding", "index": index, **vector_values(row, extras, encoding, vectors.dtype)}
         for index, (row, extras) in enumerate(items)
     ]
     return json_response({"object": "list", "data": data, "model": model, "usage": _usage(outcomes)})
@@ -40,13 +45,13 @@ def render_ranking(
     *,
     top_n: int | None,
     with_documents: Literal["object", "text"] | None,
-    kind: Literal["list", "rerank"] = "list",
+    kind: Literal["list", "rerank", "voyage"] = "list",
 ) -> Response:
     """Return the answer of the rerank routes: by score, descending, ties by index.
 
     The shape is the union of what the clients of Cohere, Jina, TEI's OpenAI style and litellm read. Documents that come
     back are objects; those of Infinity read a string in the same place
-    and want the answer's `object` to be "rerank".
+    and want the answer's `object` to be "rerank", those of Voyage read `data`.
     """
     scores = np.round(outcomes.values.astype(np.float64), _SCORE_DECIMALS)
     order = np.argsort(-scores, kind="stable")[:top_n]
@@ -64,7 +69,8 @@ def render_ranking(
         "tokens": {"input_tokens": usage["prompt_tokens"], "output_tokens": 0},
     }
     body = {"id": f"rerank-{secrets.token_hex(12)}", "object": kind, "model": model}
-    return json_response({**body, "results": results, "usage": usage, "meta": meta})
+    answer = {**body, "results": results, "usage": usage, "meta": meta}
+    return json_response(answer if kind != "voyage" else {**answer, "object": "list", "data": results})
 
 
 def _usage(outcomes: Outcomes) -> dict[str, int]:

@@ -10,6 +10,7 @@ from app.access.auth import find_card
 from app.fields import document_text
 from app.http.errors import documented
 from app.inference.calls import answer_or_queue
+from app.inference.document_limits import require_whole_documents
 from app.inference.rendering import render_ranking
 from app.inference.schemas import RerankRequest, RerankResponse
 from app.jobs.schemas import JobObject
@@ -30,6 +31,7 @@ def rerank(body: RerankRequest) -> Response:
     With the header `Prefer: respond-async` any number of documents is queued as a job.
     """
     card = find_card(services().catalog, body.model)
+    require_whole_documents(body, card)
     order = make_order(card, "rerank", body)
     items = (Item(document_text(document), query=body.query) for document in body.documents)
     render = partial(
@@ -38,6 +40,7 @@ def rerank(body: RerankRequest) -> Response:
         documents=body.documents,
         top_n=body.top_n,
         with_documents="object" if body.return_documents else None,
+        kind="voyage" if body.for_voyage else "list",
     )
     return answer_or_queue(order, items, len(body.documents), body, render)
 

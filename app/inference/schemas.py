@@ -6,9 +6,11 @@ fields are ignored, and null means absent, since clients send both.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from app.fields import Documents, ModelName, Returns, SparseWeights, Truncate, Vector, refuse
+from app.inference.spellings import translate_embeddings, translate_ranking
+from app.quantization import Precision
 
 __all__ = [
     "EmbeddingsRequest",
@@ -83,18 +85,30 @@ class EmbeddingsRequest(_Body):
         None, description="base64: little-endian float32. Default: float."
     )
     dimensions: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Cut embeddings to this length and normalize again."
+        None, description="Cut embeddings to this length and normalize again. Also `output_dimension`."
+    )
+    output_dtype: Precision | None = Field(
+        None, description="Precision of dense vectors; the last step of all. Default: float. Also `embedding_type`."
     )
     user: Any = Field(None, description="Accepted and ignored.")
     input_type: Literal["query", "document"] | None = Field(
-        None, description="query: the model's own instruction is put before the text."
+        None,
+        description="query: the model's own instruction is put before the text. Also passage, search_query and "
+        "search_document, and Jina's `task`.",
     )
     instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
     cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
-    truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none refuses it.")
+    truncate: Truncate | None = Field(
+        None, description="Where a text that is too long is cut; none refuses it. Also `truncation`: true or false."
+    )
     returns: Returns | None = Field(
         None, alias="return", description="Kinds of vectors that the model's capabilities name. Default: dense."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translate(cls, value: Any) -> Any:
+        return translate_embeddings(value)
 
 
 class RerankRequest(_Body):
@@ -104,9 +118,30 @@ class RerankRequest(_Body):
     query: str
     documents: Documents
     top_n: Annotated[int, Field(ge=1)] | None = Field(None, description="How many of the best. Default: all.")
+    top_k: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Voyage's word for `top_n`. With it, or `truncation`, the answer has Voyage's `data` too."
+    )
     return_documents: bool | None = Field(None, description="Whether documents come back. Default: false.")
     instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
     cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
+    truncate: Truncate | None = Field(None, description="Where a document is cut that is too long; none refuses it.")
+    truncation: bool | None = Field(None, description="Voyage's word for `truncate`: true cuts, false refuses.")
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Refused where it might cut a document that the model would read whole."
+    )
+    max_chunks_per_doc: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Documents are one chunk: more are refused where a document might not fit into one."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translate(cls, value: Any) -> Any:
+        return translate_ranking(value)
+
+    @property
+    def for_voyage(self) -> bool:
+        """Whether Voyage's client asks, which reads the results as `data`."""
+        return not self.model_fields_set.isdisjoint({"top_k", "truncation"})
 
 
 class Usage(BaseModel):
@@ -153,6 +188,7 @@ class RerankResponse(BaseModel):
     object: Literal["list", "rerank"]
     model: str
     results: list[RankedDocument] = Field(description="By score, descending; ties by index.")
+    data: list[RankedDocument] | None = Field(None, description="The same, where Voyage's words were used.")
     usage: Usage
     meta: dict[str, Any]
 

@@ -86,6 +86,7 @@ class RerankBody(msgspec.Struct, omit_defaults=True, kw_only=True):
     top_n: int | None = None
     return_documents: bool | None = None
     instruction: str | None = None
+    truncate: Truncate | None = None
     cache: bool | None = None
 
 

@@ -26,8 +26,9 @@ ANSWERS: dict[type[msgspec.Struct], str] = {
     answers.Estimate: "JobEstimate",
     answers.ResultPage: "ResultPage",
 }
-# Fields that every object has, and that say nothing.
+# Fields that say nothing to this client: every object has the one, Voyage's client reads the other.
 SILENT = {"object"}
+FOREIGN = {"RerankResponse": {"data"}}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def field_names(shape: type[msgspec.Struct]) -> set[str]:
 @pytest.mark.parametrize("shape", ANSWERS, ids=lambda shape: shape.__name__)
 def test_an_answer_has_the_fields_of_the_server(document: Any, shape: type[msgspec.Struct]) -> None:
     properties = set(document["components"]["schemas"][ANSWERS[shape]]["properties"])
-    assert field_names(shape) == properties - SILENT
+    assert field_names(shape) == properties - SILENT - FOREIGN.get(ANSWERS[shape], set())
 
 
 @pytest.mark.parametrize("shape", ANSWERS, ids=lambda shape: shape.__name__)
@@ -54,7 +55,10 @@ def test_what_the_client_needs_is_always_there(document: Any, shape: type[msgspe
 
 @pytest.mark.parametrize(
     ("shape", "schema", "left_out"),
-    [(requests.EmbedBody, "EmbeddingsRequest", {"user"}), (requests.RerankBody, "RerankRequest", set())],
+    [
+        (requests.EmbedBody, "EmbeddingsRequest", {"user", "output_dtype"}),
+        (requests.RerankBody, "RerankRequest", {"top_k", "truncation", "max_tokens_per_doc", "max_chunks_per_doc"}),
+    ],
 )
 def test_a_body_has_the_fields_of_the_server(
     document: Any, shape: type[msgspec.Struct], schema: str, left_out: set[str]

@@ -59,10 +59,10 @@ def test_a_field_of_the_wrong_kind_is_refused_by_name(field: str, value: Any) ->
 
 
 def test_null_means_absent_and_unknown_fields_are_ignored() -> None:
-    names = ("encoding_format", "dimensions", "user", "input_type", "instruction", "truncate", "return")
+    names = ("encoding_format", "dimensions", "user", "input_type", "instruction", "truncate", "return", "task")
     EmbeddingsRequest.model_validate({**E, **dict.fromkeys(names), "unheard": 1})
-    ignored = ("max_chunks_per_doc", "max_tokens_per_doc", "rank_fields", "priority", "truncate", "raw_scores")
-    RerankRequest.model_validate({**R, "top_n": None, "return_documents": None, **dict.fromkeys(ignored, "x")})
+    names = ("max_chunks_per_doc", "max_tokens_per_doc", "rank_fields", "truncate", "raw_scores", "top_k", "truncation")
+    RerankRequest.model_validate({**R, "top_n": None, "return_documents": None, **dict.fromkeys(names), "priority": 3})
 
 
 @pytest.mark.parametrize(
