@@ -20,6 +20,7 @@ from transformers import AutoModel
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.engine import JobParams, Work
+from tasks.errors import ConfigError
 from tests.support.checkpoints import WORDS, make_checkpoint
 from tests.support.model_folders import (
     ENCODERS,
@@ -282,3 +283,23 @@ def test_on_a_cpu_a_family_is_exported_or_served_by_torch_and_gives_the_same(
     texts = [text for text in texts if text]
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts, batch_size=4)
     require_same(compute(loaded, Work("tiny", "embeddings", texts)), expected)
+
+
+def test_a_model_that_cannot_be_exported_is_served_by_torch_and_the_export_is_not_tried_again(
+    tmp_path: Path, texts: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    make_sentence_folder("bert", folder, "mean")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "openvino.py").write_text("raise RuntimeError('this operation cannot be converted')")
+    with monkeypatch.context() as patched:
+        patched.syspath_prepend(str(broken))
+        loaded = load(folder, backend="auto")
+        with pytest.raises(ConfigError, match="this operation cannot be converted"):
+            load(folder, backend="openvino")
+    assert loaded[1].backend.kind == "torch"
+    assert "this operation cannot be converted; torch serves it" in caplog.text
+    expected = SentenceTransformer(str(folder), device="cpu").encode(texts, batch_size=4)
+    require_same(compute(loaded, Work("tiny", "embeddings", texts)), expected)
+    assert load(folder, backend="auto")[1].backend.kind == "torch"

@@ -43,11 +43,7 @@ def find_or_export(recipe: Recipe, cache: Path) -> Path:
         if failed.is_file():
             raise WorkError(failed.read_text("utf-8"))
         if not _is_whole(target):
-            try:
-                _build(recipe, target)
-            except WorkError as error:
-                failed.write_text(error.message, "utf-8")
-                raise
+            _build(recipe, target, failed)
     return target
 
 
@@ -70,7 +66,7 @@ def _digests(target: Path) -> dict[str, str]:
     return {name: hash_files(target, (name,)) for name in _SEALED}
 
 
-def _build(recipe: Recipe, target: Path) -> None:
+def _build(recipe: Recipe, target: Path, failed: Path) -> None:
     """Export beside the target and move it there in one step, so that nobody ever sees half a model."""
     name = recipe.card.name
     if target.exists():
@@ -83,14 +79,14 @@ def _build(recipe: Recipe, target: Path) -> None:
         shutil.rmtree(orphan, ignore_errors=True)
     draft = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
     try:
-        _export_in_child(recipe, draft)
+        _export_in_child(recipe, draft, failed)
         (draft / _SEAL).write_text(json.dumps(_digests(draft)), "utf-8")
         draft.rename(target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _export_in_child(recipe: Recipe, draft: Path) -> None:
+def _export_in_child(recipe: Recipe, draft: Path, failed: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -113,4 +109,8 @@ def _export_in_child(recipe: Recipe, draft: Path) -> None:
     reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
     if done.returncode == EXIT_REFUSED:
         raise ConfigError(reason)
-    raise WorkError(f"model {recipe.card.name}: cannot be exported to OpenVINO: {reason}")
+    message = f"model {recipe.card.name}: cannot be exported to OpenVINO: {reason}"
+    # What was ended from outside (for want of memory, or by a person) may go better at the next start.
+    if done.returncode > 0:
+        failed.write_text(message, "utf-8")
+    raise WorkError(message)
