@@ -4,75 +4,20 @@ Owns the lock, the bounds and the deadlines. The order of rows inside a lane is 
 and how many rows fit into a pass are questions that the queue asks its taker.
 """
 
-import heapq
-import itertools
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from tasks.errors import DeadlineExceeded, EngineClosed, LaneFull
 from tasks.lanes import Service
-from workers.engine.packing import Budget
+from workers.engine.batch import Batch, Taker
+from workers.engine.deadlines import Deadlines
 from workers.engine.pending import PendingWork, Row
 from workers.engine.row_order import BulkLane, InteractiveLane, RowLane
 from workers.engine.traffic import CallTraffic
 
-__all__ = ["Batch", "Taker", "WorkQueue"]
-
-# Answered requests whose deadlines may stay noted.
-_SLACK = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows of one model that go through the device together.
-
-    Attributes:
-        model: name of the card.
-        service: the class whose turn it is. With interactive rows, bulk rows may go along.
-        rows: by length, at least one.
-        contended: whether rows of both classes waited.
-    """
-
-    model: str
-    service: Service
-    rows: list[Row]
-    contended: bool = False
-
-    @property
-    def bulk_part(self) -> float:
-        """Bulk's part of the batch's tokens, in [0, 1]."""
-        if self.service is Service.BULK:
-            return 1.0
-        bulk = sum(len(row) for row in self.rows if row.request.service is Service.BULK)
-        return bulk / sum(map(len, self.rows))
-
-
-class Taker(Protocol):
-    """Who takes batches: the loop of a device. Its methods are called under the queue's lock and must be quick."""
-
-    def choose(self, interactive: bool, bulk: bool) -> Service:  # noqa: FBT001 - called by position
-        """Return the class that goes next, given in which classes rows wait; in one of them they do."""
-        ...
-
-    def serves(self, model: str, service: Service) -> bool:
-        """Return whether this model's rows of this class are the taker's."""
-        ...
-
-    def budget(self, model: str, service: Service) -> Budget:
-        """Return what bounds the next pass."""
-        ...
-
-    def fill_budget(self, model: str) -> Budget:
-        """Return up to what size bulk rows go along with interactive ones."""
-        ...
-
-    def interrupted(self) -> bool:
-        """Return whether the taker has something else to do than to wait; see `WorkQueue.wake`."""
-        ...
+__all__ = ["WorkQueue"]
 
 
 class WorkQueue:
@@ -96,9 +41,7 @@ class WorkQueue:
         # Requests with rows in a lane, and their tokens there.
         self._waiting: dict[PendingWork, int] = {}
         self._tokens = dict.fromkeys(Service, 0)
-        # A heap; the counter keeps requests themselves from being compared.
-        self._deadlines: list[tuple[float, int, PendingWork]] = []
-        self._order = itertools.count()
+        self._deadlines = Deadlines()
         self._traffic = CallTraffic()
         # Takers that wait for the arrival of a certain call, by its number; earlier ones need not wake them.
         self._awaited: dict[Taker, int] = {}
@@ -221,18 +164,10 @@ class WorkQueue:
         lanes[model].put(request)
         self._waiting[request] = tokens
         self._tokens[service] += tokens
-        if request.deadline_s is not None:
-            self._note_deadline(request, request.deadline_s)
+        self._deadlines.add(request, self._waiting)
         if service is Service.INTERACTIVE:
             self._traffic.note_arrival(self.clock())
         self._call(model, service)
-
-    def _note_deadline(self, request: PendingWork, deadline_s: float) -> None:
-        """Keep the heap near the size of what waits: an answered request must not stay until its deadline."""
-        if len(self._deadlines) > 2 * len(self._waiting) + _SLACK:
-            self._deadlines = [entry for entry in self._deadlines if entry[2] in self._waiting]
-            heapq.heapify(self._deadlines)
-        heapq.heappush(self._deadlines, (deadline_s, next(self._order), request))
 
     def _call(self, model: str, service: Service) -> None:
         """Wake those who may take these rows, and do not wait for more calls first."""
@@ -291,12 +226,7 @@ class WorkQueue:
 
     def _pop_expired(self) -> list[PendingWork]:
         """Remove what is past its deadline, so that the device never sees it; the caller ends it without the lock."""
-        now_s = self.clock()
-        expired = []
-        while self._deadlines and self._deadlines[0][0] <= now_s:
-            request = heapq.heappop(self._deadlines)[2]
-            if request in self._waiting:
-                expired.append(request)
+        expired = [request for request in self._deadlines.pop_until(self.clock()) if request in self._waiting]
         self._remove(set(expired))
         return expired
 

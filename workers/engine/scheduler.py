@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from tasks.lanes import Service
 from workers.engine import sizing
+from workers.engine.batch import Batch
 from workers.engine.cost import CostModel
 from workers.engine.fair_share import FairShare
 from workers.engine.oom import SafeSizes
 from workers.engine.packing import LEAST_PADDING, Budget
-from workers.engine.queue import Batch, WorkQueue
+from workers.engine.queue import WorkQueue
 from workers.models.loaded import LoadedModel
 
 __all__ = ["RECENT_S", "Gathering", "Limits", "Scheduler"]
@@ -70,7 +71,7 @@ class _AnsweredPass:
 
 
 class Scheduler:
-    """One for each loop; see `queue.Taker`, whose questions it answers under the queue's lock.
+    """One for each loop; see `batch.Taker`, whose questions it answers under the queue's lock.
 
     Attributes:
         cost: what passes cost; fed by who runs them.
