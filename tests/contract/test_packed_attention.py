@@ -2,12 +2,17 @@
 
 import itertools
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from workers.models.backends.packed import attention
+from config.catalog import ModelCard
+from tests.support.checkpoints import make_checkpoint
+from tests.support.packed import weights_of
+from workers.models.backends.packed import attention, bert, modernbert, qwen
+from workers.models.backends.packed.architectures import make_packed_model
 from workers.models.backends.packed.attention import CAUSAL, FULL, attend_by_flash, attend_row_by_row
 from workers.models.backends.packed.flat import Flat, Shape, Spans, write_rows
 from workers.models.tokenizer import Tokens
@@ -37,6 +42,22 @@ def test_flash_attention_takes_what_it_is_given(window: tuple[int, int]) -> None
     query, key = (torch.empty(50, heads, 64, dtype=torch.float16, device="meta") for heads in (8, 2))
     out = attend_by_flash(query, key, key, (Spans(edges, 30), Spans(edges, 30)), window)
     assert (out.shape, out.dtype) == (query.shape, torch.float16)
+
+
+@pytest.mark.parametrize("name", ["bert", "bert-mean", "modernbert", "modernbert-mean", "qwen3"])
+def test_a_whole_pass_by_flash_attention_fits_together(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced without a device as well: every shape and dtype of what a GPU would run."""
+    for body in (bert, modernbert, qwen):
+        monkeypatch.setattr(body, "attend", attend_by_flash)
+    weights = weights_of(ModelCard(**make_checkpoint(name, tmp_path / name)), "float16")
+    model = make_packed_model(weights.module.to("meta"), weights.pooling)
+    shape = Shape(50, 4)
+    with torch.inference_mode():
+        flat = Flat.over(torch.empty(shape.size, dtype=torch.int32, device="meta"), shape, 30)
+        values = model.values(flat, torch.float16)
+    assert (tuple(values.shape), values.dtype) == ((4, 64), torch.float32)
 
 
 def test_torch_writes_no_line_for_each_attention() -> None:
