@@ -104,7 +104,11 @@ class Ranking(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A model of the server; `ready`: whether a worker can compute with it now."""
+    """A model of the server; `ready`: whether a worker can compute with it now.
+
+    `fingerprints` are those of its ready workers: equal ones compare. `matryoshka` are the lengths to which its vectors
+    were trained to be cut.
+    """
 
     id: str
     created: int = 0
@@ -115,7 +119,15 @@ class Model(msgspec.Struct, frozen=True):
     dimension: int | None = None
     max_tokens: int = 0
     rerank_by: str | None = None
+    matryoshka: list[int] = []
+    similarity: str | None = None
+    licence: str = ""
+    parameters: str = ""
+    query_instruction: str = ""
+    document_instruction: str = ""
+    fingerprints: list[str] = []
     ready: bool = False
+    workers: list[dict[str, str]] = []
 
 
 class ModelPage(msgspec.Struct, frozen=True):
