@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 
 from app.fields import Documents, ModelName, Returns, SparseWeights, Truncate, Vector, document_text
 from app.jobs.items import MAX_ID_BYTES, BadItemError, read_id, read_item
+from app.spellings import translate_job
 from tasks.errors import InvalidRequest
 from tasks.jobs.chunking import Item
 
@@ -88,6 +89,11 @@ class HowToCompute(BaseModel):
     returns: Returns | None = Field(
         None, alias="return", description="For embeddings: kinds of vectors that the model gives. Default: dense."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translate(cls, value: Any) -> Any:
+        return translate_job(value)
 
 
 class WebhookRequest(BaseModel):

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from app.inference.schemas import EmbeddingsRequest, RerankRequest
+from app.jobs.schemas import JobRequest, SubmitOptions
 from tasks.errors import InvalidRequest
 
 E = {"model": "m", "input": "a"}
@@ -82,3 +83,39 @@ def test_a_rerank_field_that_cannot_be_obeyed_is_refused(param: str, body: dict[
 def test_what_is_no_body_is_left_to_the_schema(value: Any) -> None:
     with pytest.raises(ValueError, match="validation error"):
         EmbeddingsRequest.model_validate(value)
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "meant"),
+    [
+        ({"output_dimension": 64}, "dimensions", 64),
+        ({"truncate": "NONE"}, "truncate", "none"),
+        ({"truncate": True}, "truncate", "end"),
+        ({"truncation": False}, "truncate", "none"),
+        ({"input_type": "SEARCH_QUERY"}, "input_type", "query"),
+        ({"task": "retrieval.passage"}, "input_type", "document"),
+        ({"embedding_type": "float", "encoding_format": None, "top_k": None}, "dimensions", None),
+    ],
+)
+def test_a_job_and_the_parameters_of_an_upload_are_read_like_a_call(
+    given: dict[str, Any], field: str, meant: Any
+) -> None:
+    job = JobRequest.model_validate({"type": "embeddings", "model": "m", "input": ["a"], **given})
+    assert getattr(job, field) == meant
+    query = {
+        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in given.items() if value
+    }
+    query |= {"truncation": "false"} if "truncation" in given else {}
+    assert getattr(SubmitOptions.model_validate(query), field) == meant
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"output_dtype": "int8"}, {"embedding_type": "binary"}, {"late_chunking": True}, {"task": "none"}, {"top_n": 3},
+     {"top_k": 3}, {"return_documents": True}, {"encoding_format": "base64"}, {"rank_fields": ["title"]}],
+)  # fmt: skip
+def test_a_job_refuses_what_it_cannot_obey(given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest):
+        JobRequest.model_validate({"type": "rerank", "model": "m", "query": "q", "documents": ["a"], **given})
+    with pytest.raises(InvalidRequest):
+        SubmitOptions.model_validate({name: str(value).lower() for name, value in given.items()})

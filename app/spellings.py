@@ -1,7 +1,7 @@
 """Other services' words for what our own routes take: Voyage, Jina, NVIDIA NIM, Cohere and vLLM share our addresses.
 
 Owns their translation into our fields, before a body is checked, and the refusal of what would change a result and
-cannot be obeyed. The fields themselves are in `app.inference.schemas`.
+cannot be obeyed. The fields themselves are in `app.inference.schemas` and `app.jobs.schemas`.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from tasks.errors import InvalidRequest
 
-__all__ = ["translate_embeddings", "translate_ranking"]
+__all__ = ["translate_embeddings", "translate_job", "translate_ranking"]
 
 _ROLES = {"passage": "document", "search_document": "document", "search_query": "query"}
 # Jina's `task`; None: no instruction for it.
@@ -29,6 +29,14 @@ _EMBEDDING_FIELDS = frozenset(
 _RANKING_FIELDS = frozenset(
     {"top_k", "truncation", "truncate", "max_chunks_per_doc", "rank_fields", "raw_scores", "truncate_prompt_tokens"}
 )
+# What a call obeys and a job cannot.
+_CALL_FIELDS = frozenset(
+    {"top_n", "return_documents", "encoding_format", "output_dtype", "max_tokens_per_doc", "max_chunks_per_doc"}
+)
+_JOB_FIELDS = _EMBEDDING_FIELDS | _RANKING_FIELDS | _CALL_FIELDS
+# In a query string every value is a string.
+_SWITCHES = frozenset({"truncation", "truncate", "normalized", "late_chunking", "raw_scores", "return_documents"})
+_BOOLS = {"true": True, "false": False}
 _Body = dict[str, Any]
 
 
@@ -71,6 +79,29 @@ def translate_ranking(value: Any) -> Any:
     return body
 
 
+def translate_job(value: Any) -> Any:
+    """Return the body or the query parameters of a job in our words; what is no object comes back as it is.
+
+    Raises:
+        InvalidRequest: as `translate_embeddings`, or a job cannot obey the field.
+    """
+    if not isinstance(value, dict) or _JOB_FIELDS.isdisjoint(value):
+        return value
+    given = {name: _BOOLS.get(field, field) if _is_switch(name, field) else field for name, field in value.items()}
+    body = translate_ranking(translate_embeddings(given))
+    _require(body, "output_dtype", only="float", why="a job keeps its vectors as `dtype` says, float32 or float16")
+    _require(body, "encoding_format", only="float", why="a job's results are written as their reader asks for them")
+    _require(body, "return_documents", only=False, why="a job's results are scores by position")
+    for name in ("top_k", "top_n", "max_tokens_per_doc", "max_chunks_per_doc"):
+        if body.get(name) is not None:
+            raise InvalidRequest(f"{name}: a job scores all documents, as far as the model reads them", param=name)
+    return body
+
+
+def _is_switch(name: str, field: Any) -> bool:
+    return name in _SWITCHES and isinstance(field, str)
+
+
 def _set(body: _Body, spelled: str, name: str, field: Any) -> None:
     if body.setdefault(name, field) != field:
         raise InvalidRequest(f"{spelled} and {name} mean the same, and say different things", param=spelled)
@@ -84,7 +115,7 @@ def _rename(body: _Body, spelled: str, name: str) -> None:
 def _reword(body: _Body, name: str, words: Mapping[str, str]) -> None:
     word = body.get(name)
     if isinstance(word, str):
-        body[name] = words.get(word, word)
+        body[name] = words.get(word.lower(), word.lower())
 
 
 def _translate_truncation(body: _Body) -> None:
