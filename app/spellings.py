@@ -27,7 +27,16 @@ _EMBEDDING_FIELDS = frozenset(
     | {"late_chunking", "truncate_prompt_tokens"}
 )
 _RANKING_FIELDS = frozenset(
-    {"top_k", "truncation", "truncate", "max_chunks_per_doc", "rank_fields", "raw_scores", "truncate_prompt_tokens"}
+    {
+        "on_error",
+        "top_k",
+        "truncation",
+        "truncate",
+        "max_chunks_per_doc",
+        "rank_fields",
+        "raw_scores",
+        "truncate_prompt_tokens",
+    }
 )
 # What a call obeys and a job cannot.
 _CALL_FIELDS = frozenset(
@@ -73,6 +82,7 @@ def translate_ranking(value: Any) -> Any:
     if "top_k" in body:
         _set(body, "top_k", "top_n", body["top_k"])
     _translate_truncation(body)
+    _require(body, "on_error", only="fail", why="a document that cannot be scored fails the call")
     _require(body, "raw_scores", only=False, why="scores are always in [0, 1]")
     _require(body, "rank_fields", only=["text"], why="documents are ranked by their text only")
     _require(body, "truncate_prompt_tokens", only=-1, why="texts are cut at what the model reads only")
@@ -88,6 +98,8 @@ def translate_job(value: Any) -> Any:
     if not isinstance(value, dict) or _JOB_FIELDS.isdisjoint(value):
         return value
     given = {name: _BOOLS.get(field, field) if _is_switch(name, field) else field for name, field in value.items()}
+    if given.pop("on_error", None) not in (None, "item"):
+        raise InvalidRequest("on_error: an item of a job that fails fails alone", param="on_error")
     body = translate_ranking(translate_embeddings(given))
     _require(body, "output_dtype", only="float", why="a job keeps its vectors as `dtype` says, float32 or float16")
     _require(body, "encoding_format", only="float", why="a job's results are written as their reader asks for them")

@@ -115,7 +115,8 @@ def _read_embeddings(body: EmbeddingsRequest, live: Services, tenant: Tenant) ->
     card = find_card(live.catalog, body.model, tenant)
     items = [Item(text) for text in read_texts(body.input, card)]
     order = replace(make_order(card, "embeddings", body), priority=tenant.priority)
-    answer = EmbeddingsAnswer(body.model, body.encoding_format or "float", body.output_dtype or "float")
+    encoding, item_errors = body.encoding_format or "float", body.on_error == "item"
+    answer = EmbeddingsAnswer(body.model, encoding, body.output_dtype or "float", item_errors)
     return Call(order, items, answer)
 
 

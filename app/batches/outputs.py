@@ -122,7 +122,8 @@ def _read_steps(live: Services, lock: BatchLock) -> Iterator[PlannedCall | Plann
 
 def _render(step: PlannedCall, outcomes: Outcomes) -> Response:
     try:
-        raise_item_errors(outcomes.errors)
+        if not step.answer.item_errors:
+            raise_item_errors(outcomes.errors)
     except TwolaneError as error:
         return render_error(error)
     return step.answer.render(outcomes)

@@ -23,12 +23,13 @@ __all__ = ["Answer", "EmbeddingsAnswer", "PlannedCall", "PlannedRefusal", "Ranki
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingsAnswer:
-    """How the answer to an embeddings line is written."""
+    """How the answer to an embeddings line is written; with `item_errors` it has a place for failed items."""
 
     kind: ClassVar[Literal["embeddings"]] = "embeddings"
     model: str
     encoding: VectorFormat
     precision: Precision = "float"
+    item_errors: bool = False
 
     def render(self, outcomes: Outcomes) -> Response:
         """Return what the embeddings route answers."""
@@ -40,6 +41,7 @@ class RankingAnswer:
     """How the answer to a rerank line is written. `documents` are kept only where they come back."""
 
     kind: ClassVar[Literal["rerank"]] = "rerank"
+    item_errors: ClassVar[bool] = False
     model: str
     top_n: int | None
     documents: Sequence[Document] | None

@@ -19,9 +19,10 @@ ROUTES: Mapping[str, tuple[str, ...]] = {
     "azure": ("POST /openai/deployments/<path:model>/embeddings",),
     "cohere": ("POST /v1/embed", "POST /v2/embed"),
     "infinity": ("POST /embeddings", "POST /infinity/embeddings", "POST /infinity/rerank"),
-    "nvidia": ("POST /v1/ranking",),
+    "nvidia": ("POST /v1/ranking", "POST /v1/retrieval/<path:model>/reranking"),
     "ollama": ("POST /api/embed", "POST /api/embeddings", "GET /api/tags"),
     "tei": ("POST /", "POST /embed", "POST /embed_sparse", "POST /rerank", "GET /info"),
+    "voyage": ("POST /voyage/v1/embeddings", "POST /voyage/v1/rerank"),
     "vllm": ("POST /v1/score", "POST /score", "POST /pooling"),
 }
 

@@ -23,16 +23,25 @@ __all__ = ["answer_or_queue"]
 
 
 def answer_or_queue(
-    order: Order, items: Iterable[Item], count: int, body: BaseModel, render: Callable[[Outcomes], Response]
+    order: Order,
+    items: Iterable[Item],
+    count: int,
+    body: BaseModel,
+    render: Callable[[Outcomes], Response],
+    *,
+    item_errors: bool = False,
 ) -> Response:
     """Return the rendered outcomes or, with `Prefer: respond-async`, the job that was made of the call.
+
+    The header `x-truncated-items` says how many items were cut.
 
     Args:
         order: what to do.
         items: what to do it with; read once.
         count: how many they are. Millions of items are seconds of work, so too many are refused before they are made.
         body: the call as it was read; an `Idempotency-Key` stands for it.
-        render: makes the answer of outcomes without failed items.
+        render: makes the answer of outcomes, without failed items unless they are wanted.
+        item_errors: whether the answer has a place for failed items; else the first of them fails the call.
 
     Raises:
         tasks.errors.TwolaneError: as `SubmissionService.answer` and `.submit`; the error of the first failed item.
@@ -44,7 +53,9 @@ def answer_or_queue(
         return render_submission(live, submission.submit(order, items, payload.settle, queue=True), preferences)
     submission.require_few(order, count)
     outcomes = submission.answer(order, list(items))
-    raise_item_errors(outcomes.errors)
+    if not item_errors:
+        raise_item_errors(outcomes.errors)
     response = render(outcomes)
     response.headers["x-model-fingerprint"] = outcomes.fingerprint
+    response.headers["x-truncated-items"] = str(int(outcomes.truncated.sum()))
     return response

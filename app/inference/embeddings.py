@@ -38,4 +38,4 @@ def create_embeddings(body: EmbeddingsRequest) -> Response:
         encoding=body.encoding_format or "float",
         precision=body.output_dtype or "float",
     )
-    return answer_or_queue(order, items, count, body, render)
+    return answer_or_queue(order, items, count, body, render, item_errors=body.on_error == "item")

@@ -24,17 +24,23 @@ def render_embeddings(
     """Return the answer of the embeddings route, in input order.
 
     Args:
-        outcomes: values of shape (n, d), without errors; other kinds than dense go under keys of their own.
+        outcomes: values of shape (n, d); a failed item has its error in place of vectors. Other kinds than dense go
+            under keys of their own.
         model: the name as the caller spelled it, since some clients compare.
         encoding: how vectors are written.
         precision: of dense vectors.
     """
     vectors = quantize(outcomes.values, precision)
     items = zip(vectors, split_extras(outcomes.extras, len(vectors)), strict=True)
-    data = [
+    data: list[dict[str, Any]] = [
         {"object": "embedding", "index": index, **vector_values(row, extras, encoding, vectors.dtype)}
         for index, (row, extras) in enumerate(items)
     ]
+    for entry, tokens, truncated in zip(data, outcomes.tokens.tolist(), outcomes.truncated.tolist(), strict=True):
+        entry["tokens"], entry["truncated"] = tokens, truncated
+    for index, error in outcomes.errors.items():
+        kept = {name: data[index][name] for name in ("object", "index", "tokens", "truncated")}
+        data[index] = {**kept, "error": {"code": error.code, "message": error.message}}
     return json_response({"object": "list", "data": data, "model": model, "usage": _usage(outcomes)})
 
 

@@ -25,7 +25,7 @@ blueprint = APIBlueprint("rerank", __name__, abp_tags=[Tag(name="rerank", descri
 _RESPONSES = documented(RerankResponse, accepted=JobObject, computing=True)
 
 
-def rerank(body: RerankRequest) -> Response:
+def rerank(body: RerankRequest, *, for_voyage: bool = False) -> Response:
     """Score documents against a query, best first.
 
     With the header `Prefer: respond-async` any number of documents is queued as a job.
@@ -40,7 +40,7 @@ def rerank(body: RerankRequest) -> Response:
         documents=body.documents,
         top_n=body.top_n,
         with_documents="object" if body.return_documents else None,
-        kind="voyage" if body.for_voyage else "list",
+        kind="voyage" if for_voyage or body.for_voyage else "list",
     )
     return answer_or_queue(order, items, len(body.documents), body, render)
 

@@ -90,6 +90,9 @@ class EmbeddingsRequest(_Body):
     output_dtype: Precision | None = Field(
         None, description="Precision of dense vectors; the last step of all. Default: float. Also `embedding_type`."
     )
+    on_error: Literal["fail", "item"] | None = Field(
+        None, description="item: a text that fails has an `error` in place of its vector. Default: it fails the call."
+    )
     user: Any = Field(None, description="Accepted and ignored.")
     input_type: Literal["query", "document"] | None = Field(
         None,
@@ -152,6 +155,13 @@ class Usage(BaseModel):
     cached_items: int | None = Field(None, description="With `cache`: items whose value was taken over.")
 
 
+class EmbeddingError(BaseModel):
+    """Why one text has no embedding."""
+
+    code: str
+    message: str
+
+
 class EmbeddingObject(BaseModel):
     """One embedding."""
 
@@ -160,6 +170,9 @@ class EmbeddingObject(BaseModel):
     embedding: Vector | None = Field(None, description="Not there when only other kinds were asked for.")
     sparse: SparseWeights | None = Field(None, description="Weights by token id.")
     colbert: list[Vector] | None = Field(None, description="A vector for each token behind the first.")
+    tokens: int = Field(description="How many the model read.")
+    truncated: bool = Field(description="Whether text was cut off.")
+    error: EmbeddingError | None = Field(None, description="With `on_error: item`, in place of the vectors.")
 
 
 class EmbeddingsResponse(BaseModel):

@@ -57,6 +57,9 @@ class Embedding(msgspec.Struct, frozen=True):
     embedding: bytes | None = None
     sparse: dict[str, float] | None = None
     colbert: list[bytes] | None = None
+    tokens: int = 0
+    truncated: bool = False
+    error: "ItemError | None" = None
 
     @property
     def vector(self) -> list[float]:

@@ -75,6 +75,7 @@ class EmbedBody(msgspec.Struct, omit_defaults=True, kw_only=True, rename={"retur
     truncate: Truncate | None = None
     cache: bool | None = None
     returns: Sequence[Kind] | None = None
+    on_error: Literal["fail", "item"] | None = None
 
 
 class RerankBody(msgspec.Struct, omit_defaults=True, kw_only=True):

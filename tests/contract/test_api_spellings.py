@@ -62,6 +62,15 @@ def test_voyages_ranking_has_data_and_others_have_not(client: FlaskClient) -> No
     assert "data" not in ours
 
 
+def test_voyages_own_address_needs_no_word_of_voyages(client: FlaskClient) -> None:
+    body = {"query": "alpha", "documents": ["beta", "alpha"]}
+    theirs = ask(client, "/voyage/v1/rerank", **body)
+    assert theirs["data"] == theirs["results"] == ask(client, "/v1/rerank", **body)["results"]
+    np.testing.assert_array_equal(
+        vectors(ask(client, "/voyage/v1/embeddings", input=["a"])), vectors(ask(client, input=["a"]))
+    )
+
+
 def test_a_document_that_is_too_long_is_refused_where_asked(client: FlaskClient) -> None:
     ask(client, "/v1/rerank", query="a", documents=[LONG])
     assert refusal(client, "/v1/rerank", query="a", documents=[LONG], truncation=False)[0] == 400

@@ -95,6 +95,12 @@ def test_nvidias_logits_are_those_of_the_scores(client: FlaskClient, ranking: An
     assert all(np.isfinite(rank["logit"]) for rank in answer["rankings"])
 
 
+def test_nvidias_hosted_address_names_the_model_and_takes_the_best(client: FlaskClient, ranking: Any) -> None:
+    passages = [{"text": text} for text in TEXTS]
+    answer = ask(client, "/v1/retrieval/fake/reranking", query={"text": "alpha"}, passages=passages, top_k=2)
+    assert [rank["index"] for rank in answer["rankings"]] == [result["index"] for result in ranking[:2]]
+
+
 def test_nvidia_refuses_images_and_texts_that_are_too_long_where_asked(client: FlaskClient) -> None:
     query = {"text": "alpha"}
     image = [{"image": "data:image/png;base64,AA=="}]

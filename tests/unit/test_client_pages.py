@@ -13,8 +13,8 @@ from tests.support.client_pages import ADDRESS, PAGES, TEXTS, read_installs, rea
 
 CONFIGURED = {"open-webui", "dify"}
 CLIENTS = {
-    "openai-python", "openai-node", "cohere", "litellm", "langchain", "llama-index", "haystack", "chromadb", *CONFIGURED,
-    "text-embeddings-inference", "ollama", "azure-openai", "voyageai", "nvidia",
+    *CONFIGURED, "openai-python", "openai-node", "cohere", "litellm", "langchain", "llama-index", "haystack",
+    "chromadb", "text-embeddings-inference", "ollama", "azure-openai", "voyageai", "nvidia",
 }  # fmt: skip
 PROGRAMMED = sorted(CLIENTS - CONFIGURED)
 

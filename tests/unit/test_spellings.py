@@ -119,3 +119,11 @@ def test_a_job_refuses_what_it_cannot_obey(given: dict[str, Any]) -> None:
         JobRequest.model_validate({"type": "rerank", "model": "m", "query": "q", "documents": ["a"], **given})
     with pytest.raises(InvalidRequest):
         SubmitOptions.model_validate({name: str(value).lower() for name, value in given.items()})
+
+
+def test_items_of_a_job_fail_alone_whether_that_is_asked_for_or_not() -> None:
+    for asked in ({}, {"on_error": None}, {"on_error": "item"}):
+        assert JobRequest.model_validate({"type": "embeddings", "model": "m", "input": ["a"], **asked})
+    with pytest.raises(InvalidRequest) as caught:
+        JobRequest.model_validate({"type": "embeddings", "model": "m", "input": ["a"], "on_error": "fail"})
+    assert caught.value.param == "on_error"
