@@ -175,7 +175,8 @@ class Catalog:
     def describe_unknown(self, name: str) -> str:
         """Return a sentence on a name that is neither a card's nor an ID or a folder."""
         near = self.nearest(name)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        known = ", ".join(card.name for card in self)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; the catalogue has {known}"
         return f"{name} is no model of the catalogue, no ID (owner/model) and no folder (/path){hint}"
 
     def _add(self, card: ModelCard, written: str = "") -> None:

@@ -125,7 +125,7 @@ def test_a_model_that_this_server_does_not_serve_is_refused_before_anything_is_s
     answer = client.post(
         "/v1/jobs", json={"type": "embeddings", "model": "bge-m3", "input": ["a"]}, headers={"Prefer": "respond-async"}
     )
-    assert (answer.status_code, (answer.json or {})["error"]["code"]) == (503, "model_not_ready")
+    assert (answer.status_code, (answer.json or {})["error"]["code"]) == (404, "model_not_found")
     assert stored_jobs(server) == known
 
 

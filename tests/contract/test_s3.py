@@ -156,7 +156,7 @@ def test_missing_credentials_are_told_at_the_start(
 def test_a_missing_driver_is_told_with_the_way_to_install_it(on_s3: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
-    with pytest.raises(ConfigError, match=r"twolane\[s3\]"):
+    with pytest.raises(ConfigError, match=r"twolane-server\[s3\]"):
         check_storage(on_s3, files=False)
 
 
