@@ -99,7 +99,7 @@ def run_server(settings: Settings) -> None:
 def _load(settings: Settings) -> Any:
     """Build the app in the web process itself: threads and connections do not survive a fork."""
     _configure_logging(settings)
-    # A process that was forked ends without what `atexit` was told.
+    # A process that was forked ends without calling the handlers of `atexit`.
     Finalize(None, logging.shutdown, exitpriority=0)
     app = create_app(settings)
     # Here and not in `create_app`: a test that only asks the app one thing needs no thread.

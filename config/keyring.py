@@ -55,7 +55,7 @@ class Key(BaseModel):
     priority: Literal["low", "normal", "high"] = "normal"
     models: Annotated[list[str], Field(min_length=1)] | None = None
     admin: bool = False
-    # Whether values that were computed before are taken over where a request does not say.
+    # Whether cached values are used where a request does not say.
     cache: bool = False
     dedupe: bool = False
 

@@ -1,4 +1,4 @@
-"""`python -m stack.demo`: the whole product on real text in about a minute, told so that a person can follow.
+"""`python -m stack.demo`: the whole product on real text in about a minute, explained as it runs.
 
 Owns the story and how it looks. Everything in it is real: the processes, the model, the corpus and the answers.
 """

@@ -25,7 +25,7 @@ _COLORS = {"web": "36", "worker": "35", "flower": "33", "server": "34", "twolane
 
 
 class _Terminal:
-    """Prints whole lines, whoever prints them."""
+    """Prints whole lines, from any thread."""
 
     def __init__(self, *, plain: bool) -> None:
         self._lock = threading.Lock()

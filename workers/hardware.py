@@ -32,7 +32,7 @@ _LIST_TIMEOUT_S = 20.0
 _GPU_LINE = re.compile(r"^GPU \d+:.*\(UUID: (?P<uuid>GPU-[^)]+)\)")
 _SLICE_LINE = re.compile(r"^\s+MIG .*\(UUID: (?P<uuid>MIG-[^)]+)\)")
 # Every thread pool that a device library may open reads one of these when it is loaded.
-# The last is our own setting: OpenVINO and torch are told by it.
+# The last is our own setting: OpenVINO and torch get their threads by it.
 _THREAD_VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"),
     "TWOLANE_THREADS",

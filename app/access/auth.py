@@ -45,7 +45,7 @@ class Tenant:
         key_id: a short name of the key for counters and logs; it gives nothing of the key away.
         models: lower-case names and aliases that the key may use; None: all.
         requests_per_minute: None: no limit; likewise the other limits.
-        cache, dedupe: whether values are taken over where a request does not say.
+        cache, dedupe: whether cached values are used where a request does not say.
     """
 
     name: str

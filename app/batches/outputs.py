@@ -54,7 +54,7 @@ def write_outputs(live: Services, lock: BatchLock, jobs: Sequence[Job | None], g
         live.files.discard(leftover, batch.tenant)
     with ExitStack() as stack:
         writers = [stack.enter_context(live.files.open_writer(_describe(lock, kind))) for kind in ("output", "error")]
-        # Noted before they are visible, so that whoever comes after us can remove them.
+        # Noted before they are visible, so that the next process that advances the batch can remove them.
         lock.move(BatchState.FINALIZING, {"drafts": [writer.id for writer in writers]})
         output, errors = _Lines(writers[0]), _Lines(writers[1])
         _write_lines(live, lock, jobs, output, errors)

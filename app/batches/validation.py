@@ -126,7 +126,7 @@ class BatchValidation:
     def _create_jobs(self, plan_id: str) -> None:
         groups, batch = self._table.groups, self._lock.batch
         noted = {"planned": [group.job_id for group in groups], "plan_file_id": plan_id}
-        # Noted before the first is created, so that whoever comes after us can remove them.
+        # Noted before the first is created, so that the next process can remove them.
         if self._lock.move(BatchState.VALIDATING, noted) is not BatchState.VALIDATING:
             raise LockLostError
         store, submission = self._live.store, SubmissionService(self._live, self._tenant)
@@ -147,7 +147,7 @@ class BatchValidation:
             # A batch that is being cancelled by now has jobs to be cancelled, and a plan that says what they were.
             self._lock.move(BatchState.IN_PROGRESS, fields)
         except RedisError:
-            # It may have been written and only the answer lost: the jobs are left to whoever reads the record next.
+            # It may have been written and only the answer lost: the jobs are left to the next process that reads the record.
             self._handed_over = True
             raise
         self._handed_over = True

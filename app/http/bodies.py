@@ -174,7 +174,7 @@ def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
 
 
 def _slot(length: int | None) -> AbstractContextManager[bool]:
-    """Return the slot for a body: whoever sends slowly holds a thread, and small calls must always find one."""
+    """Return the slot for a body: a slow sender holds a thread, and small calls must always find a free one."""
     slots: BoundedSlots | None = current_app.config.get(BODY_SLOTS) if has_app_context() else None
     small = length is not None and length <= _SMALL_BYTES
     return nullcontext(enter_result=True) if small or slots is None else slots.slot()

@@ -170,7 +170,7 @@ def render_error(error: TwolaneError) -> Response:
 
 
 def refuse_invalid_body(error: ValidationError) -> Response:
-    """Return the answer for a body, query or path that does not fit its schema; the first complaint is told."""
+    """Return the answer for a body, query or path that does not fit its schema; the first complaint is named."""
     return render_error(explain_invalid(error))
 
 

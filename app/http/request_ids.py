@@ -28,7 +28,7 @@ def current_request_id() -> str:
 
 
 class RequestIdFilter(logging.Filter):
-    """Puts the id of the request in progress on every record that a handler writes, whoever logged it.
+    """Puts the id of the request in progress on every record that a handler writes, of libraries too.
 
     Args:
         in_text: also at the end of the message, for formats that show nothing but the message.

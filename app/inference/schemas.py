@@ -100,7 +100,9 @@ class EmbeddingsRequest(_Body):
         "search_document, and Jina's `task`.",
     )
     instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
-    cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
+    cache: bool | None = Field(
+        None, description="Use cached values of your earlier work, and cache these. Default: no."
+    )
     truncate: Truncate | None = Field(
         None, description="Where a text that is too long is cut; none refuses it. Also `truncation`: true or false."
     )
@@ -126,7 +128,9 @@ class RerankRequest(_Body):
     )
     return_documents: bool | None = Field(None, description="Whether documents come back. Default: false.")
     instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
-    cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
+    cache: bool | None = Field(
+        None, description="Use cached values of your earlier work, and cache these. Default: no."
+    )
     truncate: Truncate | None = Field(None, description="Where a document is cut that is too long; none refuses it.")
     truncation: bool | None = Field(None, description="Voyage's word for `truncate`: true cuts, false refuses.")
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
@@ -152,7 +156,7 @@ class Usage(BaseModel):
 
     prompt_tokens: int
     total_tokens: int
-    cached_items: int | None = Field(None, description="With `cache`: items whose value was taken over.")
+    cached_items: int | None = Field(None, description="With `cache`: items whose value came from the cache.")
 
 
 class EmbeddingError(BaseModel):

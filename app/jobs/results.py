@@ -164,7 +164,7 @@ class Results:
                     yield from lines
                 else:
                     yield b"".join(lines)
-        except Exception as error:  # noqa: BLE001 - the edge of a stream: its reader has to be told
+        except Exception as error:  # noqa: BLE001 - the edge of a stream: its reader must see that it is not complete
             _log.warning("results of a job could not be read to their end: %s", type(error).__name__)
             code = error.code if isinstance(error, TwolaneError) else TwolaneError.code
             yield (

@@ -84,7 +84,9 @@ class HowToCompute(BaseModel):
     truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none fails the item.")
     dtype: Literal["float32", "float16"] | None = Field(None, description="Precision at rest. Default: float32.")
     priority: Literal["low", "normal", "high"] | None = Field(None, description="Default: normal.")
-    cache: bool | None = Field(None, description="Take over values of your earlier work, and keep these. Default: no.")
+    cache: bool | None = Field(
+        None, description="Use cached values of your earlier work, and cache these. Default: no."
+    )
     dedupe: bool | None = Field(None, description="Compute equal texts of the job once. Default: no.")
     returns: Returns | None = Field(
         None, alias="return", description="For embeddings: kinds of vectors that the model gives. Default: dense."
@@ -246,7 +248,7 @@ class JobCounts(BaseModel):
     completed: int
     failed: int
     truncated: int
-    cached: int = Field(description="Items whose value was taken over instead of computed.")
+    cached: int = Field(description="Items whose value came from the cache.")
 
 
 class ItemFailure(BaseModel):

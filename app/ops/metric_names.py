@@ -51,7 +51,7 @@ METRICS = (
     ),
     Metric("twolane_job_items_total", "Items of jobs that were counted, by outcome.", ("outcome",)),
     Metric("twolane_job_tokens_total", "Tokens that the models read for jobs."),
-    Metric("twolane_webhooks_waiting", "Ends of jobs that a webhook has to be told of, now or later."),
+    Metric("twolane_webhooks_waiting", "Webhooks in the outbox, due now or later."),
     Metric(
         "twolane_cache_lookups_total", "Values that were looked for before computing, by hit and miss.", ("result",)
     ),

@@ -38,7 +38,7 @@ Priority = Literal["low", "normal", "high"]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is to be done with items, whoever brings them.
+    """What is to be done with items, of a call, a job or a batch.
 
     Attributes:
         card: the model.

@@ -68,7 +68,7 @@ class _Connection(http.client.HTTPConnection):
             self.sock = ssl.create_default_context().wrap_socket(self.sock, server_hostname=self._target.host)
 
     def cut(self) -> None:
-        """End the exchange from another thread: whoever reads or writes stops waiting."""
+        """End the exchange from another thread: reads and writes stop waiting."""
         self._ended = True
         if (sock := self.sock) is not None:
             try:

@@ -43,7 +43,7 @@ ENDED = frozenset({"succeeded", "failed", "cancelled", "expired"})
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Tokens that the model read; with `cache`, how many items were taken over from earlier work."""
+    """Tokens that the model read; with `cache`, how many items came from the cache."""
 
     prompt_tokens: int
     total_tokens: int
