@@ -147,7 +147,7 @@ class BatchValidation:
             # A batch that is being cancelled by now has jobs to be cancelled, and a plan that says what they were.
             self._lock.move(BatchState.IN_PROGRESS, fields)
         except RedisError:
-            # It may have been written and only the answer lost: the jobs are left to the next process that reads the record.
+            # It may have been written and only the answer lost: the next process that reads the record decides.
             self._handed_over = True
             raise
         self._handed_over = True
