@@ -17,9 +17,13 @@ from app.submission.orders import Order
 from app.submission.payload import PayloadHash
 from app.submission.service import SubmissionService
 from tasks.engine import Outcomes
+from tasks.errors import InvalidRequest
 from tasks.jobs.chunking import Item
 
 __all__ = ["answer_or_queue"]
+
+# What shapes the answer of a call. A job has results of its own, so these are refused there and never ignored.
+_OF_CALLS_ONLY = ("output_dtype", "top_n")
 
 
 def answer_or_queue(
@@ -49,6 +53,7 @@ def answer_or_queue(
     live, preferences = services(), parse_prefer(request.headers.get("Prefer", ""))
     submission = SubmissionService(live, current_tenant())
     if preferences.respond_async:
+        _refuse_fields_of_calls(body)
         payload = PayloadHash.of_json(request.headers.get("Idempotency-Key"), body)
         return render_submission(live, submission.submit(order, items, payload.settle, queue=True), preferences)
     submission.require_few(order, count)
@@ -59,3 +64,9 @@ def answer_or_queue(
     response.headers["x-model-fingerprint"] = outcomes.fingerprint
     response.headers["x-truncated-items"] = str(int(outcomes.truncated.sum()))
     return response
+
+
+def _refuse_fields_of_calls(body: BaseModel) -> None:
+    for name in _OF_CALLS_ONLY:
+        if getattr(body, name, None) not in {None, "float", "float32"}:
+            raise InvalidRequest(f"{name} shapes the answer of a call and has no place in a queued job", param=name)

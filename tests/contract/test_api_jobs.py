@@ -129,6 +129,20 @@ def test_a_model_that_this_server_does_not_serve_is_refused_before_anything_is_s
     assert stored_jobs(server) == known
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "body"),
+    [
+        ("/v1/embeddings", "output_dtype", {"model": "fake", "input": ["a"], "output_dtype": "int8"}),
+        ("/v1/rerank", "top_n", {"model": "fake", "query": "q", "documents": ["a", "b"], "top_n": 1}),
+    ],
+)
+def test_a_queued_call_refuses_what_only_an_answer_could_obey(
+    client: FlaskClient, path: str, field: str, body: dict[str, object]
+) -> None:
+    answer = client.post(path, json=body, headers={"Prefer": "respond-async"})
+    assert (answer.status_code, (answer.json or {})["error"]["param"]) == (400, field)
+
+
 # -- idempotency
 
 

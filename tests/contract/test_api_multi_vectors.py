@@ -99,7 +99,7 @@ def test_a_call_answers_the_kinds_that_it_asks_for_under_their_keys(
     client: FlaskClient, expected: dict[str, Any], asked: Any, keys: set[str]
 ) -> None:
     body = embed(client, TEXTS[:9], **{"return": asked})
-    assert all(set(item) == {"object", "index", *keys} for item in body["data"])
+    assert all(set(item) == {"object", "index", "tokens", "truncated", *keys} for item in body["data"])
     assert_equal(body["data"], expected)
 
 
@@ -132,7 +132,7 @@ def test_kinds_are_never_mixed_by_what_was_computed_before(client: FlaskClient, 
     for asked in (["dense"], ALL, ["sparse"], ["dense"], ALL):
         body = embed(client, TEXTS[:5], **{"return": asked}, cache=True)
         keys = {"embedding" if kind == "dense" else kind for kind in asked}
-        assert all(set(item) == {"object", "index", *keys} for item in body["data"])
+        assert all(set(item) == {"object", "index", "tokens", "truncated", *keys} for item in body["data"])
         assert_equal(body["data"], expected)
 
 
@@ -250,7 +250,7 @@ def test_a_batch_answers_each_line_with_its_kinds(
     assert_equal(data["dense"], expected)
     assert_equal(data["all"], expected, first=2)
     assert_equal(data["sparse"], expected, first=9)
-    assert [set(entries[0]) - {"object", "index"} for entries in data.values()] == [
+    assert [set(entries[0]) - {"object", "index", "tokens", "truncated"} for entries in data.values()] == [
         {"embedding"},
         {"embedding", "sparse", "colbert"},
         {"sparse"},
