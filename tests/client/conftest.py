@@ -38,9 +38,9 @@ def client(address: str) -> Iterator[Twolane]:
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def postgres() -> Iterator[RunningPostgres]:
-    """A Postgres with pgvector of the session's own."""
+    """A Postgres with pgvector for the tests of one file, so that its tables are nobody else's."""
     with warnings.catch_warnings():
         # It says at import where it keeps its sockets.
         warnings.simplefilter("ignore")
