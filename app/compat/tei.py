@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel
 
 from app.access.auth import current_tenant
 from app.compat.doors import Door, VendorBody, Wanted, choose_card, embed, rank, refuse_field, reread
-from app.fields import Documents, ModelName, Truncate
+from app.fields import Documents, ModelName, Truncate, document_text
 from app.http.errors import documented
 from app.http.responses import json_response
 from app.inference.rerank import rerank
@@ -78,7 +78,8 @@ class TeiRerankRequest(_TeiTruncation):
     model_config = ConfigDict(strict=True, extra="allow")
 
     query: str
-    texts: list[str] | None = Field(None, min_length=1)
+    # TEI itself takes strings only; litellm passes the objects of its caller on.
+    texts: Documents | None = None
     documents: Documents | None = None
     raw_scores: bool | None = Field(None, description="true is refused: scores are always in [0, 1].")
     return_text: bool | None = None
@@ -161,7 +162,7 @@ def rank_texts(body: TeiRerankRequest) -> Response:
         raise refuse_field("raw_scores", "scores are always in [0, 1]")
     if body.truncate is not None and not isinstance(body.truncate, bool):
         raise refuse_field("truncate", "must be true or false")
-    card, texts = choose_card(body.model, "rerank"), body.texts
+    card, texts = choose_card(body.model, "rerank"), [document_text(text) for text in body.texts]
 
     def render(outcomes: Outcomes) -> Response:
         scores = outcomes.values

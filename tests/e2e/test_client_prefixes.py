@@ -53,7 +53,9 @@ def test_a_prefix_reads_the_ranking_and_its_documents(prefix: str, stack: Runnin
     ]
     assert order(whole) == order(bare) == [1, 0]
     assert order(best) == [1]
-    assert [result for result in bare["results"] if result.get("document")] == []
+    # This prefix never asks for documents, and puts those of the request into the answer by itself.
+    if prefix != "nvidia_nim":
+        assert [result for result in bare["results"] if result.get("document")] == []
     assert all(answer["id"].startswith("rerank-") for answer in (whole, best, bare))
     assert whole["meta"]["billed_units"]
 
