@@ -1,7 +1,5 @@
 """The web side: HTTP in, HTTP out. The only room where Flask may be imported."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 from flask import Flask
 
 from app.access.auth import Authenticator, protect
@@ -22,6 +20,7 @@ from app.ops import health, metrics, pages
 from app.ops.metrics import Metrics, install_metrics
 from app.services import build_services, install_services
 from config.settings import Settings
+from config.version import read_version
 
 __all__ = ["create_app"]
 
@@ -36,7 +35,7 @@ def create_app(settings: Settings) -> Flask:
         tasks.errors.ConfigError: the keys file is bad.
         OSError, tomllib.TOMLDecodeError, pydantic.ValidationError: the catalogue file is bad.
     """
-    app = Api(_read_version())
+    app = Api(read_version())
     app.config["MAX_BODY_BYTES"] = settings.max_body_bytes
     live = build_services(settings)
     app.config[BODY_SLOTS] = live.large_bodies
@@ -56,10 +55,3 @@ def create_app(settings: Settings) -> Flask:
     for model in (JobEstimate, JobRequest, ResultPage):
         register_schema(app, model)
     return app
-
-
-def _read_version() -> str:
-    try:
-        return version("twolane-server")
-    except PackageNotFoundError:  # run from a checkout without an installation
-        return "0"

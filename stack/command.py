@@ -10,8 +10,9 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
+
+from config.version import read_version
 
 __all__ = ["main"]
 
@@ -66,17 +67,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Settings are environment variables (TWOLANE_...) or lines of a .env file.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"twolane-server {_read_version()}")
+    parser.add_argument("--version", action="version", version=f"twolane-server {read_version()}")
     parser.add_argument("program", choices=_PROGRAMS, metavar="program", help="one of the above")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="of the program")
     return parser
-
-
-def _read_version() -> str:
-    try:
-        return version("twolane-server")
-    except PackageNotFoundError:  # run from a checkout without an installation
-        return "0"
 
 
 if __name__ == "__main__":
