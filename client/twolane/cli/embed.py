@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from twolane.cli.options import DryRun, Format, IdColumn, Instruction, Limit, Model, PartRows, Priority, Resume
 from twolane.cli.session import ending, session_of
 from twolane.cli.transfers import Wish, carry_out
 from twolane.requests import JobOptions
@@ -15,29 +16,27 @@ __all__ = ["embed"]
 def embed(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="A file, a glob, a folder, or - for standard input.")],
-    model: Annotated[str, typer.Option("--model", "-m", envvar="TWOLANE_MODEL", help="Name or alias.")],
+    model: Model,
     to: Annotated[str | None, typer.Option(help="Where the vectors go: a file, or the address of a database.")] = None,
     text_column: Annotated[str, typer.Option(help="The column to embed.")] = "text",
     template: Annotated[str | None, typer.Option(help="Instead: a text of columns, as '{title}: {body}'.")] = None,
-    id_column: Annotated[str | None, typer.Option(help="The column with the ID. Default: the row's number.")] = None,
+    id_column: IdColumn = None,
     keep: Annotated[list[str] | None, typer.Option(help="A column to write beside the vector; repeatable.")] = None,
     text: Annotated[bool, typer.Option(help="Write the text beside the vector.")] = True,
-    form: Annotated[str | None, typer.Option("--format", help="Of the source, where its name does not tell.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many rows.", min=1)] = None,
+    form: Format = None,
+    limit: Limit = None,
     skip_null: Annotated[bool, typer.Option("--skip-null", help="Leave out rows without a text.")] = False,
     dimensions: Annotated[int | None, typer.Option(help="Cut vectors to this length.", min=1)] = None,
     input_type: Annotated[Literal["query", "document"] | None, typer.Option(help="What the texts are.")] = None,
-    instruction: Annotated[str | None, typer.Option(help="An instruction instead of the model's own.")] = None,
+    instruction: Instruction = None,
     truncate: Annotated[
         Literal["end", "start", "none"] | None, typer.Option(help="Where long texts are cut; none fails them.")
     ] = None,
     dtype: Annotated[Literal["float32", "float16"] | None, typer.Option(help="Of the vectors.")] = None,
-    priority: Annotated[Literal["low", "normal", "high"] | None, typer.Option(help="Of the jobs.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume/--overwrite", help="Go on where an earlier run stopped, or begin anew.")
-    ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say rows, tokens, bytes and time.")] = False,
-    part_rows: Annotated[int, typer.Option(help="Most rows of one job.", min=1)] = 8192,
+    priority: Priority = None,
+    resume: Resume = True,
+    dry_run: DryRun = False,
+    part_rows: PartRows = 8192,
 ) -> None:
     """Embed a corpus. Whatever ends a run, the same command goes on where it stopped."""
     session = session_of(context)
