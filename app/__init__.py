@@ -8,10 +8,10 @@ from app.batches import files_routes
 from app.batches import routes as batches_routes
 from app.compat import install_doors
 from app.http.bodies import BODY_SLOTS
-from app.http.compression import install_compression
 from app.http.errors import install_errors
 from app.http.openapi import Api, register_schema
 from app.http.request_ids import install_tracing
+from app.http.responses import install_compression
 from app.inference import embeddings, models, rerank
 from app.jobs import events_routes, results_routes
 from app.jobs import routes as jobs_routes

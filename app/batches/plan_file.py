@@ -14,8 +14,7 @@ from flask import Response
 
 from app.fields import Document
 from app.inference.rendering import render_embeddings, render_ranking
-from app.quantization import Precision
-from app.vector_json import VectorFormat
+from app.vector_formats import Precision, VectorFormat
 from tasks.engine import Outcomes
 
 __all__ = ["Answer", "EmbeddingsAnswer", "PlannedCall", "PlannedRefusal", "RankingAnswer", "read_plan", "write_step"]

@@ -20,7 +20,7 @@ from app.fields import ModelName, Truncate
 from app.http.errors import documented
 from app.http.responses import json_response
 from app.jobs.schemas import JobObject
-from app.quantization import quantize
+from app.vector_formats import quantize
 from config.catalog import ModelCard
 from tasks.engine import Outcomes
 from tasks.errors import InvalidRequest

@@ -9,8 +9,7 @@ from flask import Response
 
 from app.fields import Document, document_text
 from app.http.responses import json_response
-from app.quantization import Precision, quantize
-from app.vector_json import VectorFormat, split_extras, vector_values
+from app.vector_formats import Precision, VectorFormat, quantize, split_extras, vector_values
 from tasks.engine import Outcomes
 
 __all__ = ["render_embeddings", "render_ranking"]

@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from app.fields import Documents, ModelName, Returns, SparseWeights, Truncate, Vector, refuse
-from app.quantization import Precision
 from app.spellings import translate_embeddings, translate_ranking
+from app.vector_formats import Precision
 
 __all__ = [
     "EmbeddingsRequest",

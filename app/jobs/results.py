@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from app.http.responses import encode_json
 from app.services import Services
-from app.vector_json import VectorFormat, split_extras, vector_values
+from app.vector_formats import VectorFormat, split_extras, vector_values
 from tasks import frames
 from tasks.errors import Expired, NotFinished, TwolaneError
 from tasks.jobs.job import ChunkState, Job

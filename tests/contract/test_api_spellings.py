@@ -8,7 +8,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app.quantization import quantize
+from app.vector_formats import quantize
 from tests.support.batch_requests import body_of, embed, read, run
 from tests.support.web import running_scheduler
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flask.testing import FlaskClient
 
-from app.quantization import quantize
+from app.vector_formats import quantize
 
 TEXTS = ["alpha", "beta"]
 

@@ -18,10 +18,9 @@ from tasks.engine import Outcomes
 from tasks.errors import OutOfMemory
 from tasks.lanes import Service
 from tests.support.fakes import fake_card
-from workers.engine.batch import Batch
 from workers.engine.fair_share import FairShare
 from workers.engine.passes import Passes
-from workers.engine.pending import PendingWork
+from workers.engine.pending import Batch, PendingWork
 from workers.engine.queue import WorkQueue
 from workers.engine.scheduler import Limits, Scheduler
 from workers.engine.warmup import warm_up

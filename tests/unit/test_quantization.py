@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from app.quantization import quantize
+from app.vector_formats import quantize
 
 ROWS = np.array([[1.0, -0.5, 0.0, 0.25], [-0.2, 0.1, 0.1, -0.1]], np.float32)
 

@@ -16,10 +16,10 @@ from queue import SimpleQueue
 
 from tasks.errors import EngineClosed, WorkError
 from tasks.lanes import Service
-from workers.engine.batch import Batch
 from workers.engine.fair_share import FairShare
 from workers.engine.guard import run_guarded
 from workers.engine.passes import Passes, Started
+from workers.engine.pending import Batch
 from workers.engine.queue import WorkQueue
 from workers.engine.scheduler import RECENT_S, Limits, Scheduler
 from workers.engine.watchdog import DeviceHealth, Watchdog, end_process

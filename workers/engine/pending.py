@@ -1,11 +1,13 @@
-"""One piece of work inside the engine: its rows for the device, and the future of its caller.
+"""One piece of work inside the engine: its rows for the device, its deadline, and the future of its caller.
 
 Owns scattering: every row knows its work and its place there, so a batch may mix rows of many works. Knows
 neither the order of rows (`queue`) nor how outcomes follow from rows (`admission` gives it that as a function).
 """
 
+import heapq
+import itertools
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +21,10 @@ from tasks.vectors import ExtraParts
 from workers.models.loaded import LoadedModel
 from workers.models.tokenizer import Tokens
 
-__all__ = ["ExtraSink", "Finish", "PendingWork", "Row"]
+__all__ = ["Batch", "Deadlines", "ExtraSink", "Finish", "PendingWork", "Row"]
+
+# Deadlines of ended work that may stay in the heap.
+_SLACK = 256
 
 # From the values of all rows and the rows that failed to the outcomes of the work.
 Finish = Callable[[NDArray[np.float32], Mapping[int, ItemError]], Outcomes]
@@ -127,3 +132,54 @@ class PendingWork:
             mine = not self.future.done() and not self.future.running() and self.future.set_running_or_notify_cancel()
         if mine:
             end()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one model that go through the device together.
+
+    Attributes:
+        model: name of the card.
+        service: the class whose turn it is. With interactive rows, bulk rows may go along.
+        rows: by length, at least one.
+        contended: whether rows of both classes waited.
+    """
+
+    model: str
+    service: Service
+    rows: list[Row]
+    contended: bool = False
+
+    @property
+    def bulk_part(self) -> float:
+        """Bulk's part of the batch's tokens, in [0, 1]."""
+        if self.service is Service.BULK:
+            return 1.0
+        bulk = sum(len(row) for row in self.rows if row.request.service is Service.BULK)
+        return bulk / sum(map(len, self.rows))
+
+
+class Deadlines:
+    """Work by its deadline. Not thread-safe: the queue's lock guards it.
+
+    Work that ended stays until its deadline, or until too many such entries have gathered.
+    """
+
+    def __init__(self) -> None:
+        # The counter keeps works themselves from being compared.
+        self._heap: list[tuple[float, int, PendingWork]] = []
+        self._order = itertools.count()
+
+    def add(self, work: PendingWork, waiting: Collection[PendingWork]) -> None:
+        """Note the deadline of a work, if it has one; `waiting` is all work that has not ended."""
+        if work.deadline_s is None:
+            return
+        if len(self._heap) > 2 * len(waiting) + _SLACK:
+            self._heap = [entry for entry in self._heap if entry[2] in waiting]
+            heapq.heapify(self._heap)
+        heapq.heappush(self._heap, (work.deadline_s, next(self._order), work))
+
+    def pop_until(self, now_s: float) -> Iterator[PendingWork]:
+        """Remove and return what is past its deadline, ended or not."""
+        while self._heap and self._heap[0][0] <= now_s:
+            yield heapq.heappop(self._heap)[2]

@@ -8,16 +8,40 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from tasks.errors import DeadlineExceeded, EngineClosed, LaneFull
 from tasks.lanes import Service
-from workers.engine.batch import Batch, Taker
-from workers.engine.deadlines import Deadlines
-from workers.engine.pending import PendingWork, Row
+from workers.engine.packing import Budget
+from workers.engine.pending import Batch, Deadlines, PendingWork, Row
 from workers.engine.row_order import BulkLane, InteractiveLane, RowLane
 from workers.engine.traffic import CallTraffic
 
-__all__ = ["WorkQueue"]
+__all__ = ["Taker", "WorkQueue"]
+
+
+class Taker(Protocol):
+    """Who takes batches: the loop of a device. Its methods are called under the queue's lock and must be quick."""
+
+    def choose(self, interactive: bool, bulk: bool) -> Service:  # noqa: FBT001 - called by position
+        """Return the class that goes next, given in which classes rows wait; in one of them they do."""
+        ...
+
+    def serves(self, model: str, service: Service) -> bool:
+        """Return whether this model's rows of this class are the taker's."""
+        ...
+
+    def budget(self, model: str, service: Service) -> Budget:
+        """Return what bounds the next pass."""
+        ...
+
+    def fill_budget(self, model: str) -> Budget:
+        """Return up to what size bulk rows go along with interactive ones."""
+        ...
+
+    def interrupted(self) -> bool:
+        """Return whether the taker has something else to do than to wait; see `WorkQueue.wake`."""
+        ...
 
 
 class WorkQueue:

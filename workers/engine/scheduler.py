@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from tasks.lanes import Service
 from workers.engine import sizing
-from workers.engine.batch import Batch
 from workers.engine.cost import CostModel
 from workers.engine.fair_share import FairShare
 from workers.engine.oom import SafeSizes
 from workers.engine.packing import LEAST_PADDING, Budget
+from workers.engine.pending import Batch
 from workers.engine.queue import WorkQueue
 from workers.models.loaded import LoadedModel
 
