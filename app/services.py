@@ -58,7 +58,7 @@ class Services:
 
 
 def connect_store(settings: Settings) -> Redis:
-    """Return the web tier's client: a store that is down costs a caller two seconds, not the library's ten retries."""
+    """Return the web tier's client: Redis that is down costs a caller two seconds, not the library's ten retries."""
     return Redis.from_url(
         settings.redis_url,
         client_name="twolane-web",

@@ -24,7 +24,7 @@ SUITES = {
     "peers": "over HTTP, beside infinity-emb and the AntSK-PyApi way",
     "lane": "interactive latency while a corpus is embedded, with two lanes and with one",
     "web": "the web tier's start, memory, uploads and share of a request",
-    "jobs": "chunks, fake jobs, reading, the store's memory, recovery after kill -9",
+    "jobs": "chunks, fake jobs, reading, Redis' memory, recovery after kill -9",
     "memory": "the worker's memory over many texts",
     "shapes": "bge-base- and bge-m3-shaped models and a reranker, random weights",
     "cores": "threads and pinning of a worker (only when named)",

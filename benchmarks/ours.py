@@ -1,7 +1,7 @@
 """Our own product as a user runs it: `python -m stack.serve` on the measured cores, asked over HTTP.
 
 Owns starting it, its process ids, and the few calls that a client makes for a job. Nothing here reaches behind the API,
-but for `redis_url`, which lets a measurement read the store's memory.
+but for `redis_url`, which lets a measurement read Redis' memory.
 """
 
 import http.client
@@ -73,11 +73,11 @@ class Ours:
 
     @property
     def redis_url(self) -> str:
-        """URL of the store's server, read from its command line."""
+        """URL of Redis, read from its command line."""
         server = next(p for p in self.program.family() if p.name() in {"valkey-server", "redis-server"})
         port = re.search(r"127\.0\.0\.1:(\d+)", " ".join(server.cmdline()))
         if port is None:
-            raise RuntimeError("the store's server does not tell its port")
+            raise RuntimeError("Redis' process does not show its port")
         return f"redis://127.0.0.1:{port[1]}/0"
 
     def web(self) -> list[psutil.Process]:

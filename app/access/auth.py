@@ -41,7 +41,7 @@ class Tenant:
     """The owner of jobs, files, batches, caches and idempotency keys, with the rights and limits of the key in use.
 
     Attributes:
-        name: what the store knows as `tenant`.
+        name: what job records name as `tenant`.
         key_id: a short name of the key for counters and logs; it gives nothing of the key away.
         models: lower-case names and aliases that the key may use; None: all.
         requests_per_minute: None: no limit; likewise the other limits.

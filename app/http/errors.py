@@ -213,10 +213,10 @@ def _whole_seconds(seconds: float) -> int:
 
 
 def _render_store_failure(error: RedisError) -> Response:
-    _log.warning("the store failed: %s", type(error).__name__)
+    _log.warning("Redis failed: %s", type(error).__name__)
     if isinstance(error, OutOfMemoryError):
-        return render_error(StoreFull("the store takes no new work now", retry_after_s=10))
-    return render_error(StoreUnavailable("the store does not answer", retry_after_s=2))
+        return render_error(StoreFull("Redis takes no new work now", retry_after_s=10))
+    return render_error(StoreUnavailable("Redis does not answer", retry_after_s=2))
 
 
 def _render_http_exception(error: HTTPException) -> Response:

@@ -1,6 +1,6 @@
 """A job as its reader sees it: the JSON object, its headers and its links.
 
-Owns the shape of the job object. Reads the store only for a job's progress.
+Owns the shape of the job object. Reads Redis only for a job's progress.
 """
 
 import math

@@ -69,7 +69,7 @@ def _render(state: dict[str, Any]) -> Response:
     if state["status"] != "waiting":
         return json_response(state)
     waiting = [name for name, model in state["models"].items() if not model["ready"]]
-    reason = "the store does not answer" if state["store"] != "ok" else f"no worker is ready for {', '.join(waiting)}"
+    reason = "Redis does not answer" if state["store"] != "ok" else f"no worker is ready for {', '.join(waiting)}"
     error = NoWorker(reason, retry_after_s=2) if state["store"] == "ok" else StoreUnavailable(reason, retry_after_s=2)
     return not_ready_response(error, state)
 
@@ -108,7 +108,7 @@ def _describe(live: Services, name: str, ready: dict[str, list[Any]], store: str
         return {"ready": True, "workers": workers, **more}
     if failed and live.reports.given_up(card.slug):
         return {"ready": False, "workers": 0, "given_up": True, "waits_for": "its folder or card to be mended", **more}
-    missing = "a worker that has loaded and warmed it" if store == "ok" else "the store"
+    missing = "a worker that has loaded and warmed it" if store == "ok" else "Redis"
     return {"ready": False, "workers": 0, "waits_for": missing, **more}
 
 

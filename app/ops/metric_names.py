@@ -27,10 +27,10 @@ class Metric:
 
 
 METRICS = (
-    # The state that all processes share, read from the store at each scrape.
-    Metric("twolane_store_up", "Whether the store answered this scrape; without it the shared values are missing."),
-    Metric("twolane_store_memory_bytes", "Memory that the store uses."),
-    Metric("twolane_store_memory_limit_bytes", "The store's maxmemory; 0: it has none."),
+    # The state that all processes share, read from Redis at each scrape.
+    Metric("twolane_store_up", "Whether Redis answered this scrape; without it the shared values are missing."),
+    Metric("twolane_store_memory_bytes", "Memory that Redis uses."),
+    Metric("twolane_store_memory_limit_bytes", "Redis' maxmemory; 0: it has none."),
     Metric("twolane_store_evicts", "1: Redis throws keys away when it is full, and jobs with them."),
     Metric("twolane_store_reserved_bytes", "Bytes that accepted jobs will still need for their results."),
     Metric("twolane_lane_waiting_requests", "Interactive requests that no worker has taken.", ("lane",)),

@@ -1,7 +1,7 @@
-"""What `/metrics` shows: the shared state, read from the store at each scrape, and what this web process has answered.
+"""What `/metrics` shows: the shared state, read from Redis at each scrape, and what this web process has answered.
 
 Owns the registry of one web process and the hook that counts its answers. The names are in `app.ops.metric_names`, the
-reading of the store in `tasks.presence.statistics`. Any web process tells the same of the shared state.
+reading of Redis in `tasks.presence.statistics`. Any web process tells the same of the shared state.
 """
 
 import logging
@@ -103,7 +103,7 @@ def install_metrics(app: Flask, metrics: Metrics) -> None:
 
 
 class _SharedState(Collector):
-    """Reads the store whenever somebody scrapes."""
+    """Reads Redis at every scrape."""
 
     def __init__(self, live: Services) -> None:
         self._live = live

@@ -221,7 +221,7 @@ class SubmissionService:
         try:
             publish_tickets(self._services.store.leases, lane)
         except RedisError:
-            _log.warning("the store went away before the tickets of a new job were published; a worker will do it")
+            _log.warning("Redis went away before the tickets of a new job were published; a worker will do it")
 
     def describe(self, order: Order, job_id: str, total: int, tokens: int) -> NewJob:
         """Return the job that the order would be, with so many items and estimated tokens."""

@@ -1,6 +1,6 @@
 """Suite `jobs`: what jobs cost beside the model: per chunk, per item, per byte, and after a crash.
 
-Owns the measurements with fake models. The store's memory is what its server says of itself.
+Owns the measurements with fake models. Redis' memory is what it says of itself.
 """
 
 import time
@@ -83,7 +83,7 @@ def _measure_job(bench: Bench, ours: Ours) -> None:
 
 
 def _measure_many(bench: Bench, ours: Ours) -> None:
-    """A very long job: what it takes of the web's and the store's memory while it runs."""
+    """A very long job: what it takes of the web's and Redis' memory while it runs."""
     count = 10 * bench.plan.fake_items
     with Redis.from_url(ours.redis_url) as redis, MemoryWatch(ours.web()) as web:
         before, peak = _used_bytes(redis), 0
@@ -96,7 +96,7 @@ def _measure_many(bench: Bench, ours: Ours) -> None:
     note = f"{count:,} short texts"
     bench.sheet.add(PLACE, "long job", count / seconds, "items/s", "higher", note)
     bench.sheet.add(PLACE, "long job: web memory rose by", web.highest_mb - web.first_mb, "MB", "lower", note)
-    bench.sheet.add(PLACE, "long job: store's memory rose by", peak / 1e6, "MB", "lower", f"{note}, 64 dimensions")
+    bench.sheet.add(PLACE, "long job: Redis' memory rose by", peak / 1e6, "MB", "lower", f"{note}, 64 dimensions")
     bench.say(f"    {note}: {count / seconds:,.0f} items/s, store +{peak / 1e6:.0f} MB")
 
 
@@ -112,7 +112,7 @@ def _measure_read(bench: Bench, ours: Ours) -> None:
 
 
 def _measure_memory(bench: Bench, ours: Ours) -> None:
-    """The store's memory for waiting texts (the worker is stopped meanwhile) and for finished vectors."""
+    """Redis' memory for waiting texts (the worker is stopped meanwhile) and for finished vectors."""
     texts = list(repeat(bench.passages, _MEMORY_TEXTS))
     text_bytes = sum(len(text.encode()) for text in texts)
     with Redis.from_url(ours.redis_url) as redis:

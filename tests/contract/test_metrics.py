@@ -1,4 +1,4 @@
-"""`/metrics` over HTTP: the shared state as the store has it, and what this web process did."""
+"""`/metrics` over HTTP: the shared state as Redis has it, and what this web process did."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""Settings for the tests of the store: short leases, which a server is soon up long enough for, and a small window."""
+"""Settings for the tests of Redis: short leases, which a server is soon up long enough for, and a small window."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A web process dies while it moves a batch on: at every single command that it sends to the store, before the command
+"""A web process dies while it moves a batch on: at every single command that it sends to Redis, before the command
 is done and after it, when only the answer is lost. Another process has to bring the batch to the same end.
 """
 
@@ -62,7 +62,7 @@ class DyingConnection(Connection):
 
 
 def dying_services(live: Services, death: Death) -> Services:
-    """The services of another process, whose line to the store will be cut."""
+    """The services of another process, whose line to Redis will be cut."""
     url = live.settings.redis_url
     options = ConnectionPool.from_url(url).connection_kwargs
     redis = Redis(connection_pool=ConnectionPool(connection_class=DyingConnection, death=death, retry=None, **options))
@@ -135,7 +135,7 @@ def check_outcome(client: FlaskClient, live: Services, batch: dict[str, Any]) ->
 
 
 def is_to_be_swept(live: Services, name: bytes) -> bool:
-    """Inputs of a job that was never created are known to the store's own sweep."""
+    """Inputs of a job that was never created are known to Redis' own sweep."""
     job_id = name.partition(b"{")[2].partition(b"}")[0]
     return b":input:" in name and live.redis.zscore(keys.store_uploads(), job_id) is not None
 

@@ -148,7 +148,7 @@ def test_a_reply_that_is_lost_after_the_job_was_created_makes_no_second_job(stac
         proxy.lose_reply_to(creation(key), times=replies)
         first = create(http, key, wanted)
         assert proxy.lost == replies
-        # The client of the store repeats once by itself, and the script knows its own job again.
+        # The Redis client repeats once by itself, and the script knows its own job again.
         assert first.status_code == (202 if replies == 1 else 503)
         second = create(http, key, wanted)
         assert second.status_code == 202

@@ -90,7 +90,7 @@ def test_a_job_that_is_cancelled_while_everything_restarts_ends_nevertheless(tmp
             audit(http, redis, job_id, wanted)
 
 
-# -- the store
+# -- Redis
 
 
 def test_scripts_that_are_forgotten_all_the_time_cause_no_visible_error(steady: OwnStack) -> None:

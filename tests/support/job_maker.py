@@ -1,4 +1,4 @@
-"""Jobs for tests of the store: made, worked on without Celery, and audited at the end."""
+"""Jobs for tests of Redis: made, worked on without Celery, and audited at the end."""
 
 import base64
 import time
