@@ -5,7 +5,7 @@ Owns their shapes and checks. Limits that are settings are checked where the set
 
 from typing import Annotated, Any, Literal
 
-from pydantic import PlainValidator, StringConstraints, WithJsonSchema
+from pydantic import BaseModel, ConfigDict, PlainValidator, StringConstraints, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from tasks.vectors import KINDS, Kind
@@ -14,6 +14,7 @@ __all__ = [
     "Document",
     "Documents",
     "ModelName",
+    "QueryParameters",
     "Returns",
     "SparseWeights",
     "Truncate",
@@ -26,6 +27,12 @@ Truncate = Literal["end", "start", "none"]
 
 
 Document = str | dict[str, Any]
+
+
+class QueryParameters(BaseModel):
+    """Parameters in an address. One that we do not know is refused: it would have changed the answer."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
 def refuse(message: str, **context: Any) -> PydanticCustomError:

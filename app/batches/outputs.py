@@ -17,7 +17,8 @@ from app.batches.lock import BatchLock
 from app.batches.plan_file import PlannedCall, PlannedRefusal, read_plan
 from app.http.errors import raise_item_errors, render_error
 from app.jobs.ndjson import split_lines
-from app.jobs.results import ResultChunk, Results
+from app.jobs.result_items import ResultChunk
+from app.jobs.results import Results
 from app.services import Services
 from tasks.engine import ItemError, Outcomes
 from tasks.errors import Expired, NotFound, TwolaneError

@@ -127,7 +127,8 @@ def explain_invalid(error: ValidationError) -> InvalidRequest:
     # The input itself must not come back: it would end in the client's logs, and in ours.
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     param = ".".join(str(step) for step in first["loc"]) or None
-    return InvalidRequest(f"{param}: {first['msg']}" if param else first["msg"], param=param)
+    message = "this address has no such parameter" if first["type"] == "extra_forbidden" else first["msg"]
+    return InvalidRequest(f"{param}: {message}" if param else message, param=param)
 
 
 def stream_body(request: Request, limit_bytes: int) -> Iterator[bytes]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from app.jobs.results import ResultChunk, Results
-from tasks.jobs.job import Job
+from app.jobs.result_items import ResultChunk
+from app.jobs.results import Results
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -46,21 +46,24 @@ class _Sink:
         return data
 
 
-def stream_table(results: Results, form: Literal["arrow", "parquet"], width: int | None) -> Iterator[bytes]:
+def stream_table(results: Results, form: Literal["arrow", "parquet"], after: int = -1) -> Iterator[bytes]:
     """Yield the table's bytes.
 
     Args:
-        results: of a job that has ended.
+        results: what to write.
         form: file format.
-        width: length of an embedding; None for scores.
+        after: only items behind this index.
     """
     import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
 
-    schema = _make_schema(results, width)
+    schema = _make_schema(results, results.width())
     sink = _Sink()
     with pa.PythonFile(sink, mode="w") as file, _open_writer(file, form, schema) as writer:
         waiting: list[Any] = []
-        for chunk in results.chunks():
+        if not results.job.ended:
+            # The head of the answer goes out with the first piece, and the first chunk may take long.
+            yield sink.drain()
+        for chunk in results.chunks(after):
             waiting.append(_make_batch(chunk, schema))
             # Token vectors make a chunk as large as a row group should be.
             large = "colbert" in chunk.extras or sum(batch.num_rows for batch in waiting) >= _GROUP_ROWS
@@ -82,7 +85,7 @@ def _make_schema(results: Results, width: int | None) -> "pa.Schema":
         [
             pa.field("index", pa.int64(), nullable=False),
             pa.field("id", pa.string()),
-            *_value_fields(job, width),
+            *_value_fields(results, width),
             pa.field("tokens", pa.int32(), nullable=False),
             pa.field("truncated", pa.bool_(), nullable=False),
             pa.field("error", pa.string()),
@@ -91,17 +94,18 @@ def _make_schema(results: Results, width: int | None) -> "pa.Schema":
     )
 
 
-def _value_fields(job: Job, width: int | None) -> list[Any]:
+def _value_fields(results: Results, width: int | None) -> list[Any]:
     """Return the columns of what was asked for, in one order; where an item failed they are null."""
     import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
 
-    number = pa.float16() if job.params.dtype == "float16" else pa.float32()
+    job = results.job
+    number, kept = pa.from_numpy_dtype(results.dtype), pa.from_numpy_dtype(job.params.dtype)
     if width is None:
         return [pa.field("relevance_score", number)]
     fields = {
         "dense": pa.field("embedding", pa.list_(number, width)),
         "sparse": pa.field("sparse", pa.map_(pa.int32(), pa.float32())),
-        "colbert": pa.field("colbert", pa.list_(pa.list_(number))),
+        "colbert": pa.field("colbert", pa.list_(pa.list_(kept))),
     }
     return [field for kind, field in fields.items() if kind in job.params.returns]
 

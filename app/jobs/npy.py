@@ -1,7 +1,7 @@
 """Results as one npy file, whole or a range of its bytes, without ever holding the array.
 
-Owns the npy header (numpy's format version 1.0) and the reading of `Range`. Rows of failed or missing items are NaN, so
-that row i is always item i.
+Owns the npy header (numpy's format version 1.0) and the reading of `Range`. Rows of failed or missing items are NaN, or
+0 where numbers are whole, so that row i is always item i.
 """
 
 import re
@@ -60,7 +60,8 @@ class NpyFile:
     def __init__(self, results: Results, width: int | None) -> None:
         self._results = results
         total = results.job.counts.total
-        self._dtype = np.dtype(results.job.params.dtype).newbyteorder("<")
+        self._dtype = results.dtype.newbyteorder("<")
+        self._missing_value = np.nan if self._dtype.kind == "f" else 0
         self._shape = (total,) if width is None else (total, width)
         self._row_bytes = self._dtype.itemsize * (width or 1)
         self._header = self._make_header()
@@ -87,14 +88,13 @@ class NpyFile:
                 continue
             chunk = self._results.read(state)
             values = chunk.values.astype(self._dtype)
-            for position in chunk.errors:
-                values[position] = np.nan
+            values[list(chunk.errors)] = self._missing_value
             yield offset, values.tobytes()
 
     def _missing(self, offset: int, items: int) -> Iterator[tuple[int, bytes]]:
         for start in range(0, items, _FILL_ROWS):
             rows = min(_FILL_ROWS, items - start)
-            data = np.full((rows, *self._shape[1:]), np.nan, self._dtype).tobytes()
+            data = np.full((rows, *self._shape[1:]), self._missing_value, self._dtype).tobytes()
             yield offset + start * self._row_bytes, data
 
     def _make_header(self) -> bytes:

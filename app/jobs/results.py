@@ -1,27 +1,24 @@
 """A job's results, read chunk by chunk in input order.
 
-Owns the walk over the chunk table and the shape of one result item. At most one chunk's frame is in memory.
+Owns the walk over the chunk table. At most one chunk's frame is in memory. How an item looks is in `result_items`.
 """
 
 import bisect
-import itertools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.http.responses import encode_json
+from app.jobs.result_items import ItemShape, ResultChunk, read_frame
 from app.services import Services
-from app.vector_formats import VectorFormat, split_extras, vector_values
-from tasks import frames
+from app.vector_formats import Precision, VectorFormat, quantize
 from tasks.errors import Expired, NotFinished, TwolaneError
 from tasks.jobs.job import ChunkState, Job
-from tasks.vectors import Extra, ExtraParts, Ragged, unpack_extras
 
-__all__ = ["ItemShape", "ResultChunk", "Results", "read_frame"]
+__all__ = ["Results"]
 
 _log = logging.getLogger(__name__)
 _TABLE_PAGE = 256
@@ -29,68 +26,50 @@ _TABLE_PAGE = 256
 _PAGE_VECTORS = 16_384
 
 
-@dataclass(frozen=True, slots=True)
-class ResultChunk:
-    """The results of the items `start` to `start + len(tokens)`.
-
-    Attributes:
-        values: float32 or float16, shape (n, d) or (n,).
-        tokens: int32, shape (n,).
-        truncated: bool, shape (n,).
-        ids: the caller's ids, or None.
-        errors: code and message of failed items by position in this chunk.
-        extras: kinds of vectors other than dense, where the job asked for them.
-    """
-
-    start: int
-    values: NDArray[Any]
-    tokens: NDArray[np.int32]
-    truncated: NDArray[np.bool_]
-    ids: Sequence[str | None] | None
-    errors: Mapping[int, tuple[str, str]]
-    extras: Mapping[Extra, Ragged] = field(default_factory=dict)
-
-    def cut_extras(self, rows: slice) -> dict[Extra, Ragged]:
-        """Return the extras of some neighbouring items."""
-        return {kind: ragged.cut(rows) for kind, ragged in self.extras.items()}
-
-
-def read_frame(frame: bytes) -> ResultChunk:
-    """Return the chunk that a result frame holds.
-
-    Raises:
-        tasks.frames.FrameError: the bytes are not a frame.
-    """
-    header, columns = frames.unpack(frame)
-    errors = {int(position): (code, message) for position, (code, message) in header["errors"].items()}
-    return ResultChunk(
-        start=header["start"],
-        values=columns["values"],
-        tokens=columns["tokens"],
-        truncated=columns["truncated"],
-        ids=header["ids"],
-        errors=errors,
-        extras=unpack_extras(columns),
-    )
-
-
 class Results:
     """The results of one job that has ended.
+
+    Args:
+        live: the services.
+        job: whose results.
+        precision: of dense vectors; float: as they are kept. Scores and other kinds of vectors stay as they are.
 
     Raises:
         NotFinished: the job has not ended.
     """
 
-    def __init__(self, live: Services, job: Job) -> None:
-        if not job.ended:
-            raise NotFinished(f"job {job.id} is {job.state}; its results can be read when it has ended")
+    def __init__(self, live: Services, job: Job, precision: Precision = "float") -> None:
+        self._require_readable(job)
         self._live = live
+        self._precision: Precision = precision if job.operation == "embeddings" else "float"
         self.job = job
+
+    @staticmethod
+    def _require_readable(job: Job) -> None:
+        if not job.ended:
+            message = f"job {job.id} is {job.state}; its results can be read when it has ended, or with follow=true"
+            raise NotFinished(message)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The numbers of dense vectors, or of scores."""
+        if self._precision == "float":
+            return np.dtype(self.job.params.dtype)
+        return quantize(np.zeros((1, 1), np.float32), self._precision).dtype
+
+    @property
+    def json_dtype(self) -> np.dtype[Any]:
+        """The numbers of dense vectors in JSON: float32, unless others are asked for."""
+        return np.dtype(np.float32) if self._precision == "float" else self.dtype
 
     def states(self, first: int = 0) -> Iterator[ChunkState]:
         """Yield the chunk table from a chunk on, a page at a time."""
         for start in range(first, self.job.chunks, _TABLE_PAGE):
             yield from self._live.store.chunk_table(self.job.id, start, _TABLE_PAGE)
+
+    def settled(self, first: int = 0) -> Iterator[ChunkState | None]:
+        """Yield the chunk table from a chunk on as far as it is settled: here at once, and never None."""
+        return self.states(first)
 
     def find_chunk(self, index: int) -> int:
         """Return the number of the chunk that holds an item, or how many chunks there are, in a few look-ups."""
@@ -102,15 +81,15 @@ class Results:
             return self.job.chunks
         return bisect.bisect_right(range(self.job.chunks), index, key=start) - 1
 
-    def chunks(self, first: int = 0) -> Iterator[ResultChunk]:
-        """Yield the finished chunks in order.
+    def chunks(self, after: int = -1) -> Iterator[ResultChunk]:
+        """Yield the finished chunks in order, with the items behind an index.
 
         Raises:
             Expired: a finished chunk is not there any more.
         """
-        for state in self.states(first):
-            if state.state == "done":
-                yield self.read(state)
+        for state in self.settled(self.find_chunk(after + 1)):
+            if state is not None and state.state == "done":
+                yield self.read(state).behind(after)
 
     def read(self, state: ChunkState) -> ResultChunk:
         """Return one finished chunk.
@@ -121,26 +100,35 @@ class Results:
         frame = self._live.blobs.get_result(self.job.id, state.index, state.pointer)
         if frame is None:
             raise Expired(f"the results of job {self.job.id} are not kept any more")
-        return read_frame(frame)
+        chunk = read_frame(frame)
+        if self._precision == "float":
+            return chunk
+        return replace(chunk, values=quantize(chunk.values, self._precision))
 
     def width(self) -> int | None:
         """Return the length of an embedding, or None for scores."""
         if self.job.operation == "rerank":
             return None
-        first = next(self.chunks(), None)
-        if first is not None:
-            return int(first.values.shape[1])
         card = self._live.catalog.find(self.job.model)
-        return self.job.params.dimensions or (card.dimension if card is not None else None) or 0
+        known = self.job.params.dimensions or (card.dimension if card is not None else None)
+        if not known or self.job.ended:
+            first = next(self.chunks(), None)
+            if first is not None:
+                return int(first.values.shape[1])
+        return int(quantize(np.zeros((1, known or 0), np.float32), self._precision).shape[1])
 
-    def page(self, after: int, limit: int, encoding: VectorFormat) -> tuple[list[dict[str, Any]], bool]:
+    def page(
+        self, after: int, limit: int, encoding: VectorFormat, *, failed: bool
+    ) -> tuple[list[dict[str, Any]], bool]:
         """Return items behind index `after`, and whether there are more.
 
-        There are `limit` of them, or fewer where each brings many token vectors.
+        There are `limit` of them, or fewer where each brings many token vectors; with `failed` those that failed.
         """
-        shape = ItemShape(self.job, encoding)
-        chunks = self.chunks(self.find_chunk(after + 1))
-        rows = (row for chunk in chunks for row in shape.rows(chunk) if row["index"] > after)
+        shape = ItemShape(self.job, encoding, self.json_dtype)
+        states = (
+            state for state in self.settled(self.find_chunk(after + 1)) if state and _wanted(state, failed=failed)
+        )
+        rows = (row for state in states for row in shape.rows(self.read(state).behind(after), failed=failed))
         found: list[dict[str, Any]] = []
         vectors = 0
         for row in rows:
@@ -150,20 +138,29 @@ class Results:
             vectors += len(row.get("colbert", ()))
         return found, False
 
-    def lines(self, encoding: VectorFormat) -> Iterator[bytes]:
-        """Yield NDJSON, a chunk at a time.
+    def lines(self, encoding: VectorFormat, after: int = -1, *, failed: bool = False) -> Iterator[bytes]:
+        """Yield NDJSON, a chunk at a time; a blank line where nothing came for some seconds.
 
         A failure in the middle becomes a last line with `error` and no `index`: the status is out already, and an end
         without a word would look like a complete answer.
         """
-        shape = ItemShape(self.job, encoding)
+        shape = ItemShape(self.job, encoding, self.json_dtype)
+        chunks, last = self.find_chunk(after + 1), after
         try:
-            for chunk in self.chunks():
-                lines = (encode_json(row) + b"\n" for row in shape.rows(chunk))
+            for state in self.settled(chunks):
+                if state is None:
+                    yield b"\n"
+                    continue
+                chunks, last = state.index + 1, max(last, state.start + state.items - 1)
+                if not _wanted(state, failed=failed):
+                    continue
+                chunk = self.read(state).behind(after)
+                lines = (encode_json(row) + b"\n" for row in shape.rows(chunk, failed=failed))
                 if "colbert" in chunk.extras:
                     yield from lines
                 else:
                     yield b"".join(lines)
+            yield self.last_line(last, complete=chunks == self.job.chunks)
         except Exception as error:  # noqa: BLE001 - the edge of a stream: its reader must see that it is not complete
             _log.warning("results of a job could not be read to their end: %s", type(error).__name__)
             code = error.code if isinstance(error, TwolaneError) else TwolaneError.code
@@ -171,38 +168,11 @@ class Results:
                 encode_json({"error": {"code": code, "message": "the results could not be read to their end"}}) + b"\n"
             )
 
+    def last_line(self, after: int, *, complete: bool) -> bytes:  # noqa: ARG002 - those that follow a job say both
+        """Return what ends the NDJSON of a whole job: nothing, its last item is the last line."""
+        return b""
 
-class ItemShape:
-    """Turns chunks into result items, for one job and one way to write vectors."""
 
-    def __init__(self, job: Job, encoding: VectorFormat) -> None:
-        self._rerank = job.operation == "rerank"
-        self._encoding: VectorFormat = encoding
-        counts = job.extra.get("documents_per_query")
-        sizes = counts if isinstance(counts, list) else [job.counts.total]
-        self._ends = list(itertools.accumulate(sizes))
-
-    def rows(self, chunk: ResultChunk) -> Iterator[dict[str, Any]]:
-        """Yield the items of a chunk as JSON values (numpy rows included)."""
-        extras = split_extras(chunk.extras, len(chunk.values))
-        for position, (value, more) in enumerate(zip(chunk.values, extras, strict=True)):
-            index = chunk.start + position
-            row: dict[str, Any] = {"index": index}
-            if chunk.ids is not None:
-                row["id"] = chunk.ids[position]
-            row |= self._outcome(index, value, more, chunk.errors.get(position))
-            row["tokens"] = int(chunk.tokens[position])
-            row["truncated"] = bool(chunk.truncated[position])
-            yield row
-
-    def _outcome(self, index: int, value: Any, extras: ExtraParts, error: tuple[str, str] | None) -> dict[str, Any]:
-        where = self._place(index) if self._rerank else {}
-        if error is not None:
-            return {**where, "error": {"code": error[0], "message": error[1]}}
-        if self._rerank:
-            return {**where, "relevance_score": round(float(value), 7)}
-        return vector_values(value, extras, self._encoding)
-
-    def _place(self, index: int) -> dict[str, Any]:
-        query = bisect.bisect_right(self._ends, index)
-        return {"query": query, "document": index - (self._ends[query - 1] if query else 0)}
+def _wanted(state: ChunkState, *, failed: bool) -> bool:
+    """Return whether a chunk holds items that are asked for."""
+    return state.state == "done" and (state.failed > 0 or not failed)

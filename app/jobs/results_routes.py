@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
@@ -12,11 +12,12 @@ from app.access.auth import current_tenant
 from app.http.errors import RangeNotSatisfiable, documented
 from app.http.responses import json_response
 from app.jobs.arrow import stream_table
+from app.jobs.following import FollowedResults
 from app.jobs.npy import ByteRange, NpyFile, parse_range
 from app.jobs.results import Results
 from app.jobs.schemas import JobId, ResultPage, ResultView
 from app.services import services
-from tasks.errors import Expired, InvalidRequest, NotFinished, NotFound
+from tasks.errors import Expired, InvalidRequest, LaneFull, NotFinished, NotFound
 
 __all__ = ["blueprint"]
 
@@ -44,22 +45,23 @@ _OK: dict[str, Any] = {
 @blueprint.get(
     "/v1/jobs/<job_id>/results",
     responses=documented(
-        ResultPage, NotFound, NotFinished, Expired, RangeNotSatisfiable, extra={200: _OK, 206: {**_BINARY}}
+        ResultPage, NotFound, NotFinished, Expired, LaneFull, RangeNotSatisfiable, extra={200: _OK, 206: {**_BINARY}}
     ),
 )
 def get_results(path: JobId, query: ResultView) -> Response:
     """Return a job's results in input order, in the form that Accept or format asks for."""
     live = services()
     job = live.store.get(path.job_id, current_tenant().name)
-    results = Results(live, job)
-    form = query.format or _negotiate()
-    if form == "json":
+    query = query if query.format else query.model_copy(update={"format": _negotiate()})
+    query.require_form()
+    if query.follow:
+        return _follow(FollowedResults(live, job, query.output_dtype or "float"), query)
+    results = Results(live, job, query.output_dtype or "float")
+    if query.format == "json":
         return _page(results, query)
-    if form == "ndjson":
-        return _stream(results.lines(query.encoding_format or "float"), form)
-    if form == "npy":
+    if query.format == "npy":
         return _send_npy(results)
-    return _stream(stream_table(results, "arrow" if form == "arrow" else "parquet", results.width()), form)
+    return _stream(_pieces(results, query), str(query.format))
 
 
 def _negotiate() -> str:
@@ -67,9 +69,29 @@ def _negotiate() -> str:
     return next(form for form, mimetype in _TYPES.items() if mimetype == best)
 
 
+def _pieces(results: Results, query: ResultView) -> Iterator[bytes]:
+    after = -1 if query.after is None else query.after
+    if query.format == "ndjson":
+        return results.lines(query.encoding_format or "float", after, failed=query.status == "failed")
+    form: Literal["arrow", "parquet"] = "arrow" if query.format == "arrow" else "parquet"
+    return stream_table(results, form, after)
+
+
+def _follow(results: FollowedResults, query: ResultView) -> Response:
+    """Answer with what is there, and go on as chunks end; such a stream holds one of the places of long polls."""
+    release = services().long_polls.acquire()
+    if release is None:
+        raise LaneFull("too many callers wait for jobs on this server; ask again, or poll", retry_after_s=5)
+    response = Response(_pieces(results, query), mimetype=_TYPES[str(query.format)])
+    response.call_on_close(release)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Accel-Buffering"] = "no"
+    return response
+
+
 def _page(results: Results, query: ResultView) -> Response:
     after, limit = -1 if query.after is None else query.after, query.limit or _PAGE_ITEMS
-    rows, more = results.page(after, limit, query.encoding_format or "float")
+    rows, more = results.page(after, limit, query.encoding_format or "float", failed=query.status == "failed")
     last = rows[-1]["index"] if rows else None
     body = {"object": "list", "data": rows, "has_more": more, "last_id": last, "after": after, "limit": limit}
     return json_response(body)
@@ -80,7 +102,7 @@ def _send_npy(results: Results) -> Response:
         message = "npy holds dense vectors, and this job has none; json, ndjson, arrow and parquet hold the other kinds"
         raise InvalidRequest(message, param="format")
     file = NpyFile(results, results.width())
-    tag = f'"{results.job.id}.{results.job.version}.npy"'
+    tag = f'"{results.job.id}.{results.job.version}.{results.dtype.name}.{file.size_bytes}.npy"'
     # A range of another state of the job would be glued to the wrong bytes.
     asked = request.headers.get("Range", "") if request.headers.get("If-Range", tag) == tag else ""
     wanted = parse_range(asked, file.size_bytes) if asked else None

@@ -8,9 +8,19 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
-from app.fields import Documents, ModelName, Returns, SparseWeights, Truncate, Vector, document_text
+from app.fields import (
+    Documents,
+    ModelName,
+    QueryParameters,
+    Returns,
+    SparseWeights,
+    Truncate,
+    Vector,
+    document_text,
+)
 from app.jobs.items import MAX_ID_BYTES, BadItemError, read_id, read_item
 from app.spellings import translate_job
+from app.vector_formats import Precision
 from tasks.errors import InvalidRequest
 from tasks.jobs.chunking import Item
 
@@ -178,6 +188,8 @@ def _document_id(document: Any, position: int) -> str | None:
 class SubmitOptions(HowToCompute):
     """Query parameters of `POST /v1/jobs`. All but `dry_run` are for an NDJSON body, which has no place for them."""
 
+    model_config = ConfigDict(extra="forbid")
+
     dry_run: bool | None = Field(None, description="Only tell tokens, chunks, lane and estimated seconds.")
     type: Literal["embeddings", "rerank"] | None = Field(None, description="Default: embeddings.")
     model: ModelName | None = Field(None, description="Name or alias of a model; an NDJSON body needs it.")
@@ -222,7 +234,7 @@ class JobId(BaseModel):
     job_id: str = Field(max_length=100)
 
 
-class JobFilter(BaseModel):
+class JobFilter(QueryParameters):
     """Query parameters of the list of jobs."""
 
     limit: Annotated[int, Field(ge=1, le=100)] = 20
@@ -230,15 +242,31 @@ class JobFilter(BaseModel):
     status: str | None = Field(None, max_length=100, description="Only these states, comma-separated.")
 
 
-class ResultView(BaseModel):
+class ResultView(QueryParameters):
     """Query parameters of a job's results."""
 
     format: Literal["json", "ndjson", "npy", "arrow", "parquet"] | None = Field(
         None, description="Instead of the Accept header. Default: json."
     )
     encoding_format: Literal["float", "base64"] | None = Field(None, description="For json and ndjson. Default: float.")
-    after: Annotated[int, Field(ge=-1)] | None = Field(None, description="For json: the last index of the page before.")
+    output_dtype: Precision | None = Field(None, description="Numbers of dense vectors. Default: as they are kept.")
+    after: Annotated[int, Field(ge=-1)] | None = Field(
+        None, description="For json, ndjson and arrow: only items behind this index."
+    )
     limit: Annotated[int, Field(ge=1, le=1000)] | None = Field(None, description="For json: items. Default: 100.")
+    status: Literal["failed"] | None = Field(None, description="For json and ndjson: only items that failed.")
+    follow: bool | None = Field(None, description="For ndjson and arrow: send chunks as they end while the job runs.")
+
+    def require_form(self) -> None:
+        """Refuse what the chosen format cannot do; it would be ignored.
+
+        Raises:
+            InvalidRequest: a parameter that goes with other formats.
+        """
+        forms = {"status": ("json", "ndjson"), "follow": ("ndjson", "arrow"), "after": ("json", "ndjson", "arrow")}
+        for name, possible in forms.items():
+            if getattr(self, name) is not None and self.format not in possible:
+                raise InvalidRequest(f"{name} goes with the formats {', '.join(possible)}", param=name)
 
 
 class JobCounts(BaseModel):

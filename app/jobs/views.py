@@ -11,7 +11,8 @@ from flask import Response
 
 from app.http.prefer import Preferences
 from app.http.responses import json_response
-from app.jobs.results import ItemShape, Results, read_frame
+from app.jobs.result_items import ItemShape, read_frame
+from app.jobs.results import Results
 from app.services import Services
 from app.submission.orders import Estimate, Submission
 from config.catalog import ModelCard

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from flask.testing import FlaskClient
 
+from app.vector_formats import quantize
 from config.settings import Settings
 from stack.embedded_redis import EmbeddedServer
 from tests.support.web import CORPUS, NDJSON, settings_of, wait_for_end
@@ -151,3 +152,76 @@ def test_a_rerank_upload_takes_the_query_from_the_address_or_the_line(client: Fl
     answer = client.post("/v1/jobs?type=rerank&model=fake&query=p", data=lines, content_type=NDJSON)
     scores = [item["relevance_score"] for item in (answer.json or {})["results"]]
     assert scores == pytest.approx([1, 1], abs=1e-5)
+
+
+def _paused(client: FlaskClient, body: dict[str, Any]) -> str:
+    job_id = str((client.post("/v1/jobs", json=body, headers={"Prefer": "respond-async"}).json or {})["id"])
+    assert (client.post(f"/v1/jobs/{job_id}/pause").json or {})["status"] == "paused"
+    return f"/v1/jobs/{job_id}"
+
+
+def test_results_can_be_followed_in_input_order_while_the_job_runs(client: FlaskClient, vectors: Any) -> None:
+    address = _paused(client, {"type": "embeddings", "model": "fake", "input": CORPUS})
+    assert client.get(f"{address}/results?format=ndjson").status_code == 409
+    followed = client.get(f"{address}/results?format=ndjson&follow=true&after=49")
+    table = client.get(f"{address}/results?format=arrow&follow=true&after=249")
+    client.post(f"{address}/resume")
+    *items, last = [json.loads(line) for line in followed.data.splitlines() if line]
+    assert last == {"status": "succeeded", "after": 699, "complete": True}
+    assert [item["index"] for item in items] == list(range(50, 700))
+    np.testing.assert_allclose([item["embedding"] for item in items], vectors[50:], atol=1e-6)
+    rows = pa.ipc.open_stream(table.data).read_all()
+    assert rows.column("index").to_pylist() == list(range(250, 700))
+    np.testing.assert_allclose(np.array(rows.column("embedding").to_pylist()), vectors[250:], atol=1e-6)
+
+
+def test_following_a_cancelled_job_ends_with_its_state(client: FlaskClient) -> None:
+    address = _paused(client, {"type": "embeddings", "model": "fake", "input": CORPUS})
+    followed = client.get(f"{address}/results?format=ndjson&follow=true")
+    client.delete(address)
+    *items, last = [json.loads(line) for line in followed.data.splitlines() if line]
+    done = (client.get(address).json or {})["counts"]["completed"]
+    assert len(items) == done
+    assert (last["status"], last["complete"]) == ("cancelled", True)
+
+
+def test_failed_items_are_given_alone(client: FlaskClient) -> None:
+    texts = ["short" if i % 90 else "long " * 900 for i in range(300)]
+    body = {"type": "embeddings", "model": "fake", "truncate": "none", "input": texts}
+    job = wait_for_end(client, (client.post("/v1/jobs", json=body).json or {})["id"])
+    address = f"/v1/jobs/{job['id']}/results?status=failed"
+    page = client.get(f"{address}&limit=3").json or {}
+    rest = client.get(f"{address}&after={page['last_id']}").json or {}
+    assert [item["index"] for item in page["data"] + rest["data"]] == [0, 90, 180, 270]
+    assert (page["has_more"], rest["has_more"]) == (True, False)
+    lines = [json.loads(line) for line in client.get(f"{address}&format=ndjson").data.splitlines()]
+    assert {line["error"]["code"] for line in lines} == {"context_length_exceeded"}
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize("precision", ["float16", "int8", "uint8", "binary", "ubinary"])
+def test_a_jobs_vectors_come_in_other_precisions_in_every_form(
+    client: FlaskClient, ended: dict[str, Any], vectors: Any, precision: Any
+) -> None:
+    expected = quantize(vectors, precision)
+    address = f"/v1/jobs/{ended['id']}/results?output_dtype={precision}"
+    array = np.load(io.BytesIO(client.get(f"{address}&format=npy").data))
+    assert array.dtype == expected.dtype
+    # A vector by a call and by a job may differ in its last bits, so a number may be rounded the other way.
+    assert (np.abs(array.astype(np.float32) - expected) > 1).mean() < 0.001
+    table = pq.read_table(io.BytesIO(client.get(f"{address}&format=parquet").data))
+    assert table.schema.field("embedding").type == pa.list_(pa.from_numpy_dtype(expected.dtype), expected.shape[1])
+    np.testing.assert_array_equal(np.array(table.column("embedding").to_pylist(), array.dtype), array)
+    line = json.loads(client.get(f"{address}&format=ndjson&encoding_format=base64").data.splitlines()[0])
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(line["embedding"]), array.dtype), array[0])
+
+
+@pytest.mark.parametrize(
+    ("query", "param"),
+    [("formt=npy", "formt"), ("format=npy&follow=true", "follow"), ("status=failed&format=parquet", "status")],
+)
+def test_a_parameter_that_would_change_nothing_is_refused(
+    client: FlaskClient, ended: dict[str, Any], query: str, param: str
+) -> None:
+    answer = client.get(f"/v1/jobs/{ended['id']}/results?{query}")
+    assert (answer.status_code, (answer.json or {})["error"]["param"]) == (400, param)
