@@ -43,6 +43,8 @@ _CALL_FIELDS = frozenset(
     {"top_n", "return_documents", "encoding_format", "output_dtype", "max_tokens_per_doc", "max_chunks_per_doc"}
 )
 _JOB_FIELDS = _EMBEDDING_FIELDS | _RANKING_FIELDS | _CALL_FIELDS
+# Names that we share with other services.
+_OURS = frozenset({"dimensions", "truncate", "input_type"})
 # In a query string every value is a string.
 _SWITCHES = frozenset({"truncation", "truncate", "normalized", "late_chunking", "raw_scores", "return_documents"})
 _BOOLS = {"true": True, "false": False}
@@ -107,7 +109,8 @@ def translate_job(value: Any) -> Any:
     for name in ("top_k", "top_n", "max_tokens_per_doc", "max_chunks_per_doc"):
         if body.get(name) is not None:
             raise InvalidRequest(f"{name}: a job scores all documents, as far as the model reads them", param=name)
-    return body
+    # What is left of other services' words says what a job does anyway.
+    return {name: field for name, field in body.items() if name not in _JOB_FIELDS or name in _OURS}
 
 
 def _is_switch(name: str, field: Any) -> bool:
