@@ -7,9 +7,9 @@ from app.access.limits import Limiter, limit
 from app.batches import files_routes
 from app.batches import routes as batches_routes
 from app.compat import install_doors
-from app.http.bodies import BODY_SLOTS
 from app.http.errors import install_errors
 from app.http.openapi import Api, register_schema
+from app.http.places import Places
 from app.http.request_ids import install_tracing
 from app.http.responses import install_compression
 from app.inference import embeddings, models, rerank
@@ -35,12 +35,13 @@ def create_app(settings: Settings) -> Flask:
         tasks.errors.ConfigError: the keys file is bad.
         OSError, tomllib.TOMLDecodeError, pydantic.ValidationError: the catalogue file is bad.
     """
-    app = Api(read_version())
+    places = Places(settings.web_threads)
+    app = Api(read_version(), places)
     app.config["MAX_BODY_BYTES"] = settings.max_body_bytes
+    app.config["MIN_CLIENT_BYTES_S"] = settings.min_client_bytes_s
     live = build_services(settings)
-    app.config[BODY_SLOTS] = live.large_bodies
     install_services(app, live)
-    install_metrics(app, Metrics(live))
+    install_metrics(app, Metrics(live, places))
     install_errors(app)
     install_tracing(app)
     install_compression(app)

@@ -14,7 +14,6 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
-from app.http.slots import BoundedSlots
 from config.catalog import Catalog, load_catalog
 from config.settings import Settings
 from tasks.files.batches import BatchStore
@@ -43,9 +42,6 @@ class Services:
     interactive: InteractiveClient
     presence: WorkerRegistry
     reports: ModelReports
-    long_polls: BoundedSlots
-    large_calls: BoundedSlots
-    large_bodies: BoundedSlots
     files: FileStore
     batches: BatchStore
     # Set when a batch was created or cancelled here, so that the scheduler's next run begins at once.
@@ -88,10 +84,6 @@ def build_services(settings: Settings) -> Services:
         interactive=InteractiveClient(settings),
         presence=WorkerRegistry(redis, (card.slug for card in catalog)),
         reports=ModelReports(redis),
-        # Together they leave an eighth of the threads to small calls, health checks and cancels.
-        long_polls=BoundedSlots(settings.web_threads * 3 // 8),
-        large_calls=BoundedSlots(settings.web_threads // 4),
-        large_bodies=BoundedSlots(settings.web_threads // 4),
         files=FileStore(redis, settings),
         batches=BatchStore(redis, settings),
         batch_wake=threading.Event(),

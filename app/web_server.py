@@ -8,7 +8,10 @@ Owns the choice of granian's options and the stop. What was measured with grania
 """
 
 import logging
+import resource
 import socket
+import threading
+import time
 from functools import partial
 from multiprocessing.util import Finalize
 from typing import Any
@@ -21,6 +24,7 @@ from granian.server import Server
 from app import create_app
 from app.batches.batch_scheduler import BatchScheduler
 from app.http.request_ids import RequestIdFilter
+from app.http.slow_clients import limit_stalled_readers
 from app.jobs.webhooks import WebhookDispatcher
 from config.keyring import check_exposure
 from config.logging import configure_logging
@@ -33,6 +37,9 @@ __all__ = ["run_server"]
 
 _log = logging.getLogger(__name__)
 _BACKLOG = 2048
+# More connections than these wait in the kernel, and so would probes: idle ones count too.
+_CONNECTIONS = 16_384
+_LISTENS_WITHIN_S = 30.0
 
 
 class _AdviceFilter(logging.Filter):
@@ -83,8 +90,7 @@ def run_server(settings: Settings) -> None:
         websockets=False,
         workers=settings.web_workers,
         blocking_threads=settings.web_threads,
-        # Requests beyond the threads wait inside granian, connections beyond this in the kernel.
-        backpressure=_BACKLOG // settings.web_workers,
+        backpressure=_allow_connections(settings),
         backlog=_BACKLOG,
         http1_settings=HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT_MS, max_buffer_size=_HEAD_BYTES),
         log_level=LogLevels.warning,
@@ -93,10 +99,10 @@ def run_server(settings: Settings) -> None:
         respawn_interval=0.5,
         workers_kill_timeout=_STOP_TIMEOUT_S,
     )
-    server.serve(target_loader=partial(_load, settings), wrap_loader=False)
+    server.serve(target_loader=partial(_load, settings, port), wrap_loader=False)
 
 
-def _load(settings: Settings) -> Any:
+def _load(settings: Settings, port: int) -> Any:
     """Build the app in the web process itself: threads and connections do not survive a fork."""
     _configure_logging(settings)
     # A process that was forked ends without calling the handlers of `atexit`.
@@ -105,7 +111,23 @@ def _load(settings: Settings) -> Any:
     # Here and not in `create_app`: a test that only asks the app one thing needs no thread.
     BatchScheduler(app.extensions["twolane"]).start()
     WebhookDispatcher(app.extensions["twolane"]).start()
+    threading.Thread(target=_watch_readers, args=(port,), name="stalled-readers", daemon=True).start()
     return app
+
+
+def _watch_readers(port: int) -> None:
+    """Limit stalled readers as soon as granian listens, which it does when the app is loaded."""
+    until_s = time.monotonic() + _LISTENS_WITHIN_S
+    while not limit_stalled_readers(port) and time.monotonic() < until_s:
+        time.sleep(0.1)
+
+
+def _allow_connections(settings: Settings) -> int:
+    """Return how many connections each process takes, and let it open files for so many."""
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
+    fewest = _CONNECTIONS if most_files == resource.RLIM_INFINITY else min(_CONNECTIONS, most_files // 2)
+    return max(1, fewest // settings.web_workers)
 
 
 def _list_settings(settings: Settings) -> str:

@@ -84,7 +84,20 @@ class Settings(BaseSettings):
 
     # -- web tier ----------------------------------------------------------------------------------------
     web_workers: Count = Field(1, description="Web processes.")
-    web_threads: Count = Field(128, description="Blocking threads of one web process.")
+    web_threads: Annotated[int, Field(ge=16)] = Field(
+        512,
+        description="Most threads of one web process; each request holds one. Half of them answer small requests, an "
+        "eighth each large ones and callers that wait for jobs, a sixteenth each uploads of unknown length and readers "
+        "of results; the rest is for probes and cancels.",
+    )
+    min_client_bytes_s: Count = Field(
+        4096,
+        description="Slowest that a client may send a large body or read results, in bytes a second on average; one "
+        "that falls behind by more than 20 s is cut off.",
+    )
+    stream_timeout_s: Seconds = Field(
+        14_400.0, description="How long one answer of results or of a file may take to be read; then it is cut off."
+    )
     max_body_bytes: Count = Field(64 * 2**20, description="Largest JSON body in bytes; above it: 413.")
     max_upload_bytes: Count = Field(8 * 2**30, description="Largest NDJSON upload in bytes; above it: 413.")
     max_line_bytes: Count = Field(4 * 2**20, description="Longest NDJSON line in bytes.")

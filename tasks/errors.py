@@ -3,7 +3,8 @@
     TwolaneError
     |-- RequestError            the caller has to change the request
     |   |-- InvalidRequest      a field is missing, wrong or too large
-    |   |   `-- BodyCutOff      the body ended before its end
+    |   |   |-- BodyCutOff      the body ended before its end
+    |   |   `-- BodyTooSlow     the body comes too slowly
     |   |-- AuthenticationError no API key, or one that is not known
     |   |-- PermissionDenied    the key is good, and may not do this
     |   |-- ModelNotFound       no such model in the catalogue
@@ -42,6 +43,7 @@ from typing import ClassVar
 __all__ = [
     "AuthenticationError",
     "BodyCutOff",
+    "BodyTooSlow",
     "CapacityError",
     "ConfigError",
     "Conflict",
@@ -112,6 +114,13 @@ class BodyCutOff(InvalidRequest):
     """The connection was lost in the middle of the body."""
 
     code = "body_cut_off"
+    retryable = True
+
+
+class BodyTooSlow(InvalidRequest):
+    """The body comes more slowly than the server waits for."""
+
+    code = "body_too_slow"
     retryable = True
 
 

@@ -14,7 +14,9 @@ from app.batches.schemas import DeletedFile, FileFilter, FileId, FileList, FileO
 from app.http.bodies import explain_invalid, stream_body
 from app.http.errors import documented
 from app.http.multipart import read_form
+from app.http.places import Kind, current_place
 from app.http.responses import json_response
+from app.http.slow_clients import paced
 from app.services import services
 from tasks.errors import InvalidRequest, NotFound, StoreFull, TooLarge
 from tasks.files.store import FileWriter, NewFile, StoredFile
@@ -96,9 +98,12 @@ def get_file(path: FileId) -> Response:
 @blueprint.get("/v1/files/<file_id>/content", responses=documented(FileObject, NotFound, extra={200: _BYTES}))
 def get_file_content(path: FileId) -> Response:
     """Return a file's bytes as they were uploaded or written."""
-    files = services().files
+    live = services()
+    files, settings = live.files, live.settings
     file = files.get(path.file_id, current_tenant().name)
-    response = Response(read_blocks(files.open(file)), mimetype="application/octet-stream")
+    current_place().move(Kind.STREAM)
+    blocks = paced(read_blocks(files.open(file)), settings.min_client_bytes_s, settings.stream_timeout_s)
+    response = Response(blocks, mimetype="application/octet-stream")
     response.content_length = file.size_bytes
     # Never shown as a page: the bytes are a stranger's.
     response.headers.set("Content-Disposition", "attachment", filename=f"{file.id}.jsonl")

@@ -5,9 +5,9 @@ Owns every read of a body and its limits in bytes. Knows no schema: what the JSO
 
 import codecs
 import json
+import time
 import zlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import orjson
@@ -15,11 +15,11 @@ from flask import Request, current_app, has_app_context
 from pydantic import BaseModel, ValidationError
 
 from app.http.disconnects import was_cut_off
-from app.http.slots import BoundedSlots
-from tasks.errors import BodyCutOff, InvalidRequest, LaneFull, TooLarge
+from app.http.places import PLACE, SMALL_BODY_BYTES, Kind, Place
+from app.http.slow_clients import Pace
+from tasks.errors import BodyCutOff, InvalidRequest, TooLarge
 
 __all__ = [
-    "BODY_SLOTS",
     "ApiRequest",
     "explain_invalid",
     "is_broken",
@@ -33,10 +33,6 @@ __all__ = [
 
 M = TypeVar("M", bound=BaseModel)
 _BLOCK_BYTES = 64 * 1024
-# Up to here a body is read without a slot: the bodies of small calls come in one go, or a proxy in front sees to it.
-_SMALL_BYTES = 64 * 1024
-# The app's configuration has the slots of the others under this name.
-BODY_SLOTS = "BODY_SLOTS"
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 # zlib copies what stands behind a member: small steps keep a body of thousands of tiny members cheap.
 _GZIP_STEP_BYTES = 4 * 1024
@@ -136,8 +132,9 @@ def stream_body(request: Request, limit_bytes: int) -> Iterator[bytes]:
 
     Raises:
         BodyCutOff: the body ended before its announced end.
+        BodyTooSlow: it comes too slowly.
         InvalidRequest: it cannot be unpacked.
-        LaneFull: too many large bodies, or bodies of unknown length, arrive at this moment.
+        LaneFull: it unpacks to a large body, and too many of those arrive at this moment.
         TooLarge: the body is over the limit; nothing behind it is read.
     """
     length = request.content_length
@@ -149,7 +146,7 @@ def stream_body(request: Request, limit_bytes: int) -> Iterator[bytes]:
         return blocks
     if packing not in {"gzip", "x-gzip"}:
         raise InvalidRequest(f"content-encoding {packing[:40]!r} is not supported: send gzip or none at all")
-    return _counted(_unpacked(blocks), limit_bytes)
+    return _counted(_placed(_unpacked(blocks), request.environ.get(PLACE)), limit_bytes)
 
 
 def _too_large(limit_bytes: int) -> TooLarge:
@@ -157,16 +154,15 @@ def _too_large(limit_bytes: int) -> TooLarge:
 
 
 def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
-    stream, read_bytes = request.environ["wsgi.input"], 0
-    with _slot(length) as free:
-        if not free:
-            raise LaneFull("too many large request bodies arrive at this moment; send it again", retry_after_s=2)
-        while length is None or read_bytes < length:
-            size = _BLOCK_BYTES if length is None else min(_BLOCK_BYTES, length - read_bytes)
-            if not (block := stream.read(size)):
-                break
-            read_bytes += len(block)
-            yield block
+    stream, read_bytes, pace = request.environ["wsgi.input"], 0, Pace(_floor_bytes_s())
+    while length is None or read_bytes < length:
+        size = _BLOCK_BYTES if length is None else min(_BLOCK_BYTES, length - read_bytes)
+        asked_s = time.monotonic()
+        if not (block := stream.read(size)):
+            break
+        pace.check_sender(time.monotonic() - asked_s, len(block))
+        read_bytes += len(block)
+        yield block
     # To the web server a lost connection looks like the end of the body.
     if length is not None and read_bytes < length:
         raise BodyCutOff(f"the body ended after {read_bytes} of {length} bytes")
@@ -174,11 +170,19 @@ def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
         raise BodyCutOff("the connection was lost in the middle of the body")
 
 
-def _slot(length: int | None) -> AbstractContextManager[bool]:
-    """Return the slot for a body: a slow sender holds a thread, and small calls must always find a free one."""
-    slots: BoundedSlots | None = current_app.config.get(BODY_SLOTS) if has_app_context() else None
-    small = length is not None and length <= _SMALL_BYTES
-    return nullcontext(enter_result=True) if small or slots is None else slots.slot()
+def _floor_bytes_s() -> int:
+    # A request that no app of ours handles, in a test, has all the time that it wants.
+    return int(current_app.config["MIN_CLIENT_BYTES_S"]) if has_app_context() else 1
+
+
+def _placed(blocks: Iterator[bytes], place: Place | None) -> Iterator[bytes]:
+    """Make the request a large one as soon as its small body has unpacked to a large one."""
+    total_bytes = 0
+    for block in blocks:
+        total_bytes += len(block)
+        if total_bytes > SMALL_BODY_BYTES and place is not None and place.kind is Kind.SMALL:
+            place.move(Kind.LARGE)
+        yield block
 
 
 def _counted(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:

@@ -23,6 +23,7 @@ from app.http.request_ids import current_request_id
 from tasks.engine import ItemError
 from tasks.errors import (
     AuthenticationError,
+    BodyTooSlow,
     CapacityError,
     ConfigError,
     Conflict,
@@ -72,6 +73,7 @@ class RangeNotSatisfiable(RequestError):
 _STATUS: Mapping[type[TwolaneError], int] = {
     TwolaneError: 500,
     RequestError: 400,
+    BodyTooSlow: 408,
     AuthenticationError: 401,
     PermissionDenied: 403,
     ModelNotFound: 404,

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.info import Info
 from flask_openapi3.models.schema import Schema
@@ -14,7 +15,9 @@ from flask_openapi3.openapi import OpenAPI
 from pydantic import BaseModel
 
 from app.http.bodies import ApiRequest
-from app.http.errors import ErrorBody, refuse_invalid_body
+from app.http.errors import ErrorBody, refuse_invalid_body, render_error
+from app.http.places import PLACE, HeldAnswer, Kind, Places, find_kind
+from app.http.request_ids import choose_request_id
 from app.http.responses import WholeResponse
 
 if TYPE_CHECKING:
@@ -28,12 +31,17 @@ _SECURITY: dict[str, Any] = {"key": {"type": "http", "scheme": "bearer", "descri
 
 
 class Api(OpenAPI):
-    """The Flask app: requests are read by us, refused bodies have our envelope, the text is at /openapi.json."""
+    """The Flask app: requests are read by us, refused bodies have our envelope, the text is at /openapi.json.
+
+    Args:
+        version: the product's.
+        places: how many requests of each kind may hold a thread.
+    """
 
     request_class = ApiRequest
     response_class = WholeResponse
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, places: Places) -> None:
         super().__init__(
             "app",
             info=Info(title="Twolane", version=version, description=_ABOUT),
@@ -46,6 +54,9 @@ class Api(OpenAPI):
             static_folder="static",
             template_folder="templates",
         )
+        self.places = places
+        # Called with each answer that was refused for want of a place: none of the app's hooks sees those.
+        self.note_refusal: Callable[[Response], object] = lambda _: None
         self._described_later: list[Callable[[], APIBlueprint]] = []
         self._description_lock = threading.Lock()
         # It would redirect, with a page in HTML that repeats the Host header.
@@ -74,11 +85,33 @@ class Api(OpenAPI):
         self.components_schemas.update(routes.components_schemas)
 
     def wsgi_app(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
-        """Answer a request; doubled and trailing slashes, as joined base URLs have them, mean nothing."""
+        """Answer a request if there is a place for it, which it holds until its last byte is with the web server.
+
+        Doubled and trailing slashes, as joined base URLs have them, mean nothing.
+        """
         path = environ["PATH_INFO"]
         if "//" in path or path.endswith("/"):
             environ["PATH_INFO"] = "/" + "/".join(filter(None, path.split("/")))
-        return super().wsgi_app(environ, start_response)
+        kind = find_kind(environ)
+        if (place := self.places.take(kind)) is None:
+            return self._refuse(kind, environ)(environ, start_response)
+        environ[PLACE] = place
+        try:
+            answer = super().wsgi_app(environ, start_response)
+        except BaseException:
+            place.release()
+            raise
+        if isinstance(answer, list):
+            place.release()
+            return answer
+        return HeldAnswer(answer, place)
+
+    def _refuse(self, kind: Kind, environ: "WSGIEnvironment") -> Response:
+        """Return the answer for want of a place. Thousands may need one in a second, so Flask has no part in it."""
+        response = render_error(self.places.refuse(kind))
+        response.headers["x-request-id"] = choose_request_id(environ.get("HTTP_X_REQUEST_ID", ""))
+        self.note_refusal(response)
+        return response
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function as it is: none of ours is a coroutine, and Flask would look for one at every hook."""

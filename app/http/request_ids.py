@@ -12,7 +12,7 @@ from contextvars import ContextVar
 
 from flask import Flask, Response, g, request
 
-__all__ = ["RequestIdFilter", "current_request_id", "install_tracing"]
+__all__ = ["RequestIdFilter", "choose_request_id", "current_request_id", "install_tracing"]
 
 _log = logging.getLogger(__name__)
 _request_id: ContextVar[str] = ContextVar("twolane_request_id", default="")
@@ -25,6 +25,11 @@ _SANE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:+/=-]{0,127}")
 def current_request_id() -> str:
     """Return the id of the request in progress, or an empty string outside of one."""
     return _request_id.get()
+
+
+def choose_request_id(asked: str) -> str:
+    """Return the id that a caller asked for, or a new one where it asked for none that we can log."""
+    return asked if _SANE_ID.fullmatch(asked) else f"req_{random.getrandbits(128):032x}"
 
 
 class RequestIdFilter(logging.Filter):
@@ -55,8 +60,7 @@ def install_tracing(app: Flask) -> None:
 
 def _begin() -> None:
     # A thread serves one request after another: each overwrites the id of the one before.
-    asked = request.headers.get("x-request-id", "")
-    _request_id.set(asked if _SANE_ID.fullmatch(asked) else f"req_{random.getrandbits(128):032x}")
+    _request_id.set(choose_request_id(request.headers.get("x-request-id", "")))
     g.started_s = time.perf_counter()
 
 

@@ -1,9 +1,10 @@
-"""Results as Arrow IPC stream or Parquet file, one record batch per chunk.
+"""Results as Arrow IPC file, Arrow IPC stream or Parquet file, one record batch per chunk.
 
 Owns the table's schema. pyarrow is imported by the first caller: it takes longer to import than the web process to
 start, and more memory than that process needs.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,9 +17,13 @@ from app.jobs.results import Results
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["stream_table"]
+__all__ = ["TableFormat", "stream_table"]
 
+TableFormat = Literal["arrow", "arrows", "parquet"]
+_log = logging.getLogger(__name__)
 _GROUP_ROWS = 8192
+# An Arrow stream that just ends reads as complete. This begins a message of 2 GB, which no reader takes for an end.
+_BROKEN_STREAM = b"\xff\xff\xff\xff\xff\xff\xff\x7f"
 
 
 class _Sink:
@@ -28,9 +33,15 @@ class _Sink:
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
+        self._size = 0
+
+    def tell(self) -> int:
+        """Return the position, which the file format writes into its footer."""
+        return self._size
 
     def write(self, data: Any) -> int:
         self._parts.append(bytes(data))
+        self._size += len(self._parts[-1])
         return len(self._parts[-1])
 
     def flush(self) -> None:
@@ -46,14 +57,28 @@ class _Sink:
         return data
 
 
-def stream_table(results: Results, form: Literal["arrow", "parquet"], after: int = -1) -> Iterator[bytes]:
-    """Yield the table's bytes.
+def stream_table(results: Results, form: TableFormat, after: int = -1) -> Iterator[bytes]:
+    """Yield the table's bytes. A table that cannot be read to its end has none that a reader would believe.
 
     Args:
         results: what to write.
-        form: file format.
+        form: arrow is Arrow's file format, arrows its stream.
         after: only items behind this index.
     """
+    begun = False
+    try:
+        for piece in _write_table(results, form, after):
+            begun = True
+            yield piece
+    except Exception as error:
+        if not begun:
+            raise
+        # The edge of a stream: its reader must see that it is not complete.
+        _log.warning("results of a job could not be read to their end: %s", type(error).__name__)
+        yield _BROKEN_STREAM
+
+
+def _write_table(results: Results, form: TableFormat, after: int) -> Iterator[bytes]:
     import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
 
     schema = _make_schema(results, results.width())
@@ -67,7 +92,7 @@ def stream_table(results: Results, form: Literal["arrow", "parquet"], after: int
             waiting.append(_make_batch(chunk, schema))
             # Token vectors make a chunk as large as a row group should be.
             large = "colbert" in chunk.extras or sum(batch.num_rows for batch in waiting) >= _GROUP_ROWS
-            if form == "arrow" or large:
+            if form != "parquet" or large:
                 writer.write_table(pa.Table.from_batches(waiting, schema))
                 waiting.clear()
                 yield sink.drain()
@@ -110,11 +135,11 @@ def _value_fields(results: Results, width: int | None) -> list[Any]:
     return [field for kind, field in fields.items() if kind in job.params.returns]
 
 
-def _open_writer(file: Any, form: Literal["arrow", "parquet"], schema: "pa.Schema") -> Any:
-    if form == "arrow":
+def _open_writer(file: Any, form: TableFormat, schema: "pa.Schema") -> Any:
+    if form != "parquet":
         import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
 
-        return pa.ipc.new_stream(file, schema)
+        return pa.ipc.new_file(file, schema) if form == "arrow" else pa.ipc.new_stream(file, schema)
     import pyarrow.parquet as pq  # noqa: PLC0415 - see the module's docstring
 
     # Vectors do not compress (under 8%), and their dictionaries only cost time.

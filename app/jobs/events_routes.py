@@ -10,6 +10,7 @@ from flask_openapi3.models.tag import Tag
 
 from app.access.auth import current_tenant
 from app.http.errors import documented
+from app.http.places import Kind, current_place
 from app.http.responses import encode_json
 from app.jobs.schemas import EventHeaders, JobId, JobObject
 from app.jobs.views import view_job
@@ -44,11 +45,8 @@ def stream_events(path: JobId, header: EventHeaders) -> Response:
     job = live.store.get(path.job_id, current_tenant().name)
     seen = header.last_event_id or ""
     version = int(seen) if seen.isascii() and seen.isdecimal() else -1
-    release = live.long_polls.acquire()
-    if release is None:
-        raise LaneFull("too many callers wait for jobs on this server; poll instead", retry_after_s=5)
+    current_place().move(Kind.WAIT)
     response = Response(_follow(live, job, version), mimetype="text/event-stream")
-    response.call_on_close(release)
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
     return response

@@ -1,8 +1,7 @@
-"""`GET /v1/jobs/{job_id}/results`: one result set, five forms."""
+"""`GET /v1/jobs/{job_id}/results`: one result set, six forms."""
 
-import itertools
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, cast
 
 from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
@@ -10,8 +9,10 @@ from flask_openapi3.models.tag import Tag
 
 from app.access.auth import current_tenant
 from app.http.errors import RangeNotSatisfiable, documented
+from app.http.places import Kind, current_place
 from app.http.responses import json_response
-from app.jobs.arrow import stream_table
+from app.http.slow_clients import paced
+from app.jobs.arrow import TableFormat, stream_table
 from app.jobs.following import FollowedResults
 from app.jobs.npy import ByteRange, NpyFile, parse_range
 from app.jobs.results import Results
@@ -28,7 +29,8 @@ _TYPES = {
     "json": "application/json",
     "ndjson": "application/x-ndjson",
     "npy": "application/x-npy",
-    "arrow": "application/vnd.apache.arrow.stream",
+    "arrow": "application/vnd.apache.arrow.file",
+    "arrows": "application/vnd.apache.arrow.stream",
     "parquet": "application/vnd.apache.parquet",
 }
 _BYTES = {"schema": {"type": "string", "format": "binary"}}
@@ -73,17 +75,15 @@ def _pieces(results: Results, query: ResultView) -> Iterator[bytes]:
     after = -1 if query.after is None else query.after
     if query.format == "ndjson":
         return results.lines(query.encoding_format or "float", after, failed=query.status == "failed")
-    form: Literal["arrow", "parquet"] = "arrow" if query.format == "arrow" else "parquet"
-    return stream_table(results, form, after)
+    return stream_table(results, cast("TableFormat", query.format), after)
 
 
 def _follow(results: FollowedResults, query: ResultView) -> Response:
-    """Answer with what is there, and go on as chunks end; such a stream holds one of the places of long polls."""
-    release = services().long_polls.acquire()
-    if release is None:
-        raise LaneFull("too many callers wait for jobs on this server; ask again, or poll", retry_after_s=5)
-    response = Response(_pieces(results, query), mimetype=_TYPES[str(query.format)])
-    response.call_on_close(release)
+    """Answer with what is there, and go on as chunks end; such a stream holds one of the places of callers that wait."""
+    current_place().move(Kind.WAIT)
+    settings = services().settings
+    stream = paced(_pieces(results, query), settings.min_client_bytes_s, settings.stream_timeout_s)
+    response = Response(stream, mimetype=_TYPES[str(query.format)])
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"
     return response
@@ -119,10 +119,21 @@ def _send_npy(results: Results) -> Response:
 
 
 def _stream(pieces: Iterator[bytes], form: str) -> Response:
-    """Answer with a stream whose first piece is made already: what fails there still gets its status."""
-    first = list(itertools.islice(pieces, 1))
-    response = Response(itertools.chain(first, pieces), mimetype=_TYPES[form])
-    # A chain has no close(); the generator behind it holds a job's chunk at most.
+    """Answer with a stream that has begun already: what fails before its first piece still gets its status."""
+    current_place().move(Kind.STREAM)
+    settings = services().settings
+    stream = paced(_begun(pieces), settings.min_client_bytes_s, settings.stream_timeout_s)
+    response = Response(stream, mimetype=_TYPES[form])
     if form != "ndjson":
         response.headers["Content-Disposition"] = f'attachment; filename="results.{form}"'
     return response
+
+
+def _begun(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Return the stream with its first piece made now."""
+
+    def follow(first: bytes) -> Iterator[bytes]:
+        yield first
+        yield from pieces
+
+    return follow(next(pieces, b""))

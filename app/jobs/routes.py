@@ -12,6 +12,7 @@ from app.access.auth import current_tenant, find_card
 from app.http.bodies import read_model, stream_body
 from app.http.errors import documented
 from app.http.openapi import describe_either, describe_json_or_ndjson
+from app.http.places import Kind, current_place
 from app.http.prefer import Preferences, parse_prefer
 from app.http.responses import json_response
 from app.jobs.ndjson import read_items, split_lines
@@ -70,6 +71,7 @@ def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
         order, items, payload = _read_body(header)
     submission = SubmissionService(services(), current_tenant())
     if query.dry_run:
+        current_place().move(Kind.UPLOAD)
         return render_estimate(services(), order.card, submission.estimate(order, items))
     preferences = parse_prefer(header.prefer or "")
     submitted = submission.repeat(order, items, payload)
@@ -209,7 +211,7 @@ def _wait(job: Job, wait_s: float, done: Callable[[Job], bool]) -> Job:
     """Wait for a job if a thread may be held for it; else the caller asks again."""
     live = services()
     deadline_s = time.monotonic() + wait_s
-    with live.long_polls.slot() as free:
+    with current_place().moved(Kind.WAIT) as free:
         while free and not done(job) and (left_s := deadline_s - time.monotonic()) > 0:
             job = live.store.wait(job.id, job.tenant, job.version, left_s)
     return job

@@ -245,17 +245,17 @@ class JobFilter(QueryParameters):
 class ResultView(QueryParameters):
     """Query parameters of a job's results."""
 
-    format: Literal["json", "ndjson", "npy", "arrow", "parquet"] | None = Field(
-        None, description="Instead of the Accept header. Default: json."
+    format: Literal["json", "ndjson", "npy", "arrow", "arrows", "parquet"] | None = Field(
+        None, description="Instead of the Accept header. arrows: an Arrow stream. Default: json."
     )
     encoding_format: Literal["float", "base64"] | None = Field(None, description="For json and ndjson. Default: float.")
     output_dtype: Precision | None = Field(None, description="Numbers of dense vectors. Default: as they are kept.")
     after: Annotated[int, Field(ge=-1)] | None = Field(
-        None, description="For json, ndjson and arrow: only items behind this index."
+        None, description="For json, ndjson, arrow and arrows: only items behind this index."
     )
     limit: Annotated[int, Field(ge=1, le=1000)] | None = Field(None, description="For json: items. Default: 100.")
     status: Literal["failed"] | None = Field(None, description="For json and ndjson: only items that failed.")
-    follow: bool | None = Field(None, description="For ndjson and arrow: send chunks as they end while the job runs.")
+    follow: bool | None = Field(None, description="For ndjson and arrows: send chunks as they end while the job runs.")
 
     def require_form(self) -> None:
         """Refuse what the chosen format cannot do; it would be ignored.
@@ -263,7 +263,11 @@ class ResultView(QueryParameters):
         Raises:
             InvalidRequest: a parameter that goes with other formats.
         """
-        forms = {"status": ("json", "ndjson"), "follow": ("ndjson", "arrow"), "after": ("json", "ndjson", "arrow")}
+        forms = {
+            "status": ("json", "ndjson"),
+            "follow": ("ndjson", "arrows"),
+            "after": ("json", "ndjson", "arrow", "arrows"),
+        }
         for name, possible in forms.items():
             if getattr(self, name) is not None and self.format not in possible:
                 raise InvalidRequest(f"{name} goes with the formats {', '.join(possible)}", param=name)

@@ -58,6 +58,7 @@ METRICS = (
     # What this web process did.
     Metric("twolane_http_requests_total", "Answers by route and status.", ("process", "method", "route", "status")),
     Metric("twolane_http_request_seconds", "Time until an answer begins.", ("process", "route")),
+    Metric("twolane_http_places_taken", "Requests that hold a thread, by kind.", ("process", "kind")),
     Metric("twolane_http_refusals_total", "Answers 429, 503 and 504 by error code.", ("process", "status", "code")),
 )
 

@@ -8,13 +8,15 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TypeVar, cast
 
-from flask import Blueprint, Flask, Response, current_app, g, request
+from flask import Blueprint, Response, current_app, g, request
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     generate_latest,
@@ -23,9 +25,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from redis import RedisError
 
+from app.http.openapi import Api
+from app.http.places import Kind, Places
 from app.ops.metric_names import LATENCY_BUCKETS_S, find_metric
 from app.services import Services
-from tasks.errors import StoreUnavailable
+from tasks.errors import LaneFull, StoreUnavailable
 from tasks.jobs.job import TERMINAL
 from tasks.lanes import Service
 from tasks.presence.statistics import LaneStatistics, StoreStatistics, read_statistics
@@ -52,9 +56,10 @@ class Metrics:
 
     Args:
         live: where the shared state is read.
+        places: of this process.
     """
 
-    def __init__(self, live: Services) -> None:
+    def __init__(self, live: Services, places: Places) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_SharedState(live))
         ProcessCollector(registry=self._registry)
@@ -68,6 +73,10 @@ class Metrics:
         self._seconds = Histogram(
             seconds.name, seconds.description, seconds.labels, buckets=LATENCY_BUCKETS_S, registry=self._registry
         )
+        held = find_metric("twolane_http_places_taken")
+        gauge = Gauge(held.name, held.description, held.labels, registry=self._registry)
+        for kind in Kind:
+            gauge.labels(self._process, kind.name.lower()).set_function(partial(places.count, kind))
 
     def count(self, response: Response) -> Response:
         """Count one answer; an `after_request` hook."""
@@ -81,6 +90,12 @@ class Metrics:
             self._refusals.labels(self._process, str(response.status_code), g.get("error_code", "")).inc()
         return response
 
+    def count_refusal(self, response: Response) -> None:
+        """Count a request that found no place."""
+        status = str(response.status_code)
+        self._requests.labels(self._process, "unknown", "unknown", status).inc()
+        self._refusals.labels(self._process, status, LaneFull.code).inc()
+
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
@@ -93,13 +108,14 @@ def show_metrics() -> Response:
     return Response(metrics.render(), content_type=CONTENT_TYPE_LATEST)
 
 
-def install_metrics(app: Flask, metrics: Metrics) -> None:
+def install_metrics(app: Api, metrics: Metrics) -> None:
     """Count the answers of this app and let the route find what to show.
 
     Call it before all else that has hooks: `after_request` runs backwards, and this one has to see the final answer.
     """
     app.extensions["twolane-metrics"] = metrics
     app.after_request(metrics.count)
+    app.note_refusal = metrics.count_refusal
 
 
 class _SharedState(Collector):

@@ -6,7 +6,6 @@ record and tickets are written. Knows neither HTTP nor the shape of a body.
 
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from redis import RedisError
 
 from app.access.auth import Tenant
 from app.access.limits import charge_tokens
+from app.http.places import Kind, current_place
 from app.services import Services
 from app.submission.chunk_upload import ChunkUpload
 from app.submission.orders import (
@@ -31,7 +31,7 @@ from config.settings import Settings
 from tasks.bulk.outcomes import pack_outcomes
 from tasks.cache.values import tenant_scope
 from tasks.engine import JobParams, Outcomes, Work
-from tasks.errors import Conflict, InvalidRequest, LaneFull, ModelNotFound, NoWorker, TwolaneError
+from tasks.errors import Conflict, InvalidRequest, ModelNotFound, NoWorker, TwolaneError
 from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.jobs.job import Counts, Idempotency, NewJob, new_job_id
 from tasks.lanes import Lane, Service
@@ -68,10 +68,8 @@ class SubmissionService:
         if self._is_small(len(checked), tokens):
             return self._ask(order, checked, tokens, Service.INTERACTIVE)
         # Each holds a thread for as long as minutes, and small calls need threads too.
-        with self._services.large_calls.slot() as free:
-            if not free:
-                raise LaneFull("too many large calls wait already; POST /v1/jobs queues this one", retry_after_s=2)
-            return self._ask(order, checked, tokens, Service.BULK)
+        current_place().move(Kind.LARGE)
+        return self._ask(order, checked, tokens, Service.BULK)
 
     def submit(self, order: Order, items: Iterable[Item], idempotency: Settle, *, queue: bool = False) -> Submission:
         """Make a job of the items: answered at once when small, else queued.
@@ -152,14 +150,15 @@ class SubmissionService:
 
     def _ask(self, order: Order, items: Sequence[Item], tokens: int, service: Service) -> Outcomes:
         charge_tokens(tokens)
-        large_until_s = time.monotonic() + self._settings.large_call_timeout_s
+        small = service is Service.INTERACTIVE
+        timeout_s = self._settings.interactive_timeout_s if small else self._settings.large_call_timeout_s
         work = Work(
             model=order.card.name,
             operation=order.operation,
             texts=[item.text for item in items],
             queries=[item.query or "" for item in items] if order.operation == "rerank" else None,
             service=service,
-            deadline_s=large_until_s if service is Service.BULK else None,
+            deadline_s=current_place().arrived_s + timeout_s,
             params=order.params,
             reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
         )

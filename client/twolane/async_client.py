@@ -245,7 +245,7 @@ class AsyncJobs:
                 return
             after = page.last_id
 
-    async def download(self, job_id: str, form: Literal["ndjson", "npy", "arrow", "parquet"]) -> bytes:
+    async def download(self, job_id: str, form: Literal["ndjson", "npy", "arrow", "arrows", "parquet"]) -> bytes:
         """Return all results of an ended job as the bytes of one file."""
         return await self._client.call(requests.download_results(job_id, form))
 

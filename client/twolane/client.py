@@ -274,7 +274,7 @@ class Jobs:
                 return
             after = page.last_id
 
-    def download(self, job_id: str, form: Literal["ndjson", "npy", "arrow", "parquet"]) -> bytes:
+    def download(self, job_id: str, form: Literal["ndjson", "npy", "arrow", "arrows", "parquet"]) -> bytes:
         """Return all results of an ended job as the bytes of one file."""
         return self._client.call(requests.download_results(job_id, form))
 

@@ -198,7 +198,7 @@ def page_results(job_id: str, *, after: int = -1, limit: int = 1000) -> Call[Res
     return Call(method="GET", path=f"{_job_path(job_id)}/results", answer=ResultPage, params=params)
 
 
-def download_results(job_id: str, form: Literal["ndjson", "npy", "arrow", "parquet"]) -> Call[bytes]:
+def download_results(job_id: str, form: Literal["ndjson", "npy", "arrow", "arrows", "parquet"]) -> Call[bytes]:
     """Return the call for a whole result file."""
     return Call(method="GET", path=f"{_job_path(job_id)}/results", answer=bytes, params={"format": form})
 

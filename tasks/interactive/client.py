@@ -36,6 +36,10 @@ _log = logging.getLogger(__name__)
 _BLOCK_S = 0.4  # how long a blocking read waits, and so the longest that a thread takes to notice its end
 _PER_TRIP = 256
 _RECONNECT_S = 0.1
+# Of the time until its deadline, the part within which a request's answer has to be expected.
+_HOPEFUL = 0.8
+_NEWEST = 0.1  # of a lane's rate, how much the newest answer counts
+_BEFORE_FIRST_ANSWER = 64
 
 
 class PushRequestScript(Script):
@@ -91,6 +95,53 @@ class _PendingCall:
         return cast("bytes", self.reply)
 
 
+class _Flow:
+    """How fast a lane answers this process, and so which request would come too late. Thread-safe.
+
+    Work that a worker has taken is in no list any more, and waits there as long: only who asked knows of it.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting = self._requests = 0
+        # Tokens a second, as the answers of late show it; 0: nothing was answered yet.
+        self._rate = 0.0
+
+    def enter(self, tokens: int, left_s: float) -> int:
+        """Count a request in; return the tokens that wait with it.
+
+        Raises:
+            tasks.errors.LaneFull: its answer would come after its deadline, by what the last answers took.
+        """
+        with self._lock:
+            ahead = self._waiting + tokens
+            wait_s = ahead / self._rate if self._rate and self._waiting else 0.0
+            # Before the first answer a lane's rate is not known: a burst must not fill a slow one.
+            if not self._rate and self._requests >= _BEFORE_FIRST_ANSWER:
+                raise LaneFull("the first requests for this model are not answered yet", retry_after_s=1)
+            if wait_s > _HOPEFUL * left_s:
+                message = (
+                    f"more work waits for this model than it computes in the {left_s:.0f} s that this call may take"
+                )
+                raise LaneFull(message, retry_after_s=wait_s - _HOPEFUL * left_s)
+            self._waiting = ahead
+            self._requests += 1
+            return ahead
+
+    def leave(self, tokens: int) -> None:
+        """Count a request out."""
+        with self._lock:
+            self._waiting -= tokens
+            self._requests -= 1
+
+    def learn(self, ahead: int, took_s: float) -> None:
+        """Note that so many tokens, the request's own among them, were computed in that time."""
+        rate = ahead / max(took_s, 1e-6)
+        with self._lock:
+            # A request on an idle lane says little of what a full one computes: what was reached counts for a while.
+            self._rate = rate if rate > self._rate else self._rate + _NEWEST * (rate - self._rate)
+
+
 class InteractiveClient:
     """Sends requests to workers and waits for their replies. Thread-safe; one per web process.
 
@@ -112,6 +163,7 @@ class InteractiveClient:
         self._pid = os.getpid()
         self._numbers = itertools.count(1)
         self._calls: dict[int, _PendingCall] = {}
+        self._flows: dict[Lane, _Flow] = defaultdict(_Flow)
         self._outbox: queue.SimpleQueue[_PendingCall | None] = queue.SimpleQueue()
         self._reply_key = keys.replies(secrets.token_hex(8))
         self._threads: list[threading.Thread] = []
@@ -127,7 +179,7 @@ class InteractiveClient:
 
         Raises:
             tasks.errors.NoWorker: no worker is ready for the model.
-            tasks.errors.LaneFull: too many tokens wait already.
+            tasks.errors.LaneFull: too many tokens wait already, or more than are computed before the deadline.
             tasks.errors.DeadlineExceeded: no answer in time.
             tasks.errors.StoreUnavailable: Redis does not answer, or this client is closed.
             tasks.errors.TwolaneError: what the worker reported, of its own class.
@@ -138,14 +190,22 @@ class InteractiveClient:
             expires_s = time.monotonic() + self._settings.interactive_timeout_s
         call = _PendingCall(next(self._numbers), Lane(slug_of(work.model), work.service), tokens, expires_s)
         call.body = protocol.encode_request(call.number, self._reply_key, tokens, work)
+        flow, started_s = self._flows[call.lane], time.monotonic()
+        ahead = flow.enter(tokens, expires_s - started_s)
         self._calls[call.number] = call
         try:
             self._outbox.put(call)
             if self._closing.is_set():
                 raise StoreUnavailable("the web process is going away")
-            return protocol.decode_reply(call.wait())
+            reply = call.wait()
+            flow.learn(ahead, time.monotonic() - started_s)
+            return protocol.decode_reply(reply)
+        except DeadlineExceeded:
+            flow.learn(ahead, time.monotonic() - started_s)
+            raise
         finally:
             self._calls.pop(call.number, None)
+            flow.leave(tokens)
 
     def close(self) -> None:
         """End the threads, settle what waits and delete the reply list. Safe to call twice."""

@@ -6,9 +6,10 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
+from app.http.places import Kind, Places
 from stack.embedded_redis import EmbeddedServer
 from tests.support.fakes import write_fake_card
-from tests.support.web import opened_app, running_worker, services_of, settings_of
+from tests.support.web import opened_app, running_worker, settings_of
 
 SMALL, LARGE = ["one text"], ["a text"] * 65
 
@@ -17,8 +18,8 @@ SMALL, LARGE = ["one text"], ["a text"] * 65
 def app(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
     folder = tmp_path_factory.mktemp("data")
     catalog = write_fake_card(folder, "latency_ms = 900")
-    # A pass takes longer than a small call may wait. Eight threads: two of them for large calls.
-    settings = settings_of(server, folder, catalog_file=catalog, interactive_timeout_s=0.5, web_threads=8)
+    # A pass takes longer than a small call may wait. Sixteen threads: two of them for large calls.
+    settings = settings_of(server, folder, catalog_file=catalog, interactive_timeout_s=0.5, web_threads=16)
     with running_worker(settings), opened_app(settings) as app:
         yield app
 
@@ -36,8 +37,8 @@ def test_a_large_call_may_take_longer_than_a_small_one(client: FlaskClient) -> N
 
 
 def test_large_calls_leave_threads_to_small_ones(app: Flask, client: FlaskClient) -> None:
-    slots = services_of(app).large_calls
-    taken = [slots.acquire() for _ in range(2)]
+    places: Places = app.places  # type: ignore[attr-defined] # of our own Flask class
+    taken = [places.take(Kind.LARGE) for _ in range(2)]
     assert None not in taken
     try:
         answer = client.post("/v1/embeddings", json={"model": "fake", "input": LARGE})
@@ -47,7 +48,7 @@ def test_large_calls_leave_threads_to_small_ones(app: Flask, client: FlaskClient
         # The small one is admitted: it ends by its own deadline.
         assert client.post("/v1/embeddings", json={"model": "fake", "input": SMALL}).status_code == 504
     finally:
-        for release in taken:
-            assert release is not None
-            release()
+        for place in taken:
+            assert place is not None
+            place.release()
     assert client.post("/v1/embeddings", json={"model": "fake", "input": LARGE}).status_code == 200

@@ -172,7 +172,7 @@ def test_arrow_and_parquet_have_columns_of_the_kinds_and_npy_has_the_dense_ones(
     client: FlaskClient, job: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     address = f"/v1/jobs/{job['id']}/results"
-    arrow = pa.ipc.open_stream(client.get(f"{address}?format=arrow").data).read_all()
+    arrow = pa.ipc.open_file(client.get(f"{address}?format=arrow").data).read_all()
     parquet = pq.read_table(io.BytesIO(client.get(f"{address}?format=parquet").data))
     for table in (arrow, parquet):
         rows = table.to_pylist()
@@ -212,9 +212,9 @@ def test_failed_items_have_their_error_and_no_values(client: FlaskClient) -> Non
     items = read_lines(client, job)
     assert items[70]["error"]["code"] == "context_length_exceeded"
     assert not {"embedding", "sparse", "colbert"} & set(items[70])
-    for form in ("arrow", "parquet"):
+    for form in ("arrows", "parquet"):
         data = client.get(f"/v1/jobs/{job['id']}/results?format={form}").data
-        table = pa.ipc.open_stream(data).read_all() if form == "arrow" else pq.read_table(io.BytesIO(data))
+        table = pa.ipc.open_stream(data).read_all() if form == "arrows" else pq.read_table(io.BytesIO(data))
         row = table.to_pylist()[70]
         assert (row["embedding"], row["sparse"], row["colbert"]) == (None, None, None)
         assert table.to_pylist()[71]["colbert"] == [pytest.approx(v, abs=1e-6) for v in items[71]["colbert"]]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flask.testing import FlaskClient
+from pyarrow import feather
 
 from app.vector_formats import quantize
 from config.settings import Settings
@@ -46,7 +47,9 @@ def test_ndjson_npy_arrow_and_parquet_hold_the_same_vectors(
     np.testing.assert_allclose(array, vectors, atol=1e-6)
     arrow = pa.ipc.open_stream(client.get(address, headers={"Accept": "application/vnd.apache.arrow.stream"}).data)
     parquet = pq.read_table(io.BytesIO(client.get(f"{address}?format=parquet").data))
-    for table in (arrow.read_all(), parquet):
+    file = client.get(f"{address}?format=arrow")
+    assert "results.arrow" in file.headers["Content-Disposition"]
+    for table in (arrow.read_all(), feather.read_table(io.BytesIO(file.data)), parquet):
         assert table.column("id").to_pylist() == [f"p{i}" for i in range(700)]
         assert table.column("index").to_pylist() == list(range(700))
         got = np.array(table.column("embedding").to_pylist(), np.float32)
@@ -123,7 +126,7 @@ def test_an_item_that_fails_has_its_error_and_its_neighbours_their_vectors(clien
     assert np.isfinite(array[[0, 2]]).all()
     for table in (
         pq.read_table(io.BytesIO(client.get(f"{address}?format=parquet").data)),
-        pa.ipc.open_stream(client.get(f"{address}?format=arrow").data).read_all(),
+        pa.ipc.open_file(client.get(f"{address}?format=arrow").data).read_all(),
     ):
         assert table.column("error").to_pylist() == [None, "context_length_exceeded", None]
         assert table.column("embedding").to_pylist()[1] is None
@@ -164,7 +167,7 @@ def test_results_can_be_followed_in_input_order_while_the_job_runs(client: Flask
     address = _paused(client, {"type": "embeddings", "model": "fake", "input": CORPUS})
     assert client.get(f"{address}/results?format=ndjson").status_code == 409
     followed = client.get(f"{address}/results?format=ndjson&follow=true&after=49")
-    table = client.get(f"{address}/results?format=arrow&follow=true&after=249")
+    table = client.get(f"{address}/results?format=arrows&follow=true&after=249")
     client.post(f"{address}/resume")
     *items, last = [json.loads(line) for line in followed.data.splitlines() if line]
     assert last == {"status": "succeeded", "after": 699, "complete": True}

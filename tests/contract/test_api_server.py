@@ -90,14 +90,15 @@ def test_a_body_over_the_limit_is_answered_while_it_is_still_being_sent(web: Web
 
 
 def test_bodies_that_never_end_leave_threads_to_small_calls(server: EmbeddedServer, tmp_path: Path) -> None:
-    """Eight threads: two of them read large bodies, or bodies of unknown length."""
-    web = Web(server.url, tmp_path, TWOLANE_WEB_THREADS="8")
+    """Sixteen threads: two of them read large bodies, one a body of unknown length."""
+    web = Web(server.url, tmp_path, TWOLANE_WEB_THREADS="16")
     with contextlib.ExitStack() as stack:
         stack.callback(web.stop)
-        slow = [stack.enter_context(web.connect()) for _ in range(2)]
+        slow = [stack.enter_context(web.connect()) for _ in range(3)]
         slow[0].sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk(BLOCK))
-        slow[1].sendall(HEAD + b"Content-Length: 90000000\r\n\r\n" + BLOCK)
-        time.sleep(1)  # a probe that comes before them would take the slot of one
+        for sender in slow[1:]:
+            sender.sendall(HEAD + b"Content-Length: 90000000\r\n\r\n" + BLOCK)
+        time.sleep(1)  # a probe that comes before them would take the place of one
         wait_until(lambda: refused(web), 10, step_s=1)
         small = stack.enter_context(web.connect())
         small.sendall(HEAD + b"Prefer: respond-async\r\nContent-Length: %d\r\n\r\n" % len(LINE) + LINE)
@@ -128,7 +129,7 @@ def test_a_connection_is_kept_between_requests(web: Web) -> None:
 
 
 def test_waiting_callers_leave_threads_for_everybody_else(server: EmbeddedServer, tmp_path: Path) -> None:
-    web = Web(server.url, tmp_path, TWOLANE_WEB_THREADS="4")
+    web = Web(server.url, tmp_path, TWOLANE_WEB_THREADS="16")
     with contextlib.ExitStack() as stack:
         stack.callback(web.stop)
         connection = stack.enter_context(web.connect())

@@ -17,10 +17,10 @@ def test_changed_settings_are_listed_and_no_secret_is() -> None:
         _env_file=None,
         redis_url="rediss://user:hunter2@queues.example:6380/0",
         flower_password=SecretStr("hunter3"),
-        web_threads=7,
+        web_threads=70,
     )
     shown = _list_settings(settings)
-    assert "web_threads=7" in shown
+    assert "web_threads=70" in shown
     assert "queues.example:6380" in shown
     assert "hunter" not in shown
     assert "max_inputs" not in shown

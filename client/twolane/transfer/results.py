@@ -29,7 +29,7 @@ def fetch_table(client: Twolane, portion: Portion, job: Job, dimension: int, *, 
         UnexpectedAnswer: the server does not have a result for each row.
     """
     arrow = load("pyarrow")
-    data = client.jobs.download(job.id, "arrow")
+    data = client.jobs.download(job.id, "arrows")
     results = arrow.ipc.open_stream(arrow.py_buffer(data)).read_all().combine_chunks()
     if results.num_rows != portion.part.items:
         raise UnexpectedAnswer(f"job {job.id} has {results.num_rows} results for {portion.part.items} items")
