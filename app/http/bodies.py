@@ -154,13 +154,14 @@ def _too_large(limit_bytes: int) -> TooLarge:
 
 
 def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
-    stream, read_bytes, pace = request.environ["wsgi.input"], 0, Pace(_floor_bytes_s())
+    stream, read_bytes, pace = request.environ["wsgi.input"], 0, _pace(length)
     while length is None or read_bytes < length:
         size = _BLOCK_BYTES if length is None else min(_BLOCK_BYTES, length - read_bytes)
         asked_s = time.monotonic()
         if not (block := stream.read(size)):
             break
-        pace.check_sender(time.monotonic() - asked_s, len(block))
+        if pace is not None:
+            pace.check_sender(time.monotonic() - asked_s, len(block))
         read_bytes += len(block)
         yield block
     # To the web server a lost connection looks like the end of the body.
@@ -170,9 +171,10 @@ def _raw_blocks(request: Request, length: int | None) -> Iterator[bytes]:
         raise BodyCutOff("the connection was lost in the middle of the body")
 
 
-def _floor_bytes_s() -> int:
-    # A request that no app of ours handles, in a test, has all the time that it wants.
-    return int(current_app.config["MIN_CLIENT_BYTES_S"]) if has_app_context() else 1
+def _pace(length: int | None) -> Pace | None:
+    # A small body is read in one go; and a request that no app of ours handles, in a test, has all the time it wants.
+    small = length is not None and length <= SMALL_BODY_BYTES
+    return None if small or not has_app_context() else Pace(current_app.config["MIN_CLIENT_BYTES_S"])
 
 
 def _placed(blocks: Iterator[bytes], place: Place | None) -> Iterator[bytes]:

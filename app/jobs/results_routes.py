@@ -79,7 +79,7 @@ def _pieces(results: Results, query: ResultView) -> Iterator[bytes]:
 
 
 def _follow(results: FollowedResults, query: ResultView) -> Response:
-    """Answer with what is there, and go on as chunks end; such a stream holds one of the places of callers that wait."""
+    """Answer with what is there, and go on as chunks end; such a stream holds the place of a waiting caller."""
     current_place().move(Kind.WAIT)
     settings = services().settings
     stream = paced(_pieces(results, query), settings.min_client_bytes_s, settings.stream_timeout_s)
