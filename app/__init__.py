@@ -36,7 +36,7 @@ def create_app(settings: Settings) -> Flask:
         OSError, tomllib.TOMLDecodeError, pydantic.ValidationError: the catalogue file is bad.
     """
     places = Places(settings.web_threads)
-    app = Api(read_version(), places)
+    app = Api(read_version(), places, example_model=settings.models[0], with_keys=settings.keys_file is not None)
     app.config["MAX_BODY_BYTES"] = settings.max_body_bytes
     app.config["MIN_CLIENT_BYTES_S"] = settings.min_client_bytes_s
     live = build_services(settings)

@@ -4,11 +4,11 @@ Owns TEI's bodies and answers, as in its OpenAPI text 1.8. A body names no model
 is taken; `model` is taken too where a client sends it. `/tokenize` is not there: the web side has no tokenizer.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from flask import Response
-from pydantic import BaseModel, ConfigDict, Field, RootModel
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel
 
 from app.access.auth import current_tenant
 from app.compat.doors import Door, VendorBody, Wanted, choose_card, embed, rank, refuse_field, reread
@@ -30,12 +30,16 @@ door = Door("text-embeddings-inference", "TEI's own routes, for huggingface_hub 
 _PROMPTS = {"query": "query", "search_query": "query", "document": "document", "passage": "document"}
 
 
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
 class _TeiTruncation(VendorBody):
     """How a text that is too long is treated."""
 
     truncate: bool | None = Field(None, description="false refuses a text that is too long. Default: it is cut.")
-    truncation_direction: Literal["left", "right", "Left", "Right"] | None = Field(
-        None, description="left cuts at the start of the text. Default: right."
+    truncation_direction: Annotated[Literal["left", "right"], BeforeValidator(_lower)] | None = Field(
+        None, description="left cuts at the start of the text. Default: right. Case does not matter."
     )
     model: ModelName | None = Field(None, description="Ours: name or alias of a model. Default: the first that can.")
 
@@ -43,7 +47,7 @@ class _TeiTruncation(VendorBody):
         """Return it in our words."""
         if self.truncate is False:
             return "none"
-        return "start" if (self.truncation_direction or "").lower() == "left" else "end"
+        return "start" if self.truncation_direction == "left" else "end"
 
 
 class TeiInputs(_TeiTruncation):

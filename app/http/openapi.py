@@ -14,6 +14,7 @@ from flask_openapi3.models.schema import Schema
 from flask_openapi3.openapi import OpenAPI
 from pydantic import BaseModel
 
+from app.http.api_text import complete_api_text
 from app.http.bodies import ApiRequest
 from app.http.errors import ErrorBody, refuse_invalid_body, render_error
 from app.http.places import PLACE, HeldAnswer, Kind, Places, find_kind
@@ -36,12 +37,14 @@ class Api(OpenAPI):
     Args:
         version: the product's.
         places: how many requests of each kind may hold a thread.
+        example_model: a model that is served, for the examples of the OpenAPI text.
+        with_keys: whether calls need a key.
     """
 
     request_class = ApiRequest
     response_class = WholeResponse
 
-    def __init__(self, version: str, places: Places) -> None:
+    def __init__(self, version: str, places: Places, *, example_model: str, with_keys: bool) -> None:
         super().__init__(
             "app",
             info=Info(title="Twolane", version=version, description=_ABOUT),
@@ -58,7 +61,10 @@ class Api(OpenAPI):
         # Called with each answer that was refused for want of a place: none of the app's hooks sees those.
         self.note_refusal: Callable[[Response], object] = lambda _: None
         self._described_later: list[Callable[[], APIBlueprint]] = []
+        self._described: list[str] = []
         self._description_lock = threading.Lock()
+        self._completed: dict[str, Any] | None = None
+        self._example_model, self._with_keys = example_model, with_keys
         # It would redirect, with a page in HTML that repeats the Host header.
         self.url_map.merge_slashes = False
 
@@ -73,10 +79,15 @@ class Api(OpenAPI):
             while self._described_later:
                 self._describe(self._described_later[-1]())
                 self._described_later.pop()
-            document: dict[str, Any] = super().api_doc
-            return document
+            if self._completed is None:
+                document: dict[str, Any] = super().api_doc
+                names = (*self.blueprints, *self._described)
+                complete_api_text(document, names, model=self._example_model, with_keys=self._with_keys)
+                self._completed = document
+            return self._completed
 
     def _describe(self, routes: APIBlueprint) -> None:
+        self._described.append(routes.name)
         for tag in routes.tags:
             if tag.name not in self.tag_names:
                 self.tags.append(tag)

@@ -118,7 +118,7 @@ def get_job(path: JobId, header: ReadHeaders) -> Response:
     return response
 
 
-@blueprint.delete("/v1/jobs/<job_id>", responses=_CHANGED, endpoint="delete_job")
+@blueprint.delete("/v1/jobs/<job_id>", responses=_CHANGED, endpoint="delete_job", operation_id="delete_job")
 @blueprint.post("/v1/jobs/<job_id>/cancel", responses=_CHANGED)
 def cancel_job(path: JobId) -> Response:
     """Cancel a job; finished chunks stay readable. May be repeated."""

@@ -210,6 +210,18 @@ def test_the_openapi_text_names_every_route_with_its_error_answers(client: Flask
     assert set(bodies) == {"application/json", "application/x-ndjson"}
 
 
+def test_operations_have_short_names_and_take_a_key(client: FlaskClient) -> None:
+    text = client.get("/openapi.json").json or {}
+    operations = [operation for methods in text["paths"].values() for operation in methods.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names)
+    assert {"create_embeddings", "rerank", "create_job", "delete_job", "cancel_job", "get_results"} <= set(names)
+    assert max(map(len, names)) <= 25
+    # On a server without keys a key is taken and means nothing; probes never want one.
+    assert text["security"] == [{}, {"key": []}]
+    assert text["paths"]["/livez"]["get"]["security"] == []
+
+
 def test_every_reference_of_the_openapi_text_leads_somewhere(client: FlaskClient) -> None:
     text = client.get("/openapi.json").json or {}
 
@@ -223,9 +235,9 @@ def test_every_reference_of_the_openapi_text_leads_somewhere(client: FlaskClient
             for child in value:
                 yield from references(child)
 
-    names = {reference.removeprefix("#/components/schemas/") for reference in references(text)}
-    assert names
-    assert names <= set(text["components"]["schemas"])
+    named = {reference.removeprefix("#/components/") for reference in references(text)}
+    assert named
+    assert named <= {f"{kind}/{name}" for kind, parts in text["components"].items() for name in parts}
 
 
 def test_the_pages_load_nothing_from_elsewhere(client: FlaskClient) -> None:

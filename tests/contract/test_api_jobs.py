@@ -260,3 +260,11 @@ def test_metadata_comes_back(client: FlaskClient) -> None:
     body = {"type": "embeddings", "model": "fake", "input": ["a"], "metadata": {"source": "shelf 3"}}
     job = client.post("/v1/jobs", json=body).json or {}
     assert (client.get(f"/v1/jobs/{job['id']}").json or {})["metadata"] == {"source": "shelf 3"}
+
+
+def test_the_examples_of_the_openapi_text_work(client: FlaskClient) -> None:
+    schemas = (client.get("/openapi.json").json or {})["components"]["schemas"]
+    for schema, path in (("EmbeddingsRequest", "embeddings"), ("RerankRequest", "rerank"), ("JobRequest", "jobs")):
+        (example,) = schemas[schema]["examples"]
+        answer = client.post(f"/v1/{path}", json=example)
+        assert answer.status_code == 200, answer.json
