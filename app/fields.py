@@ -5,12 +5,21 @@ Owns their shapes and checks. Limits that are settings are checked where the set
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PlainValidator, StringConstraints, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    StringConstraints,
+    WithJsonSchema,
+)
 from pydantic_core import PydanticCustomError
 
 from tasks.vectors import KINDS, Kind
 
 __all__ = [
+    "CutoffLayer",
     "Document",
     "Documents",
     "ModelName",
@@ -63,6 +72,15 @@ def _check_returns(value: Any) -> list[Kind]:
     return [kind for kind in KINDS if kind in names]
 
 
+def _check_layer(value: Any) -> Any:
+    """Return the one layer of a list; FlagEmbedding takes several, and gives a list of scores for each."""
+    if not isinstance(value, list):
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+    if len(value) != 1:
+        raise refuse("must name one layer, since each document gets one score")
+    return value[0]
+
+
 def document_text(document: Document) -> str:
     """Return the text of a document, whichever form it has."""
     return document if isinstance(document, str) else str(document["text"])
@@ -86,6 +104,9 @@ Documents = Annotated[list[Document], PlainValidator(_check_documents), WithJson
 
 
 Returns = Annotated[list[Kind], PlainValidator(_check_returns), WithJsonSchema(_RETURNS_SCHEMA)]
+
+
+CutoffLayer = Annotated[int, Field(ge=0), BeforeValidator(_check_layer)]
 
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]

@@ -18,7 +18,7 @@ from config.model_names import card_fields
 __all__ = ["Catalog", "ModelCard", "load_catalog", "slug_of"]
 
 Capability = Literal["dense", "sparse", "colbert", "rerank"]
-Family = Literal["auto", "encoder", "decoder", "bge-m3", "cross-encoder", "fake"]
+Family = Literal["auto", "encoder", "decoder", "bge-m3", "cross-encoder", "llm-reranker", "fake"]
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "last_token")
 # As sentence-transformers spells them.
 _POOLING_ALIASES = {"lasttoken": "last_token", "mean_sqrt_len_tokens": "mean_sqrt_len"}
@@ -59,8 +59,8 @@ class ModelCard(BaseModel):
     backend: str = "auto"
     # Empty: as the family and the folder say.
     capabilities: tuple[Capability, ...] = ()
-    # How a model with the rerank capability scores: a cross-encoder's logit, an embedding model's cosine, or bge-m3's
-    # weighted sum of what its dense, sparse and ColBERT vectors say.
+    # How a model with the rerank capability scores: a logit of both texts together, an embedding model's cosine, or
+    # bge-m3's weighted sum of what its dense, sparse and ColBERT vectors say.
     rerank_by: Literal["cross-encoder", "similarity", "multi-vector"] | None = None
     dimension: Annotated[int, Field(ge=1)] | None = None
     # 0: as many as the folder says.
@@ -79,6 +79,10 @@ class ModelCard(BaseModel):
     document_instruction: str = ""
     # Put before texts of which no caller says what they are.
     default_instruction: str = ""
+    # How a pair is written for a reranker that is a language model; empty: as the folder says.
+    template: Literal["", "qwen3-reranker", "mxbai-rerank-v2", "bge-reranker-v2"] = ""
+    # Layers after which a layerwise reranker can score; callers choose one, and the last is the default.
+    cutoff_layers: tuple[int, ...] = ()
     token_ids: Literal["cl100k", "model", "reject"] = "cl100k"
     # Backend-specific values; only the fake backend reads them.
     knobs: dict[str, float | str] = Field(default_factory=dict)
@@ -117,6 +121,14 @@ class ModelCard(BaseModel):
     def extras(self) -> tuple[Capability, ...]:
         """The kinds of vectors that it gives besides dense ones."""
         return tuple(kind for kind in self.capabilities if kind in {"sparse", "colbert"})
+
+    def explain_layer(self, layer: int) -> str:
+        """Return why the model cannot score after that layer; empty: it can."""
+        if layer in self.cutoff_layers:
+            return ""
+        if not self.cutoff_layers:
+            return f"{self.name} scores after its last layer only: it takes no cutoff_layers"
+        return f"{self.name} scores after the layers {self.cutoff_layers[0]} to {self.cutoff_layers[-1]}, not {layer}"
 
     @property
     def slug(self) -> str:

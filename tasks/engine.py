@@ -46,6 +46,7 @@ class JobParams:
         cache: whether values may come from the tenant's earlier work; None: as the API key says.
         dedupe: likewise within the job.
         returns: for embeddings, the kinds of vectors that are wanted.
+        cutoff_layer: for rerank by a layerwise model, the layer after which it scores; None: the last.
     """
 
     instruction: str | None = None
@@ -55,6 +56,7 @@ class JobParams:
     cache: bool | None = None
     dedupe: bool | None = None
     returns: tuple[Kind, ...] = DENSE_ONLY
+    cutoff_layer: int | None = None
 
     def __post_init__(self) -> None:
         # Params that were read back from JSON have a list here, and they have to be hashable.

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from app.fields import Documents, ModelName, Returns, SparseWeights, Truncate, Vector, refuse
+from app.fields import CutoffLayer, Documents, ModelName, Returns, SparseWeights, Truncate, Vector, refuse
 from app.spellings import translate_embeddings, translate_ranking
 from app.vector_formats import Precision
 
@@ -128,6 +128,9 @@ class RerankRequest(_Body):
     )
     return_documents: bool | None = Field(None, description="Whether documents come back. Default: false.")
     instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
+    cutoff_layers: CutoffLayer | None = Field(
+        None, description="The layer after which a layerwise reranker scores, also in a list. Default: the last."
+    )
     cache: bool | None = Field(
         None, description="Use cached values of your earlier work, and cache these. Default: no."
     )
@@ -224,6 +227,7 @@ class ModelObject(BaseModel):
     max_tokens: int
     rerank_by: str | None
     matryoshka: list[int] = Field(description="Lengths to which its vectors were trained to be cut.")
+    cutoff_layers: list[int] = Field(description="Layers after which it can score, of a layerwise reranker.")
     similarity: str | None
     licence: str
     parameters: str

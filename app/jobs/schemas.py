@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from pydantic_core import PydanticCustomError
 
 from app.fields import (
+    CutoffLayer,
     Documents,
     ModelName,
     QueryParameters,
@@ -91,6 +92,10 @@ class HowToCompute(BaseModel):
     dimensions: Annotated[int, Field(ge=1)] | None = Field(None, description="Cut embeddings to this length.")
     input_type: Literal["query", "document"] | None = Field(None, description="query: the model's own instruction.")
     instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
+    cutoff_layers: CutoffLayer | None = Field(
+        None,
+        description="For rerank: the layer after which a layerwise reranker scores, also in a list. Default: the last.",
+    )
     truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none fails the item.")
     dtype: Literal["float32", "float16"] | None = Field(None, description="Precision at rest. Default: float32.")
     priority: Literal["low", "normal", "high"] | None = Field(None, description="Default: normal.")

@@ -63,6 +63,7 @@ def view_job(job: Job, progress: JobProgress) -> dict[str, Any]:
             "cache": bool(params.cache),
             "dedupe": bool(params.dedupe),
             "return": list(params.returns),
+            "cutoff_layers": params.cutoff_layer,
         },
         "fingerprint": job.fingerprint,
         "metadata": job.extra.get("metadata") or {},

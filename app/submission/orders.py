@@ -113,6 +113,7 @@ def make_order(
         cache=asked("cache"),
         dedupe=asked("dedupe"),
         returns=_choose_kinds(card, asked("returns")),
+        cutoff_layer=_choose_layer(card, operation, asked("cutoff_layers")),
     )
     items_field = "input" if operation == "embeddings" else "documents"
     return Order(card, operation, params, asked("priority") or "normal", extra or {}, items_field)
@@ -130,6 +131,17 @@ def _choose_dimensions(card: ModelCard, dimensions: int | None) -> int | None:
         message = f"dimensions must be at most {card.dimension}, the size of {card.name}'s embeddings"
         raise InvalidRequest(message, param="dimensions")
     return None if dimensions == card.dimension else dimensions
+
+
+def _choose_layer(card: ModelCard, operation: Operation, layer: int | None) -> int | None:
+    if layer is None:
+        return None
+    if operation != "rerank":
+        raise InvalidRequest("cutoff_layers is for rerank, and no vectors", param="cutoff_layers")
+    if card.complete and (problem := card.explain_layer(layer)):
+        raise InvalidRequest(problem, param="cutoff_layers")
+    # What the model does anyway is one with what nobody asked for: so the cache knows it.
+    return None if card.cutoff_layers and layer == card.cutoff_layers[-1] else layer
 
 
 def _choose_kinds(card: ModelCard, wanted: Sequence[Kind] | None) -> tuple[Kind, ...]:

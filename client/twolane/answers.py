@@ -128,6 +128,7 @@ class Model(msgspec.Struct, frozen=True):
     parameters: str = ""
     query_instruction: str = ""
     document_instruction: str = ""
+    cutoff_layers: list[int] = []
     fingerprints: list[str] = []
     ready: bool = False
     workers: list[dict[str, str]] = []

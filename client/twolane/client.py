@@ -120,7 +120,7 @@ class Twolane:
             query: what they are compared with.
             documents: texts, or objects with a `text`.
             model: name or alias.
-            options: `top_n`, `return_documents`, `instruction`, `cache`.
+            options: `top_n`, `return_documents`, `instruction`, `cutoff_layers`, `cache`.
         """
         return self.call(requests.rerank(RerankBody(model=model, query=query, documents=documents, **options)))
 

@@ -87,6 +87,7 @@ class RerankBody(msgspec.Struct, omit_defaults=True, kw_only=True):
     top_n: int | None = None
     return_documents: bool | None = None
     instruction: str | None = None
+    cutoff_layers: int | None = None
     truncate: Truncate | None = None
     cache: bool | None = None
 
@@ -100,6 +101,7 @@ class JobOptions(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True, 
     dimensions: int | None = None
     input_type: Literal["query", "document"] | None = None
     instruction: str | None = None
+    cutoff_layers: int | None = None
     truncate: Truncate | None = None
     dtype: Literal["float32", "float16"] | None = None
     priority: Literal["low", "normal", "high"] | None = None

@@ -109,7 +109,7 @@ def job_scope(job_id: str) -> str:
 def digest_items(work: Work, fingerprint: str) -> list[bytes]:
     """Return for each item the SHA-256 of all that its value depends on; equal items have equal digests."""
     params = work.params
-    made_by = (work.operation, fingerprint, params.instruction, params.dimensions, params.truncate)
+    made_by = (work.operation, fingerprint, params.instruction, params.dimensions, params.truncate, params.cutoff_layer)
     # Each part is preceded by its length, so that no two different lists of parts have equal bytes.
     start = hashlib.sha256(repr(made_by).encode("utf-8", "surrogatepass"))
     queries = work.queries if work.queries is not None else [""] * len(work.texts)

@@ -23,6 +23,8 @@ def test_cards_agree_with_the_table_of_flag_embedding() -> None:
             assert not known.trust_remote_code, name
         elif (reranker := AUTO_RERANKER_MAPPING.get(name)) is not None:
             compared += 1
-            assert reranker.model_class.__name__ in {"BaseReranker", "FlagReranker"}, name
-            assert card.family == "cross-encoder", name
+            layerwise = bool(card.cutoff_layers)
+            found = ("cross-encoder", False), ("llm-reranker", False), ("llm-reranker", True)
+            kinds = dict(zip(("BaseReranker", "BaseLLMReranker", "LayerWiseLLMReranker"), found, strict=True))
+            assert (card.family, layerwise) == kinds[reranker.model_class.__name__], name
     assert compared > 20

@@ -92,8 +92,8 @@ def reranker_with_another_activation(folder: Path) -> None:
     make_cross_encoder("bert", folder, activation_fn=torch.nn.Tanh())
 
 
-@refused("reads yes and no off a language model")
-def reranker_that_is_a_language_model(folder: Path) -> None:
+@refused("names no token whose logit is the score")
+def reranker_without_its_words_for_yes_and_no(folder: Path) -> None:
     make_bare("qwen2", folder, "AutoModelForCausalLM")
     kinds = ["base.modules.transformer.Transformer", "cross_encoder.modules.logit_score.LogitScore"]
     modules = [{"idx": at, "path": "", "type": f"sentence_transformers.{kind}"} for at, kind in enumerate(kinds)]

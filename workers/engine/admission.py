@@ -17,6 +17,7 @@ from tasks.vectors import Extra, ExtraParts, Ragged
 from workers.engine.pending import ExtraSink, Finish, PendingWork
 from workers.engine.scoring import PairScores, cosines, to_unit_range
 from workers.models.loaded import LoadedModel
+from workers.models.pair_tokenizer import TemplateTokenizer
 from workers.models.tokenizer import Encoded
 
 __all__ = ["admit"]
@@ -44,6 +45,8 @@ def _check(work: Work, model: LoadedModel) -> None:
     if work.operation == "rerank":
         if "rerank" not in model.card.capabilities:
             raise WrongCapability(f"the model {name} does not rerank", param="model")
+        if work.params.cutoff_layer is not None and (problem := model.card.explain_layer(work.params.cutoff_layer)):
+            raise InvalidRequest(problem, param="cutoff_layers")
         if work.queries is None or len(work.queries) != len(work.texts):
             raise InvalidRequest("rerank needs a query for each document", param="queries")
     elif dimension is None:
@@ -76,9 +79,17 @@ def _admit_embeddings(work: Work, model: LoadedModel) -> PendingWork:
 
 
 def _admit_pairs(work: Work, model: LoadedModel) -> PendingWork:
-    queries = instruct(work.queries or (), _query_instruction(work, model), model)
+    instruction, queries, tokenizer = _query_instruction(work, model), work.queries or (), model.tokenizer
+    if not isinstance(tokenizer, TemplateTokenizer):
+        queries = instruct(queries, instruction, model)
     unique, rows_of = _deduplicate(list(zip(queries, work.texts, strict=True)))
-    encoded = model.tokenizer.encode_pairs([q for q, _ in unique], [text for _, text in unique], work.params.truncate)
+    pairs = [query for query, _ in unique], [text for _, text in unique], work.params.truncate
+    if isinstance(tokenizer, TemplateTokenizer):
+        encoded = tokenizer.encode_pairs(*pairs, instruction=instruction or "")
+    else:
+        encoded = tokenizer.encode_pairs(*pairs)
+    if layer := work.params.cutoff_layer:
+        encoded = [replace(one, tokens=replace(one.tokens, cutoff_layer=layer)) for one in encoded]
     plan = _Plan(work, encoded, model)
 
     def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:

@@ -56,6 +56,8 @@ def hash_recipe(recipe: Recipe) -> str:
         orjson.dumps([asdict(step) for step in recipe.steps]).decode(),
         str(recipe.lower_case),
     ]
+    if recipe.pairs is not None:
+        parts += [repr(recipe.pairs), _hash_files(recipe.transformer, ("chat_template*",))]
     return _digest(parts)
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from config.catalog import Family, ModelCard
 from tasks.errors import ConfigError
+from workers.models.llm_rerankers import LAYERWISE, is_llm_reranker, refuse_lightweight
 from workers.models.modules import ModuleList
 
-__all__ = ["HEADS", "check_head", "choose_family"]
+__all__ = ["HEADS", "check_activation", "check_head", "choose_family"]
 
 # FlagEmbedding's files of bge-m3's heads; it loads both or makes both up.
 HEADS = ("sparse_linear.pt", "colbert_linear.pt")
@@ -23,6 +24,7 @@ _DECODERS = frozenset(
         "gemma2",
         "gemma3",
         "gemma3_text",
+        "granite",
         "llama",
         "ministral",
         "mistral",
@@ -43,10 +45,8 @@ def choose_family(card: ModelCard, folder: Path, config: Mapping[str, Any], modu
     Raises:
         ConfigError: it is none that can be served, or another one than the card says.
     """
+    refuse_lightweight(card.name, config)
     _refuse_own_code(card.name, config)
-    if modules.logit_score:
-        message = "it is a reranker that reads yes and no off a language model, which is not supported"
-        raise ConfigError(f"model {card.name}: {message}; {_FIX}")
     found = _find_family(card, folder, config, modules)
     if found is None:
         raise ConfigError(f"model {card.name}: {_explain(card, config)}")
@@ -61,7 +61,7 @@ def choose_family(card: ModelCard, folder: Path, config: Mapping[str, Any], modu
 
 
 def check_head(card: ModelCard, config: Mapping[str, Any], stated: Mapping[str, Any]) -> None:
-    """Check that a cross-encoder's head gives one score, by an activation whose order ours keeps.
+    """Check that a cross-encoder's head gives one score of a pair as it is.
 
     Args:
         card: for its name.
@@ -75,17 +75,28 @@ def check_head(card: ModelCard, config: Mapping[str, Any], stated: Mapping[str, 
     if labels != 1:
         message = f"it is a classifier of {labels} labels, and a reranker has one"
         raise ConfigError(f"model {card.name}: {message}; {_FIX}")
+    check_activation(card, config, stated)
+    if stated.get("default_prompt_name"):
+        raise ConfigError(f"model {card.name}: it puts a prompt before pairs, which is not supported")
+
+
+def check_activation(card: ModelCard, config: Mapping[str, Any], stated: Mapping[str, Any]) -> None:
+    """Check that a score goes through an activation whose order ours keeps.
+
+    Raises:
+        ConfigError: it does not.
+    """
     older = config.get("sentence_transformers", {}).get("activation_fn")
     activation = stated.get("activation_fn") or older or config.get("sbert_ce_default_activation_function") or "Sigmoid"
     if activation.rpartition(".")[2] not in {"Sigmoid", "Identity"}:
         raise ConfigError(f"model {card.name}: its scores go through {activation}, which is not supported")
-    if stated.get("default_prompt_name"):
-        raise ConfigError(f"model {card.name}: it puts a prompt before pairs, which is not supported")
 
 
 def _find_family(card: ModelCard, folder: Path, config: Mapping[str, Any], modules: ModuleList) -> Family | None:
     """Return the family by what the folder says, or None where it says too little."""
     architecture = _architecture(config)
+    if is_llm_reranker(card, config, modules):
+        return "llm-reranker"
     if all((folder / file).is_file() for file in HEADS) and card.family in {"auto", "bge-m3"}:
         return "bge-m3"
     # Without a pooling, an embedder is refused later, with a sentence of its own.
@@ -99,12 +110,12 @@ def _explain(card: ModelCard, config: Mapping[str, Any]) -> str:
     architecture = _architecture(config) or "a model without an architecture"
     if card.family == "cross-encoder":
         if architecture.endswith("ForCausalLM"):
-            return f"it is {architecture}, a language model without a head for scores; {_FIX}"
+            return f"it is {architecture}, a language model without a head for scores; {_FIX}, or its template"
         return f"it is {architecture}, which has no head for scores; {_FIX}"
     if architecture.endswith("ForCausalLM"):
         return (
             f"it is {architecture}, a language model, and nothing in its folder says how it makes vectors or scores; "
-            "in a card, say pooling = last_token or mean if it is an embedder; such rerankers are not supported"
+            "in a card, say pooling = last_token or mean if it is an embedder, template if it is a reranker"
         )
     return (
         f"it is {architecture}, and neither its card nor its folder says a pooling (modules.json or "
@@ -113,7 +124,7 @@ def _explain(card: ModelCard, config: Mapping[str, Any]) -> str:
 
 
 def _refuse_own_code(name: str, config: Mapping[str, Any]) -> None:
-    if config.get("auto_map") and config["model_type"] not in _ADOPTED:
+    if config.get("auto_map") and config["model_type"] not in _ADOPTED and _architecture(config) != LAYERWISE:
         code = ", ".join(sorted({str(value) for value in config["auto_map"].values()}))
         raise ConfigError(
             f"model {name}: it needs code of its own folder ({code}), which is never run here; name a variant that "

@@ -52,14 +52,14 @@ class ModuleList:
         transformer: where the transformer lies, relative to the folder.
         pooling: one of `config.catalog.POOLINGS`, several joined by `+`; empty: nobody says.
         steps: what follows the pooling.
-        logit_score: whether what follows reads yes and no off a language model's logits.
+        logit_score: folder of the module that reads yes and no off a language model's logits; None: there is none.
     """
 
     stated: bool = False
     transformer: str = ""
     pooling: str = ""
     steps: tuple[Step, ...] = ()
-    logit_score: bool = False
+    logit_score: str | None = None
 
 
 def read_modules(name: str, folder: Path) -> ModuleList:
@@ -76,7 +76,7 @@ def read_modules(name: str, folder: Path) -> ModuleList:
         raise ConfigError(f"model {name}: modules.json begins with {kinds[0]}, not with one Transformer; {_WAY_OUT}")
     transformer = entries[0][1]
     if kinds[1:] == ["LogitScore"]:
-        return ModuleList(stated=True, transformer=transformer, logit_score=True)
+        return ModuleList(stated=True, transformer=transformer, logit_score=entries[1][1])
     if len(kinds) == 1:
         return ModuleList(stated=True, transformer=transformer)
     if kinds[1] != "Pooling" or not set(kinds[2:]) <= {"Dense", "LayerNorm", "Normalize", "Dropout"}:

@@ -12,8 +12,9 @@ from typing import Any
 from config.catalog import Family, ModelCard
 from tasks.errors import ConfigError
 from workers.models.folder import check_tokenizer_files, check_weight_files, read_json
-from workers.models.kinds import check_head, choose_family
+from workers.models.kinds import check_activation, check_head, choose_family
 from workers.models.lengths import read_max_tokens
+from workers.models.llm_rerankers import PairReading, read_layers, read_pairs
 from workers.models.modules import ModuleList, Step, read_modules
 from workers.models.prompts import read_prompts
 
@@ -35,6 +36,7 @@ class Recipe:
         steps: what follows.
         lower_case: whether texts are read in lower case, whatever the tokenizer does.
         bidirectional: whether the folder asks a decoder to look both ways.
+        pairs: how a language model that ranks reads a pair; None for all others.
     """
 
     card: ModelCard
@@ -44,6 +46,7 @@ class Recipe:
     steps: tuple[Step, ...] = ()
     lower_case: bool = False
     bidirectional: bool = False
+    pairs: PairReading | None = None
 
     @property
     def family(self) -> Family:
@@ -72,6 +75,8 @@ def recognise(card: ModelCard, folder: Path) -> Recipe:
         "max_tokens": read_max_tokens(card, transformer, config, text.get("max_seq_length")),
     }
     lower_case = text.get("do_lower_case") is True
+    if family == "llm-reranker":
+        return _recognise_llm(card, folder, transformer, common, (config, modules, text))
     if family not in _EMBEDDERS:
         check_head(card, config, read_json(name, folder / _STATED))
         fields = common | {"capabilities": card.capabilities or ("rerank",), "rerank_by": "cross-encoder"}
@@ -95,6 +100,33 @@ def recognise(card: ModelCard, folder: Path) -> Recipe:
         lower_case=lower_case,
         bidirectional=config.get("is_causal") is False or config.get("use_bidirectional_attention") is True,
     )
+
+
+def _recognise_llm(
+    card: ModelCard,
+    folder: Path,
+    transformer: Path,
+    common: dict[str, Any],
+    read: tuple[Mapping[str, Any], ModuleList, Mapping[str, Any]],
+) -> Recipe:
+    """Return the recipe of a language model that ranks; `read` is config.json, modules and the transformer's file."""
+    config, modules, text = read
+    stated = read_json(card.name, folder / _STATED)
+    pairs = read_pairs(card, folder, config, modules, text)
+    if pairs.head == "label":
+        check_head(card, config, stated)
+    else:
+        check_activation(card, config, stated)
+    prompt = card.query_instruction or (pairs.template.default_instruction if pairs.template else "")
+    prompts = stated.get("prompts") or {}
+    layers = read_layers(pairs, config)
+    fields = common | {
+        "capabilities": card.capabilities or ("rerank",),
+        "rerank_by": "cross-encoder",
+        "query_instruction": prompt or prompts.get(stated.get("default_prompt_name") or "", ""),
+        "cutoff_layers": _agree(card, "cutoff_layers", card.cutoff_layers, layers),
+    }
+    return Recipe(_fill(card, fields), folder, transformer, pairs=pairs)
 
 
 def _describe_vectors(
@@ -191,6 +223,6 @@ def _refuse_text_settings(name: str, text: Mapping[str, Any], family: Family) ->
     way = text.get("modality_config", {}).get("text", {"method": "forward", "method_output_name": "last_hidden_state"})
     if family in _EMBEDDERS and (way.get("method"), way.get("method_output_name")) != ("forward", "last_hidden_state"):
         raise ConfigError(f"model {name}: its transformer reads texts by {way}, which is not supported")
-    if text.get("processing_kwargs"):
+    if text.get("processing_kwargs") and family != "llm-reranker":
         message = f"model {name}: its texts are tokenized with {text['processing_kwargs']}, which is not supported"
         raise ConfigError(message)

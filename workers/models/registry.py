@@ -52,7 +52,7 @@ def load_model(card: ModelCard, settings: Settings) -> LoadedModel:
         return _load_fake(card)
     recipe = recognise(card, fetch(card, settings))
     device = _device(settings)
-    kind = _backend(card, settings, device)
+    kind = _backend(recipe.card, settings, device)
     if kind == "openvino":
         try:
             return _proved(_load_openvino(recipe, settings))
@@ -70,6 +70,10 @@ def _proved(model: LoadedModel) -> LoadedModel:
 
 def _backend(card: ModelCard, settings: Settings, device: str) -> str:
     """Return torch, packed or openvino. OpenVINO is the faster one on a CPU, for what it can run."""
+    if card.family == "llm-reranker":
+        if card.backend not in {"auto", "torch"}:
+            raise ConfigError(f"model {card.name}: a language model that ranks is computed by torch only")
+        return "torch"
     can = device == "cpu" and _wish(card, settings) != "float16"
     if card.backend == "auto":
         if settings.packed == "on" or (settings.packed == "auto" and device.startswith("cuda")):
@@ -133,7 +137,8 @@ def _gpu_dtype(card: ModelCard, torch: Any) -> str:
 
     Decoders are trained in bfloat16 and overflow float16. What overflows elsewhere, the guard computes again.
     """
-    return "bfloat16" if card.family == "decoder" and torch.cuda.is_bf16_supported() else "float16"
+    decodes = card.family in {"decoder", "llm-reranker"}
+    return "bfloat16" if decodes and torch.cuda.is_bf16_supported() else "float16"
 
 
 def _device(settings: Settings) -> str:

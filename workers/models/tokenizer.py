@@ -15,7 +15,17 @@ from numpy.typing import NDArray
 
 from tasks.vectors import Extra
 
-__all__ = ["Encoded", "FastTokenizer", "TextTokenizer", "Tokens", "Truncate", "lower_cased", "read_tokenizer"]
+__all__ = [
+    "QUERY_SHARE",
+    "Encoded",
+    "FastTokenizer",
+    "TextTokenizer",
+    "Tokens",
+    "Truncate",
+    "lower_cased",
+    "read_tokenizer",
+    "shorten",
+]
 
 Truncate = Literal["end", "start", "none"]
 
@@ -23,7 +33,7 @@ Truncate = Literal["end", "start", "none"]
 # it is first cut, since a request of a million characters would else hold its caller for a second.
 _CHARS_PER_TOKEN = 16
 # A query takes at most this share of a pair, as in FlagEmbedding's rerankers, so that a document is always seen.
-_QUERY_SHARE = (3, 4)
+QUERY_SHARE = (3, 4)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,11 +44,13 @@ class Tokens:
         ids: int32, shape (length,).
         second_at: where the second text of a pair begins; 0 for a single text.
         extras: kinds of vectors that are wanted besides the value.
+        cutoff_layer: the layer after which a layerwise reranker scores; 0: the last.
     """
 
     ids: NDArray[np.int32]
     second_at: int = 0
     extras: tuple[Extra, ...] = ()
+    cutoff_layer: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,24 +90,24 @@ class FastTokenizer:
 
     def __init__(self, fast: Any, max_tokens: int, fallback_id: int) -> None:
         """Copy `fast` (a `tokenizers.Tokenizer`); `fallback_id` stands in where a text has no tokens at all."""
-        self._fast: Any = type(fast).from_str(fast.to_str())
-        self._fast.no_truncation()
-        self._fast.no_padding()
+        self.fast: Any = type(fast).from_str(fast.to_str())
+        self.fast.no_truncation()
+        self.fast.no_padding()
         self.fallback_id = fallback_id
         self.max_tokens = max_tokens
-        self._room = max_tokens - self._fast.num_special_tokens_to_add(is_pair=False)
-        self._pair_room = max_tokens - self._fast.num_special_tokens_to_add(is_pair=True)
+        self._room = max_tokens - self.fast.num_special_tokens_to_add(is_pair=False)
+        self._pair_room = max_tokens - self.fast.num_special_tokens_to_add(is_pair=True)
 
     def draw_ids(self, seed: int, count: int) -> list[int]:
         """Return ids of ordinary tokens at random, the same ones for the same seed."""
-        special = self._fast.get_added_tokens_decoder()
-        size = self._fast.get_vocab_size(with_added_tokens=False)
+        special = self.fast.get_added_tokens_decoder()
+        size = self.fast.get_vocab_size(with_added_tokens=False)
         draws = np.random.default_rng(seed).integers(0, max(size, 1), 20 * count).tolist()
         return ([one for one in draws if one not in special] or draws)[:count]
 
     def to_json(self) -> str:
         """Return the tokenizer as the text of a `tokenizer.json`."""
-        return str(self._fast.to_str())
+        return str(self.fast.to_str())
 
     def encode(self, texts: Sequence[str], truncate: Truncate) -> list[Encoded]:
         """See `TextTokenizer.encode`."""
@@ -108,7 +120,7 @@ class FastTokenizer:
 
     def encode_pairs(self, queries: Sequence[str], texts: Sequence[str], truncate: Truncate) -> list[Encoded]:
         """See `TextTokenizer.encode_pairs`."""
-        share, whole = _QUERY_SHARE
+        share, whole = QUERY_SHARE
         most = min(self.max_tokens * share // whole, self._pair_room)
         unique = list(dict.fromkeys(queries))
         heads: dict[str, tuple[Any, bool]] = {}
@@ -125,8 +137,8 @@ class FastTokenizer:
 
     def _split(self, texts: Sequence[str], room: int, truncate: Truncate) -> list[tuple[Any, bool]]:
         """Return each text's ids without special tokens, and whether the text was shortened before."""
-        short = [_shorten(text, room, truncate) for text in texts]
-        parts = self._fast.encode_batch_fast(short, add_special_tokens=False)
+        short = [shorten(text, room, truncate) for text in texts]
+        parts = self.fast.encode_batch_fast(short, add_special_tokens=False)
         return [self._recheck(*row, room) for row in zip(texts, short, parts, strict=True)]
 
     def _recheck(self, text: str, short: str, part: Any, room: int) -> tuple[Any, bool]:
@@ -135,10 +147,10 @@ class FastTokenizer:
             return part, False
         if len(part.ids) > room:
             return part, True
-        return self._fast.encode_batch_fast([text], add_special_tokens=False)[0], False
+        return self.fast.encode_batch_fast([text], add_special_tokens=False)[0], False
 
     def _finish(self, part: Any, second: Any | None) -> Tokens:
-        whole = self._fast.post_process(part, second)
+        whole = self.fast.post_process(part, second)
         ids = np.array(whole.ids or [self.fallback_id], np.int32)
         types = whole.type_ids
         return Tokens(ids, types.index(1) if second is not None and 1 in types else 0)
@@ -161,7 +173,7 @@ def lower_cased(fast: Any) -> Any:
     return copy
 
 
-def _shorten(text: str, room: int, truncate: Truncate) -> str:
+def shorten(text: str, room: int, truncate: Truncate) -> str:
     """Cut a very long text between words to what surely holds more tokens than there is room for."""
     chars = room * _CHARS_PER_TOKEN
     if len(text) <= 2 * chars:

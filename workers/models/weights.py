@@ -9,14 +9,20 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from tasks.errors import ConfigError
+from workers.models.pair_template import read_chat_template
+from workers.models.pair_tokenizer import TemplateTokenizer
 from workers.models.recognise import Recipe
 from workers.models.tokenizer import FastTokenizer, lower_cased
 
 if TYPE_CHECKING:
     import torch
+
+    from workers.models.llm_rerankers import PairReading
+    from workers.models.pair_template import PairTemplate
 
 __all__ = ["Weights", "load_weights"]
 
@@ -66,17 +72,20 @@ def load_weights(recipe: Recipe, dtype: str) -> Weights:
     name = recipe.card.name
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(recipe.transformer), **_LOCAL)
-        module, config = _load_module(recipe, dtype)
+        if recipe.family == "llm-reranker":
+            module, config, template = _load_llm(recipe, dtype, tokenizer)
+        else:
+            (module, config), template = _load_module(recipe, dtype), None
     except ConfigError:
         raise
     except Exception as error:  # the libraries raise errors of many trees, and this is their edge
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"model {name}: cannot load {recipe.transformer}: {reason}") from error
     pad_id = _pad_id(tokenizer)
-    fast = _fast(recipe, tokenizer, config)
+    fast = FastTokenizer(_fast(recipe, tokenizer, config), recipe.card.max_tokens, _fallback_id(tokenizer, pad_id))
     return Weights(
         module=module.eval().requires_grad_(requires_grad=False),
-        tokenizer=FastTokenizer(fast, recipe.card.max_tokens, _fallback_id(tokenizer, pad_id)),
+        tokenizer=fast if template is None else _write_pairs(recipe, tokenizer, fast, template),
         pad_id=pad_id,
         reads_types=not recipe.pooling and getattr(config, "type_vocab_size", 0) > 1,
         dimension=recipe.card.dimension if recipe.pooling else None,
@@ -107,6 +116,50 @@ def _load_module(recipe: Recipe, dtype: str) -> "tuple[torch.nn.Module, Any]":
     if recipe.bidirectional:
         _require_bidirectional(recipe, model)
     return Embedder(model, recipe.pooling, steps), model.config
+
+
+def _load_llm(recipe: Recipe, dtype: str, tokenizer: Any) -> "tuple[torch.nn.Module, Any, PairTemplate]":
+    """Return a language model that ranks, its configuration and how it writes pairs."""
+    from workers.models import logit_scorers  # noqa: PLC0415 - late, as torch
+
+    pairs, load = cast("PairReading", recipe.pairs), partial(_load_transformer, recipe, dtype=dtype)
+    if pairs.head == "layers":
+        module, config = logit_scorers.load_layerwise(recipe, load)
+        return module, config, cast("PairTemplate", pairs.template)
+    template = pairs.template
+    if template is None:
+        ids = cast("tuple[int, int | None]", pairs.token_ids)
+        template = read_chat_template(recipe.card.name, tokenizer, pairs.chat_settings, ids)
+    found = _find_token_ids(recipe, tokenizer, template)
+    scorer, config = logit_scorers.load_logit_scorer(recipe, load, dtype, found)
+    return scorer, config, template
+
+
+def _find_token_ids(recipe: Recipe, tokenizer: Any, template: "PairTemplate") -> list[int]:
+    """Return the ids of yes and no; folder and template have to agree."""
+    name, pairs = recipe.card.name, cast("PairReading", recipe.pairs)
+    found = [_token_id(name, tokenizer, word) for word in (template.yes, template.no) if word != ""]
+    stated = [one for one in pairs.token_ids or () if one is not None]
+    if stated and stated != found:
+        raise ConfigError(f"model {name}: its folder reads the tokens {stated}, its template {found}")
+    return found
+
+
+def _token_id(name: str, tokenizer: Any, word: str | int) -> int:
+    if isinstance(word, int):
+        return word
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    if not ids or ids[0] == tokenizer.unk_token_id:
+        raise ConfigError(f"model {name}: its tokenizer does not know {word!r}, which its template asks for")
+    return int(ids[0])
+
+
+def _write_pairs(recipe: Recipe, tokenizer: Any, fast: FastTokenizer, template: "PairTemplate") -> TemplateTokenizer:
+    begin = tokenizer.bos_token_id
+    try:
+        return TemplateTokenizer(fast, template, None if begin == tokenizer.pad_token_id else begin)
+    except ConfigError as error:
+        raise ConfigError(f"model {recipe.card.name}: {error.message}") from error
 
 
 def _load_transformer(recipe: Recipe, kind: Any, dtype: str, **more: Any) -> Any:

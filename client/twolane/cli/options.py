@@ -4,13 +4,25 @@ from typing import Annotated, Literal
 
 import typer
 
-__all__ = ["DryRun", "Format", "IdColumn", "Instruction", "Limit", "Model", "PartRows", "Priority", "Resume"]
+__all__ = [
+    "CutoffLayers",
+    "DryRun",
+    "Format",
+    "IdColumn",
+    "Instruction",
+    "Limit",
+    "Model",
+    "PartRows",
+    "Priority",
+    "Resume",
+]
 
 Model = Annotated[str, typer.Option("--model", "-m", envvar="TWOLANE_MODEL", help="Name or alias.")]
 IdColumn = Annotated[str | None, typer.Option(help="The column with the ID. Default: the row's number.")]
 Format = Annotated[str | None, typer.Option("--format", help="Of the source, where its name does not tell.")]
 Limit = Annotated[int | None, typer.Option(help="Only so many rows.", min=1)]
 Instruction = Annotated[str | None, typer.Option(help="An instruction instead of the model's own.")]
+CutoffLayers = Annotated[int | None, typer.Option(help="The layer after which a layerwise reranker scores.")]
 Priority = Annotated[Literal["low", "normal", "high"] | None, typer.Option(help="Of the jobs.")]
 Resume = Annotated[
     bool, typer.Option("--resume/--overwrite", help="Go on where an earlier run stopped, or begin anew.")

@@ -4,7 +4,18 @@ from typing import Annotated
 
 import typer
 
-from twolane.cli.options import DryRun, Format, IdColumn, Instruction, Limit, Model, PartRows, Priority, Resume
+from twolane.cli.options import (
+    CutoffLayers,
+    DryRun,
+    Format,
+    IdColumn,
+    Instruction,
+    Limit,
+    Model,
+    PartRows,
+    Priority,
+    Resume,
+)
 from twolane.cli.session import ending, session_of
 from twolane.cli.transfers import Wish, carry_out
 from twolane.requests import JobOptions
@@ -26,6 +37,7 @@ def rerank(
     form: Format = None,
     limit: Limit = None,
     instruction: Instruction = None,
+    cutoff_layers: CutoffLayers = None,
     priority: Priority = None,
     resume: Resume = True,
     dry_run: DryRun = False,
@@ -35,5 +47,7 @@ def rerank(
     session = session_of(context)
     with ending(session):
         columns = Columns(text=text_column, query=query_column, id=id_column, keep=tuple(keep or ()), keep_text=text)
-    options = JobOptions(model=model, type="rerank", instruction=instruction, priority=priority)
+    options = JobOptions(
+        model=model, type="rerank", instruction=instruction, cutoff_layers=cutoff_layers, priority=priority
+    )
     carry_out(session, Wish(source, form, to, options, columns, limit, not resume, dry_run, part_rows))

@@ -46,6 +46,7 @@ class TorchBackend:
         self.heads: Heads | None = self if isinstance(weights.module, MultiVectorEmbedder) else None
         self._pad_id = weights.pad_id
         self._reads_types = weights.reads_types
+        self._takes_layers = getattr(weights.module, "takes_layers", False)
         self._on_gpu = device.startswith("cuda")
         if self._on_gpu:
             # cuDNN's attention makes a plan for each new shape of a batch, and every batch of a corpus has a new one:
@@ -102,8 +103,11 @@ class TorchBackend:
     def _launch(self, rows: Sequence[Tokens]) -> Values:
         """Queue the pass, and the copy of its values to the host. The wait for them is all that blocks."""
         ids, mask, types = self._upload(pad(rows, self._pad_id))
+        more = {}
+        if self._takes_layers:
+            more["layers"] = torch.tensor([row.cutoff_layer for row in rows])
         with torch.inference_mode():
-            return copy_back(self._module(ids, mask, types if self._reads_types else None))
+            return copy_back(self._module(ids, mask, types if self._reads_types else None, **more))
 
     def _forward_all(self, rows: Sequence[Tokens]) -> tuple[NDArray[np.float32], list[ExtraParts]]:
         module = cast("MultiVectorEmbedder", self._module)
