@@ -40,13 +40,23 @@ _RANKING_FIELDS = frozenset(
 )
 # What a call obeys and a job cannot.
 _CALL_FIELDS = frozenset(
-    {"top_n", "return_documents", "encoding_format", "output_dtype", "max_tokens_per_doc", "max_chunks_per_doc"}
+    {
+        "top_n",
+        "return_documents",
+        "encoding_format",
+        "output_dtype",
+        "stream",
+        "max_tokens_per_doc",
+        "max_chunks_per_doc",
+    }
 )
 _JOB_FIELDS = _EMBEDDING_FIELDS | _RANKING_FIELDS | _CALL_FIELDS
 # Names that we share with other services.
 _OURS = frozenset({"dimensions", "truncate", "input_type"})
 # In a query string every value is a string.
-_SWITCHES = frozenset({"truncation", "truncate", "normalized", "late_chunking", "raw_scores", "return_documents"})
+_SWITCHES = frozenset(
+    {"truncation", "truncate", "normalized", "late_chunking", "raw_scores", "return_documents", "stream"}
+)
 _BOOLS = {"true": True, "false": False}
 _Body = dict[str, Any]
 
@@ -105,6 +115,7 @@ def translate_job(value: Any) -> Any:
     body = translate_ranking(translate_embeddings(given))
     _require(body, "output_dtype", only="float", why="a job keeps its vectors as `dtype` says, float32 or float16")
     _require(body, "encoding_format", only="float", why="a job's results are written as their reader asks for them")
+    _require(body, "stream", only=False, why="a job that runs is read by results?follow=true")
     _require(body, "return_documents", only=False, why="a job's results are scores by position")
     for name in ("top_k", "top_n", "max_tokens_per_doc", "max_chunks_per_doc"):
         if body.get(name) is not None:

@@ -112,6 +112,8 @@ def read_call(line: Line, endpoint: Endpoint, live: Services, tenant: Tenant) ->
 
 
 def _read_embeddings(body: EmbeddingsRequest, live: Services, tenant: Tenant) -> Call:
+    if body.stream:
+        raise InvalidRequest("stream is for calls; a line of a batch has its answer in the output file", param="stream")
     card = find_card(live.catalog, body.model, tenant)
     items = [Item(text) for text in read_texts(body.input, card)]
     order = replace(make_order(card, "embeddings", body), priority=tenant.priority)

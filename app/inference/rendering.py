@@ -12,7 +12,7 @@ from app.http.responses import json_response
 from app.vector_formats import Precision, VectorFormat, quantize, split_extras, vector_values
 from tasks.engine import Outcomes
 
-__all__ = ["render_embeddings", "render_ranking"]
+__all__ = ["count_usage", "embedding_entries", "render_embeddings", "render_ranking"]
 
 _SCORE_DECIMALS = 7
 
@@ -29,6 +29,12 @@ def render_embeddings(
         encoding: how vectors are written.
         precision: of dense vectors.
     """
+    data = embedding_entries(outcomes, encoding, precision)
+    return json_response({"object": "list", "data": data, "model": model, "usage": count_usage(outcomes)})
+
+
+def embedding_entries(outcomes: Outcomes, encoding: VectorFormat, precision: Precision) -> list[dict[str, Any]]:
+    """Return the items of the answer of the embeddings route, see `render_embeddings`."""
     vectors = quantize(outcomes.values, precision)
     items = zip(vectors, split_extras(outcomes.extras, len(vectors)), strict=True)
     data: list[dict[str, Any]] = [
@@ -40,7 +46,7 @@ def render_embeddings(
     for index, error in outcomes.errors.items():
         kept = {name: data[index][name] for name in ("object", "index", "tokens", "truncated")}
         data[index] = {**kept, "error": {"code": error.code, "message": error.message}}
-    return json_response({"object": "list", "data": data, "model": model, "usage": _usage(outcomes)})
+    return data
 
 
 def render_ranking(
@@ -67,7 +73,7 @@ def render_ranking(
             result["document"] = document_text(document)
         else:
             result["document"] = {"text": document} if isinstance(document, str) else document
-    usage = _usage(outcomes)
+    usage = count_usage(outcomes)
     meta = {
         "api_version": {"version": "2"},
         "billed_units": {"search_units": 1},
@@ -78,7 +84,8 @@ def render_ranking(
     return json_response(answer if kind != "voyage" else {**answer, "object": "list", "data": results})
 
 
-def _usage(outcomes: Outcomes) -> dict[str, int]:
+def count_usage(outcomes: Outcomes) -> dict[str, int]:
+    """Return the `usage` of an answer: tokens that the model read, and cache hits where a cache was asked."""
     tokens = int(outcomes.tokens.sum())
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return usage if outcomes.cached is None else {**usage, "cached_items": outcomes.cached}

@@ -93,6 +93,9 @@ class EmbeddingsRequest(_Body):
     on_error: Literal["fail", "item"] | None = Field(
         None, description="item: a text that fails has an `error` in place of its vector. Default: it fails the call."
     )
+    stream: bool | None = Field(
+        None, description="Answer item by item as texts are computed, as NDJSON or, by `Accept`, server-sent events."
+    )
     user: Any = Field(None, description="Accepted and ignored.")
     input_type: Literal["query", "document"] | None = Field(
         None,

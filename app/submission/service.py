@@ -63,13 +63,18 @@ class SubmissionService:
             InvalidRequest, WrongCapability: the order does not fit the model or the limits.
             tasks.errors.CapacityError, tasks.errors.WorkError: as `InteractiveClient.ask`.
         """
-        checked = self.inspect(order, items)
-        tokens = self._estimate_tokens(order, checked)
-        if self._is_small(len(checked), tokens):
-            return self._ask(order, checked, tokens, Service.INTERACTIVE)
-        # Each holds a thread for as long as minutes, and small calls need threads too.
-        current_place().move(Kind.LARGE)
-        return self._ask(order, checked, tokens, Service.BULK)
+        return self._ask(order, *self._admit(order, items))
+
+    def answer_in_parts(self, order: Order, items: Sequence[Item], part_items: int) -> Iterator[Outcomes]:
+        """Do the same a part at a time, in the order of the items; a call that is refused raises before the first.
+
+        Raises:
+            tasks.errors.TwolaneError: as `answer`.
+        """
+        checked, _, service = self._admit(order, items)
+        for start in range(0, len(checked), part_items):
+            part = checked[start : start + part_items]
+            yield self._ask(order, part, self._estimate_tokens(order, part), service)
 
     def submit(self, order: Order, items: Iterable[Item], idempotency: Settle, *, queue: bool = False) -> Submission:
         """Make a job of the items: answered at once when small, else queued.
@@ -148,8 +153,18 @@ class SubmissionService:
 
     # -- answered at once
 
-    def _ask(self, order: Order, items: Sequence[Item], tokens: int, service: Service) -> Outcomes:
+    def _admit(self, order: Order, items: Sequence[Item]) -> tuple[list[Item], int, Service]:
+        """Return the items of a call, their tokens and their class of service; the key has paid for them."""
+        checked = self.inspect(order, items)
+        tokens = self._estimate_tokens(order, checked)
+        service = Service.INTERACTIVE if self._is_small(len(checked), tokens) else Service.BULK
+        if service is Service.BULK:
+            # Each holds a thread for as long as minutes, and small calls need threads too.
+            current_place().move(Kind.LARGE)
         charge_tokens(tokens)
+        return checked, tokens, service
+
+    def _ask(self, order: Order, items: Sequence[Item], tokens: int, service: Service) -> Outcomes:
         small = service is Service.INTERACTIVE
         timeout_s = self._settings.interactive_timeout_s if small else self._settings.large_call_timeout_s
         work = Work(
@@ -174,6 +189,7 @@ class SubmissionService:
         store, idempotency = self._services.store, settle()
         if idempotency is not None and (known := store.find(self._tenant.name, idempotency)) is not None:
             return Submission(known)
+        charge_tokens(tokens)
         outcomes = self._ask(order, items, tokens, Service.INTERACTIVE)
         frame = _pack_result(order, items, outcomes)
         failed = len(outcomes.errors)

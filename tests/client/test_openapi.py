@@ -56,7 +56,7 @@ def test_what_the_client_needs_is_always_there(document: Any, shape: type[msgspe
 @pytest.mark.parametrize(
     ("shape", "schema", "left_out"),
     [
-        (requests.EmbedBody, "EmbeddingsRequest", {"user", "output_dtype"}),
+        (requests.EmbedBody, "EmbeddingsRequest", {"user", "output_dtype", "stream"}),
         (requests.RerankBody, "RerankRequest", {"top_k", "truncation", "max_tokens_per_doc", "max_chunks_per_doc"}),
     ],
 )
