@@ -197,8 +197,20 @@ class Settings(BaseSettings):
         description="Compute batches without padding, where the model is one that this is known for and gives the same "
         "values as with padding; auto: on GPUs; on: also on a CPU, which is slow and for tests.",
     )
+    workers_per_device: Annotated[int, Field(ge=1, le=16)] = Field(
+        1, description="Workers on each device; several share a GPU that one does not fill."
+    )
+    device_memory_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Share of a GPU's memory that one worker may take; 0: all, and with several workers on a GPU an "
+        "even part of 0.9.",
+    )
     threads: Annotated[int, Field(ge=0)] = Field(0, description="CPU threads of one worker; 0 chooses.")
-    cpu_affinity: str = Field("", description="CPU cores of the worker, as 0-3 or 0,2; empty: not pinned.")
+    cpu_affinity: str = Field(
+        "",
+        description="CPU cores of the workers, as 0-3 or 0,2, shared out among them; empty: one worker is not pinned, "
+        "several are to their shares of all cores but one.",
+    )
     max_batch_tokens: Annotated[int, Field(ge=0)] = Field(
         0,
         description="Padded tokens per forward pass; 0: on the CPU 1024 a thread and at least 2048; 32768 on a GPU.",
@@ -262,6 +274,10 @@ class Settings(BaseSettings):
         require("interactive_max_tokens", "engine_max_tokens")
         require("max_line_bytes", "max_upload_bytes")
         require("lease_s", "job_ttl_s")
+        if self.workers_per_device * self.device_memory_share > 1:
+            workers = f"TWOLANE_WORKERS_PER_DEVICE={self.workers_per_device}"
+            names = f"{workers} and TWOLANE_DEVICE_MEMORY_SHARE={self.device_memory_share}"
+            raise ValueError(f"{names} contradict each other: together the workers get more than the whole device")
         if not self.models:
             raise ValueError("TWOLANE_MODELS is empty: name at least one model of the catalogue")
         return self

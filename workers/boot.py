@@ -34,7 +34,8 @@ from tasks.jobs.leases import Leases
 from tasks.lanes import Lane, Service
 from tasks.periodic import PeriodicThread
 from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo
-from workers.hardware import plan_cores
+from workers.cores import plan_cores
+from workers.hardware import choose_devices
 from workers.loading import load_and_warm
 from workers.reporting import ModelReporting
 
@@ -102,7 +103,7 @@ class _WorkerServices:
 
     def __init__(self, settings: Settings, worker_id: str) -> None:
         cards = _cards(settings)
-        settings = _choose_cores(settings)
+        settings = _choose_hardware(settings)
         self._worker_id = worker_id
         heartbeat_redis = connect(settings.redis_url, name="announce")
         self._reports = ModelReporting(heartbeat_redis, worker_id, cards, settings)
@@ -182,15 +183,20 @@ def _queue_of(card: ModelCard) -> str:
     return Lane(card.slug, Service.BULK).queue
 
 
-def _choose_cores(settings: Settings) -> Settings:
-    """Choose threads and cores for a worker that was not started by the launcher, which does it from outside.
+def _choose_hardware(settings: Settings) -> Settings:
+    """Choose device, threads and cores for a worker that the launcher did not start, which does it from outside.
 
     Returns:
-        The settings with the number of threads that was chosen.
+        The settings with what was chosen.
     """
     if "torch" in sys.modules:
-        _log.warning("torch was imported before its threads were chosen")
-    cores = plan_cores(settings)
+        _log.warning("torch was imported before its device and threads were chosen")
+    near = frozenset[int]()
+    if settings.device not in {"cpu", "cuda"}:
+        device = choose_devices(settings, os.environ)[0]
+        os.environ.update(device.environment)
+        settings, near = settings.model_copy(update={"device": device.kind}), device.cores
+    (cores,) = plan_cores(settings, [near])
     for name, value in cores.environment.items():
         os.environ.setdefault(name, value)
     cores.pin()

@@ -1,103 +1,107 @@
-"""Which devices this machine has, and which processor cores a worker may use: decided before torch is imported.
+"""Which devices this machine has for workers, decided once and before torch is imported.
 
-Owns reading `nvidia-smi` and `/proc/cpuinfo`, and the arithmetic of cores. Imports no device library: the launcher
-stays small, and a device is chosen by the environment of the worker's process, outside Python.
+Owns reading `nvidia-smi` and `/proc/cpuinfo`, and what a worker's environment says of its device. Imports no device
+library: the launcher stays small, and a device is chosen by the environment of the worker's process, outside Python.
+Which cores a worker gets is `workers.cores`' business.
 """
 
-import os
+import logging
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 from config.settings import Settings
 from tasks.errors import ConfigError
+from workers.cores import read_core_list
 
-__all__ = [
-    "Cores",
-    "Device",
-    "choose_devices",
-    "cpu_has_bfloat16",
-    "parse_affinity",
-    "parse_gpu_list",
-    "plan_cores",
-    "usable_cores",
-]
+__all__ = ["Device", "choose_devices", "cpu_has_bfloat16", "memory_share", "place_workers"]
+
+_log = logging.getLogger(__name__)
 
 _CPUINFO = Path("/proc/cpuinfo")
+_PCI = Path("/sys/bus/pci/devices")
 _LIST_TIMEOUT_S = 20.0
-_GPU_LINE = re.compile(r"^GPU \d+:.*\(UUID: (?P<uuid>GPU-[^)]+)\)")
+_GPU_LINE = re.compile(r"^GPU (?P<number>\d+):.*\(UUID: (?P<uuid>GPU-[^)]+)\)")
 _SLICE_LINE = re.compile(r"^\s+MIG .*\(UUID: (?P<uuid>MIG-[^)]+)\)")
-# Every thread pool that a device library may open reads one of these when it is loaded.
-# The last is our own setting: OpenVINO and torch get their threads by it.
-_THREAD_VARIABLES = (
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"),
-    "TWOLANE_THREADS",
-)
-# From this many cores on, one is left for the web process and the server.
-_SPARE_CORE_FROM = 4
+# What several workers on one GPU leave of its memory for their CUDA contexts.
+_SHARED_MEMORY = 0.9
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device for one worker.
+    """One device, or one worker's place on it.
 
     Attributes:
-        name: short name, part of the worker's name: `cpu`, `gpu0`, ...
+        name: short name, part of the worker's name: `cpu`; `gpu0` by the number that nvidia-smi shows; `mig-` and the
+            beginning of its UUID, since the numbers of slices shift when others are made. With several workers
+            on it `gpu0-1`, `gpu0-2`, ...
         uuid: value of CUDA_VISIBLE_DEVICES; empty for the CPU, which hides every GPU.
+        cores: the cores of the machine that are on its side of the memory; empty: not known, or all.
     """
 
     name: str
     uuid: str = ""
+    cores: frozenset[int] = frozenset()
+
+    @property
+    def kind(self) -> str:
+        """`cuda` or `cpu`: what the worker's own settings say, in which there is one device to see and no choice."""
+        return "cuda" if self.uuid else "cpu"
 
     @property
     def environment(self) -> dict[str, str]:
         """What the worker's process must find in its environment to see this device and no other."""
-        return {"CUDA_VISIBLE_DEVICES": self.uuid}
+        return {"CUDA_VISIBLE_DEVICES": self.uuid, "TWOLANE_DEVICE": self.kind}
 
 
 @dataclass(frozen=True, slots=True)
-class Cores:
-    """What one worker may use of the processor.
+class _Listed:
+    """A line of `nvidia-smi -L`: a GPU, or a slice and the GPU that it is cut from."""
 
-    Attributes:
-        threads: threads of one computation.
-        affinity: the cores that it is pinned to; empty: not pinned.
-    """
-
-    threads: int
-    affinity: frozenset[int] = frozenset()
-
-    @property
-    def environment(self) -> dict[str, str]:
-        """What the worker's process must find in its environment before it loads a device library or its settings."""
-        return {name: str(self.threads) for name in _THREAD_VARIABLES}
-
-    def pin(self) -> None:
-        """Keep the calling process on its cores, where the platform can do that."""
-        if self.affinity and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, self.affinity)
+    device: Device
+    gpu: str
 
 
 def choose_devices(settings: Settings, environ: Mapping[str, str]) -> list[Device]:
-    """Return the devices that get a worker each, by `Settings.device`.
+    """Return the devices that are to be used, by `Settings.device`.
 
     Raises:
         ConfigError: a device was asked for that is not here.
     """
     if settings.device == "cpu":
         return [Device("cpu")]
-    gpus = [Device(f"gpu{number}", uuid) for number, uuid in enumerate(_visible_gpus(environ))]
+    gpus = _visible_gpus(environ)
     if settings.device == "auto":
         return gpus or [Device("cpu")]
     if not gpus:
         raise ConfigError(f"TWOLANE_DEVICE={settings.device}, but no NVIDIA GPU is visible here")
     if settings.device == "cuda":
         return gpus
-    return [_numbered(gpus, wish.strip(), settings.device) for wish in settings.device.split(",")]
+    chosen = [_numbered(gpus, wish.strip(), settings.device) for wish in settings.device.split(",")]
+    if len(set(chosen)) < len(chosen):
+        raise ConfigError(
+            f"TWOLANE_DEVICE={settings.device} names a GPU twice; for several workers set TWOLANE_WORKERS_PER_DEVICE"
+        )
+    return chosen
+
+
+def place_workers(settings: Settings, devices: Sequence[Device]) -> list[Device]:
+    """Return one entry for each worker: every device, or with several workers a device `gpu0-1`, `gpu0-2`, ..."""
+    count = settings.workers_per_device
+    if count == 1:
+        return list(devices)
+    return [replace(device, name=f"{device.name}-{at}") for device in devices for at in range(1, count + 1)]
+
+
+def memory_share(settings: Settings) -> float:
+    """Return the share of a GPU's memory that one worker may take; 1: no limit."""
+    if settings.device_memory_share:
+        return settings.device_memory_share
+    return 1.0 if settings.workers_per_device == 1 else _SHARED_MEMORY / settings.workers_per_device
 
 
 def _numbered(gpus: Sequence[Device], wish: str, setting: str) -> Device:
@@ -110,44 +114,83 @@ def _numbered(gpus: Sequence[Device], wish: str, setting: str) -> Device:
     return gpus[number]
 
 
-def _visible_gpus(environ: Mapping[str, str]) -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES may be set to, one value for each GPU that this process may use."""
+def _visible_gpus(environ: Mapping[str, str]) -> list[Device]:
+    """Return the GPUs and slices that this process may use."""
     allowed = environ.get("CUDA_VISIBLE_DEVICES")
-    present = _present_gpus()
-    if allowed is None:
-        return present
-    # Someone chose already, by number or by UUID. A number counts the devices of the machine.
-    chosen = [item.strip() for item in allowed.split(",") if item.strip()]
-    return [
-        present[int(item)] if item.isdigit() and int(item) < len(present) else item for item in chosen if item != "-1"
-    ]
+    listed = _read_list(_ask("-L")) if allowed not in {"", "-1"} else []
+    if allowed is not None:
+        # Someone chose already, by number or by UUID. A number counts the devices of the machine.
+        chosen = [item.strip() for item in allowed.split(",") if item.strip()]
+        listed = list(dict.fromkeys(_find(listed, item) for item in chosen if item != "-1"))
+    buses = _buses() if listed else {}
+    return [replace(one.device, cores=_cores_near(buses.get(one.gpu, ""))) for one in listed]
 
 
-def _present_gpus() -> list[str]:
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
-    try:
-        listed = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=_LIST_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return []
-    return parse_gpu_list(listed.stdout)
+def _find(listed: Sequence[_Listed], item: str) -> _Listed:
+    """Return what an entry of CUDA_VISIBLE_DEVICES means; the driver may know one that nvidia-smi did not list."""
+    if item.isdigit():
+        return listed[int(item)] if int(item) < len(listed) else _Listed(Device(f"gpu{item}", item), "")
+    # As CUDA itself does, take the beginning of a UUID for the whole.
+    known = [one for one in listed if one.device.uuid.startswith(item)]
+    return known[0] if known else _Listed(Device(_slug(item), item), "")
 
 
-def parse_gpu_list(text: str) -> list[str]:
-    """Return the UUIDs in the output of `nvidia-smi -L`; of a GPU that is cut into slices, those of its slices."""
-    uuids: list[str] = []
-    whole = False  # whether the last entry is a GPU of which no slice was seen yet
+def _slug(uuid: str) -> str:
+    """Return a name of a UUID as `MIG-5c89852c-d268-..`, or of older drivers' `MIG-GPU-5c89852c-d268-../7/0`."""
+    kind, _, rest = uuid.partition("-")
+    first, *instance = rest.removeprefix("GPU-").split("/")
+    return "-".join(filter(None, [kind.lower(), first.split("-")[0], *instance]))
+
+
+def _read_list(text: str) -> list[_Listed]:
+    """Return what the output of `nvidia-smi -L` lists; of a GPU that is cut into slices, the slices."""
+    found: list[_Listed] = []
     for line in text.splitlines():
         if gpu := _GPU_LINE.match(line):
-            uuids.append(gpu["uuid"])
-            whole = True
-        elif slice_ := _SLICE_LINE.match(line):
-            if whole:
-                uuids.pop()
-            whole = False
-            uuids.append(slice_["uuid"])
-    return uuids
+            found.append(_Listed(Device(f"gpu{gpu['number']}", gpu["uuid"]), gpu["uuid"]))
+        elif (slice_ := _SLICE_LINE.match(line)) and found:
+            whole = found[-1].gpu
+            if found[-1].device.uuid == whole:
+                found.pop()
+            found.append(_Listed(Device(_slug(slice_["uuid"]), slice_["uuid"]), whole))
+    return found
+
+
+def _ask(*arguments: str) -> str:
+    """Return what nvidia-smi prints, also when it then fails: one GPU that is lost must not cost the others."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    try:
+        answer = subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=_LIST_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning("nvidia-smi cannot be asked for GPUs: %s", error)
+        return ""
+    if answer.returncode:
+        said = " ".join(line for line in _lines(answer) if not _GPU_LINE.match(line) and not _SLICE_LINE.match(line))
+        _log.warning("nvidia-smi ended with code %d: %s", answer.returncode, said or "no reason given")
+    return answer.stdout
+
+
+def _lines(answer: "subprocess.CompletedProcess[str]") -> Iterator[str]:
+    return (line for output in (answer.stdout, answer.stderr) for line in output.splitlines() if line.strip())
+
+
+def _buses() -> dict[str, str]:
+    """Return the PCI bus ID of each GPU by UUID, as nvidia-smi writes it: 00000000:17:00.0."""
+    lines = _ask("--query-gpu=uuid,pci.bus_id", "--format=csv,noheader").splitlines()
+    return {uuid.strip(): bus.strip() for uuid, comma, bus in (line.partition(",") for line in lines) if comma}
+
+
+def _cores_near(bus: str) -> frozenset[int]:
+    """Return the cores on the side of the device with this PCI bus ID; none where the system does not say."""
+    domain, _, rest = bus.lower().partition(":")
+    try:
+        return read_core_list((_PCI / f"{domain[-4:]}:{rest}" / "local_cpulist").read_text("utf-8"))
+    except (OSError, ValueError):
+        return frozenset()
 
 
 @lru_cache(maxsize=1)
@@ -158,46 +201,3 @@ def cpu_has_bfloat16() -> bool:
     except (OSError, StopIteration):
         return False
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may run on, which a pinned worker's parent has chosen."""
-    return len(_allowed_cores())
-
-
-def plan_cores(settings: Settings, workers: int = 1) -> Cores:
-    """Return what each of so many workers on this machine may use.
-
-    With `threads = 0` the workers share the cores that this process may use; where there are four or more, one is left
-    for the web process and the server, which else take turns with the computation on every core.
-
-    Raises:
-        ConfigError: `cpu_affinity` is not a list of cores of this machine.
-    """
-    affinity = parse_affinity(settings.cpu_affinity)
-    allowed = _allowed_cores()
-    if not affinity <= allowed:
-        raise ConfigError(f"TWOLANE_CPU_AFFINITY={settings.cpu_affinity}: this process may use {sorted(allowed)}")
-    usable = len(affinity) or (len(allowed) - 1 if len(allowed) >= _SPARE_CORE_FROM else len(allowed))
-    return Cores(settings.threads or max(1, usable // workers), affinity)
-
-
-def parse_affinity(text: str) -> frozenset[int]:
-    """Return the cores of a list as `0-3` or `0,2`; none for an empty one.
-
-    Raises:
-        ConfigError: it is not such a list.
-    """
-    cores: set[int] = set()
-    for part in filter(None, (piece.strip() for piece in text.split(","))):
-        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
-        if match is None or int(match.group(2) or match.group(1)) < int(match.group(1)):
-            raise ConfigError(f"TWOLANE_CPU_AFFINITY={text}: use a list of cores as 0-3 or 0,2")
-        cores |= set(range(int(match.group(1)), int(match.group(2) or match.group(1)) + 1))
-    return frozenset(cores)
-
-
-def _allowed_cores() -> frozenset[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))

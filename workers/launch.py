@@ -19,7 +19,8 @@ from config.settings import Settings
 from config.supervisor import EXIT_CONFIG, Program, SupervisedProcess, stop_all
 from tasks.errors import ConfigError
 from tasks.storage.filesystem import check_data_folder, check_storage
-from workers.hardware import Cores, Device, choose_devices, plan_cores
+from workers.cores import Cores, plan_cores
+from workers.hardware import Device, choose_devices, place_workers
 
 __all__ = ["Launcher", "main"]
 
@@ -33,10 +34,10 @@ class Launcher:
     """Keeps one worker running on each device until `stop()` is called."""
 
     def __init__(self, settings: Settings, devices: Sequence[Device]) -> None:
-        cores = plan_cores(settings, len(devices))
-        programs = [_program(device, cores) for device in devices]
+        places = place_workers(settings, devices)
+        plan = zip(places, plan_cores(settings, [place.cores for place in places]), strict=True)
+        programs = [_program(place, cores) for place, cores in plan]
         self._workers = [SupervisedProcess(program, longest_delay_s=_LONGEST_DELAY_S) for program in programs]
-        self._threads = cores.threads
         self._stop_s = settings.worker_stop_s
         # A plain number and no event: a signal handler that sets an event may wait for the lock of the very thread
         # that it interrupted.
@@ -62,7 +63,10 @@ class Launcher:
     def _poll(self, worker: SupervisedProcess) -> None:
         starts, code, name = worker.starts, worker.poll(), worker.program.name
         if worker.starts > starts:
-            _log.info("worker %s started, process %d, %d threads", name, worker.pid or 0, self._threads)
+            variables = worker.program.environment
+            pinned = variables.get("TWOLANE_CPU_AFFINITY", "all")
+            threads = variables["TWOLANE_THREADS"]
+            _log.info("worker %s started, process %d, %s threads, cores %s", name, worker.pid or 0, threads, pinned)
         elif code == EXIT_CONFIG:
             _log.error("worker %s cannot start with these settings, and is not tried again", name)
         elif code is not None:

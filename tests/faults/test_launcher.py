@@ -1,9 +1,11 @@
 """The launcher with real processes that die, hang and give up; what they run is replaced, so that it is quick."""
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,9 +13,10 @@ import pytest
 from config import supervisor
 from config.settings import Settings
 from config.supervisor import EXIT_CONFIG
+from tests.support.nvidia_smi import TWO_GPUS, put_on_path
 from tests.support.polling import wait_until
 from workers import launch
-from workers.hardware import Device
+from workers.hardware import Device, choose_devices
 from workers.launch import Launcher
 
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
@@ -83,15 +86,23 @@ def test_a_worker_that_cannot_start_with_these_settings_is_not_tried_again(runs:
     assert make("gpu0", "gpu1").run() == EXIT_CONFIG
 
 
-def test_every_worker_sees_its_own_device_and_the_threads_that_were_planned(
-    runs: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+def test_every_worker_sees_its_own_device_and_its_share_of_the_cores(
+    runs: Callable[[str], None], capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = "('CUDA_VISIBLE_DEVICES', 'OMP_NUM_THREADS')"
-    runs(f"import os; print(*(os.environ[name] for name in {names}), flush=True); raise SystemExit({EXIT_CONFIG})")
-    make("gpu0", "gpu1").run()
-    seen = dict(line.split() for line in capfd.readouterr().out.splitlines())
-    assert set(seen) == {"GPU-gpu0", "GPU-gpu1"}
-    assert all(int(threads) >= 1 for threads in seen.values())
+    put_on_path(monkeypatch, tmp_path, TWO_GPUS)
+    mine = sorted(os.sched_getaffinity(0))
+    settings = Settings(_env_file=None, device="cuda:1,cuda:0", cpu_affinity=",".join(map(str, mine)))
+    # Of the settings that a worker reads, as it does: its one GPU is the first that it sees.
+    runs(
+        "import os; from config.settings import Settings; from workers.cores import plan_cores; s = Settings();"
+        "print(os.environ['CUDA_VISIBLE_DEVICES'], s.device, s.threads, plan_cores(s)[0].threads, flush=True);"
+        f"raise SystemExit({EXIT_CONFIG})"
+    )
+    Launcher(settings, choose_devices(settings, {})).run()
+    share = max(1, len(mine) // 2)
+    said = sorted(capfd.readouterr().out.splitlines())
+    assert [line.split()[:2] for line in said] == [["GPU-aaaa", "cuda"], ["GPU-bbbb", "cuda"]]
+    assert all(int(number) >= share for line in said for number in line.split()[2:])
 
 
 def test_a_worker_that_does_not_stop_is_killed_when_its_time_is_over(runs: Callable[[str], None]) -> None:

@@ -7,14 +7,15 @@ import importlib
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.errors import ConfigError, WorkError
-from workers.hardware import cpu_has_bfloat16, usable_cores
+from workers.cores import usable_cores
+from workers.hardware import choose_devices, cpu_has_bfloat16, memory_share
 from workers.models.export import TOKENIZER, TRAITS
 from workers.models.exported import find_or_export
 from workers.models.fetch import fetch, models_dir
@@ -28,9 +29,6 @@ from workers.models.weights import load_weights
 __all__ = ["load_model", "load_models"]
 
 _log = logging.getLogger(__name__)
-
-# Device files of the drivers of NVIDIA, AMD and WSL.
-_GPU_SIGNS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 def load_models(cards: Iterable[ModelCard], settings: Settings) -> dict[str, LoadedModel]:
@@ -142,18 +140,31 @@ def _gpu_dtype(card: ModelCard, torch: Any) -> str:
 
 
 def _device(settings: Settings) -> str:
-    """Return this worker's one device: a launcher shows each worker its own GPU only."""
-    device = settings.device.split(",")[0].strip()
-    if device == "auto":
-        # A GPU needs a driver; without one there is no reason to spend seconds on importing torch.
-        if not _may_have_gpu():
-            return "cpu"
-        return "cuda:0" if importlib.import_module("torch").cuda.is_available() else "cpu"
-    return "cuda:0" if device == "cuda" else device
+    """Return this worker's one device: `cpu`, or a GPU, of which the worker sees only its own."""
+    kind = settings.device
+    if kind not in {"cpu", "cuda"}:  # the launcher and a worker's start have chosen before
+        kind = choose_devices(settings, os.environ)[0].kind
+    return "cpu" if kind == "cpu" else _open_gpu(settings)
 
 
-def _may_have_gpu() -> bool:
-    return any(Path(path).exists() for path in _GPU_SIGNS)
+def _open_gpu(settings: Settings) -> str:
+    """Return the GPU when it computes. One that does not must never become a worker that is slow on the CPU unseen.
+
+    Raises:
+        ConfigError: torch was built without CUDA.
+        WorkError: CUDA does not start on it; later it may.
+    """
+    torch: Any = importlib.import_module("torch")
+    if not torch.backends.cuda.is_built():
+        raise ConfigError("this worker is for a GPU, but torch was built without CUDA; TWOLANE_DEVICE=cpu uses the CPU")
+    try:
+        if (share := memory_share(settings)) < 1:
+            torch.cuda.set_per_process_memory_fraction(share, 0)
+        torch.ones(1, device="cuda:0").item()
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise WorkError(f"this worker is for a GPU, but CUDA does not start there: {reason}") from error
+    return "cuda:0"
 
 
 def _wish(card: ModelCard, settings: Settings) -> str:
