@@ -37,6 +37,7 @@ _PROGRAMS = {
     ),
     "web": _Program("app", "the web server", (_WEB,)),
     "worker": _Program("workers.launch", "one worker for each device of this machine", (_WORKER,)),
+    "doctor": _Program("workers.doctor", "examine a model: doctor all-MiniLM-L6-v2", (_WORKER,)),
     "keys": _Program("config.new_key", "make an API key: keys new --tenant NAME --file keys.toml"),
 }
 

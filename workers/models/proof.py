@@ -14,7 +14,7 @@ from workers.models.backends.base import Backend
 from workers.models.loaded import LoadedModel
 from workers.models.tokenizer import FastTokenizer, Tokens
 
-__all__ = ["prove"]
+__all__ = ["find_disagreement", "prove"]
 
 _TEXTS = (
     "a",
@@ -95,18 +95,24 @@ def _find_bad(values: NDArray[np.float32]) -> NDArray[np.bool_]:
 
 
 def _compare(model: LoadedModel, together: NDArray[np.float32], alone: NDArray[np.float32]) -> None:
-    dtype = model.backend.dtype
-    if together.ndim == 1:
-        apart = float(np.abs(together - alone).max())
-        if apart > _MOST_DIFFERENCE[dtype]:
-            raise _refuse(model, f"a pair scores differently alone and in a batch, by {apart:.3f}")
-    else:
-        norms = np.linalg.norm(together, axis=1) * np.linalg.norm(alone, axis=1)
-        cosine = float(((together * alone).sum(axis=1) / norms).min())
-        if cosine < _LEAST_COSINE[dtype]:
-            raise _refuse(model, f"a text has another vector alone than in a batch: their cosine is {cosine:.4f}")
+    if reason := find_disagreement(model.backend.dtype, together, alone):
+        raise _refuse(model, reason)
     if float(np.ptp(together, axis=0).max()) < _SAME:
         raise _refuse(model, "it gives the same for all texts")
+
+
+def find_disagreement(dtype: str, together: NDArray[np.float32], alone: NDArray[np.float32]) -> str:
+    """Return how rows of a batch differ from the same rows alone, by more than the precision explains; empty: not."""
+    if together.ndim == 1:
+        apart = float(np.abs(together - alone).max())
+        return (
+            f"a pair scores differently alone and in a batch, by {apart:.3f}" if apart > _MOST_DIFFERENCE[dtype] else ""
+        )
+    norms = np.linalg.norm(together, axis=1) * np.linalg.norm(alone, axis=1)
+    cosine = float(((together * alone).sum(axis=1) / norms).min())
+    if cosine < _LEAST_COSINE[dtype]:
+        return f"a text has another vector alone than in a batch: their cosine is {cosine:.4f}"
+    return ""
 
 
 def _refuse(model: LoadedModel, reason: str) -> ConfigError:
