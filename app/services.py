@@ -20,6 +20,7 @@ from tasks.files.batches import BatchStore
 from tasks.files.store import FileStore
 from tasks.interactive.client import InteractiveClient
 from tasks.jobs.blobs import Blobs, open_blobs
+from tasks.jobs.forecast import Forecasts
 from tasks.jobs.store import JobStore
 from tasks.presence.model_states import LearningCatalog, ModelReports
 from tasks.presence.worker_registry import WorkerRegistry
@@ -41,6 +42,7 @@ class Services:
     blobs: Blobs
     interactive: InteractiveClient
     presence: WorkerRegistry
+    forecasts: Forecasts
     reports: ModelReports
     files: FileStore
     batches: BatchStore
@@ -75,6 +77,7 @@ def build_services(settings: Settings) -> Services:
     """
     redis = connect_store(settings)
     catalog = LearningCatalog(load_catalog(settings.catalog_file, settings.models), redis)
+    presence = WorkerRegistry(redis, (card.slug for card in catalog))
     return Services(
         settings=settings,
         catalog=catalog,
@@ -82,7 +85,8 @@ def build_services(settings: Settings) -> Services:
         store=JobStore(redis, settings),
         blobs=open_blobs(redis, settings),
         interactive=InteractiveClient(settings),
-        presence=WorkerRegistry(redis, (card.slug for card in catalog)),
+        presence=presence,
+        forecasts=Forecasts(redis, presence.speed),
         reports=ModelReports(redis),
         files=FileStore(redis, settings),
         batches=BatchStore(redis, settings),

@@ -55,6 +55,10 @@ class Key(BaseModel):
     priority: Literal["low", "normal", "high"] = "normal"
     models: Annotated[list[str], Field(min_length=1)] | None = None
     admin: bool = False
+    # An admin's key that may look and not change.
+    read_only: bool = False
+    # What log lines and the console call the key; several keys of a tenant are told apart by it.
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.@ -]{0,63}$")] | None = None
     # Whether cached values are used where a request does not say.
     cache: bool = False
     dedupe: bool = False

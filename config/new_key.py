@@ -55,6 +55,8 @@ def _options() -> argparse.ArgumentParser:
     new.add_argument("--priority", choices=("low", "normal", "high"), default="normal", help="of the tenant's jobs")
     new.add_argument("--models", type=lambda text: text.split(","), help="the only models it may use, comma-separated")
     new.add_argument("--admin", action="store_true", help="may read what belongs to the operator, as /metrics")
+    new.add_argument("--read-only", action="store_true", help="with --admin: may look and not change")
+    new.add_argument("--name", help="what logs and the console call the key")
     new.add_argument("--cache", action="store_true", help="use cached values of the tenant's earlier work")
     new.add_argument("--dedupe", action="store_true", help="compute equal texts of a job once")
     new.add_argument("--file", type=Path, help="keys file to append to; left out: the entry is printed")

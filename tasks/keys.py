@@ -14,6 +14,8 @@ __all__ = [
     "ORDINARY",
     "PRIORITY_MARK",
     "Key",
+    "all_jobs",
+    "all_tenants",
     "batch",
     "batches_active",
     "cache_bytes",
@@ -27,6 +29,7 @@ __all__ = [
     "job_chunks",
     "job_events",
     "job_input",
+    "job_log",
     "job_pending",
     "job_result",
     "job_totals",
@@ -86,6 +89,11 @@ def job_pending(job_id: str) -> Key:
 def job_events(job_id: str) -> Key:
     """Stream: the last change of the job; entry ids are its versions."""
     return Key(f"{_PREFIX}:{{{job_id}}}:events")
+
+
+def job_log(job_id: str) -> Key:
+    """List: what happened to the job (JSON), oldest first; bounded."""
+    return Key(f"{_PREFIX}:{{{job_id}}}:log")
 
 
 def job_input(job_id: str, chunk: int) -> Key:
@@ -182,6 +190,16 @@ def idempotency(tenant: str, key: str) -> Key:
 def tenant_jobs(tenant: str) -> Key:
     """Sorted set: job ids of a tenant, by creation time."""
     return Key(f"{_PREFIX}:tenant:{tenant}:jobs")
+
+
+def all_jobs() -> Key:
+    """Sorted set: job ids of all tenants, by creation time (ms)."""
+    return Key(f"{_PREFIX}:jobs")
+
+
+def all_tenants() -> Key:
+    """Sorted set: tenants that have created jobs, by the time (ms) of the last one."""
+    return Key(f"{_PREFIX}:tenants")
 
 
 def store_reserved() -> Key:

@@ -11,10 +11,12 @@ from typing import Any, Literal, Self
 from flask import Flask, g, request
 from werkzeug.datastructures import Headers
 
+from app.http.request_ids import current_request_id
 from config.catalog import Catalog, ModelCard
 from config.keyring import Key, KeyringError, KeyringFile
 from config.settings import Settings
 from tasks.errors import AuthenticationError, ConfigError, ModelNotFound, NoWorker, PermissionDenied
+from tasks.jobs.origin import Origin, set_origin
 
 __all__ = [
     "OPEN_TENANT",
@@ -33,7 +35,8 @@ _OPEN_FOLDERS = ("/docs/", "/static/")
 # Work may be sent to `/`, by clients of text-embeddings-inference, and work needs a key.
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # What belongs to the operator, not to a tenant.
-_ADMIN_PATHS = frozenset({"/metrics"})
+_ADMIN_PATHS = frozenset({"/metrics", "/v1/workers"})
+_ADMIN_FOLDER = "/v1/admin/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +46,8 @@ class Tenant:
     Attributes:
         name: what job records name as `tenant`.
         key_id: a short name of the key for counters and logs; it gives nothing of the key away.
+        read_only: whether the key may only look.
+        key_name: what the operator calls it; empty: nothing.
         models: lower-case names and aliases that the key may use; None: all.
         requests_per_minute: None: no limit; likewise the other limits.
         cache, dedupe: whether cached values are used where a request does not say.
@@ -53,11 +58,18 @@ class Tenant:
     priority: Literal["low", "normal", "high"] = "normal"
     models: frozenset[str] | None = None
     admin: bool = False
+    read_only: bool = False
+    key_name: str = ""
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_queued_items: int | None = None
     cache: bool = False
     dedupe: bool = False
+
+    @property
+    def actor(self) -> str:
+        """What logs and job events name as the one who asked."""
+        return f"{self.name}/{self.key_name or self.key_id[:8] or 'open'}"
 
     def may_use(self, card: ModelCard) -> bool:
         """Tell whether the key's allow-list names this model, by its name or an alias."""
@@ -126,8 +138,11 @@ def protect(app: Flask, authenticator: Authenticator) -> None:
         if _is_open(request.path) and request.method in _SAFE_METHODS:
             return
         g.tenant = tenant = authenticator.resolve_tenant(_read_authorization(request.headers))
-        if request.path in _ADMIN_PATHS and not tenant.admin:
+        set_origin(Origin(tenant.actor, current_request_id()))
+        if (request.path in _ADMIN_PATHS or request.path.startswith(_ADMIN_FOLDER)) and not tenant.admin:
             raise PermissionDenied("This needs a key with `admin = true`.")
+        if tenant.read_only and request.method not in _SAFE_METHODS:
+            raise PermissionDenied("This key has `read_only = true`: it may look and not change.")
 
     app.before_request(authenticate)
 
@@ -198,6 +213,8 @@ def _describe_tenant(key: Key) -> Tenant:
         priority=key.priority,
         models=frozenset(name.lower() for name in key.models) if key.models is not None else None,
         admin=key.admin,
+        read_only=key.read_only,
+        key_name=key.name or "",
         requests_per_minute=key.requests_per_minute,
         tokens_per_minute=key.tokens_per_minute,
         max_queued_items=key.max_queued_items,

@@ -16,7 +16,7 @@ from app.jobs.schemas import EventHeaders, JobId, JobObject
 from app.jobs.views import view_job
 from app.services import Services, services
 from tasks.errors import LaneFull, NotFound
-from tasks.jobs.job import Job, JobProgress
+from tasks.jobs.job import Job
 
 __all__ = ["blueprint"]
 
@@ -69,6 +69,5 @@ def _follow(live: Services, job: Job, version: int) -> Iterator[bytes]:
 
 
 def _event(live: Services, job: Job) -> bytes:
-    progress = JobProgress() if job.ended else live.store.progress(job)
-    data = encode_json(view_job(job, progress))
+    data = encode_json(view_job(job, live.forecasts.progress(job)))
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (job.version, job.state.value.encode(), data)

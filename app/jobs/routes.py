@@ -37,7 +37,7 @@ from app.submission.service import SubmissionService
 from tasks.engine import Operation
 from tasks.errors import Conflict, InvalidRequest, NotFound, StoreFull
 from tasks.jobs.chunking import Item
-from tasks.jobs.job import Job, JobProgress, JobState
+from tasks.jobs.job import Job, JobState
 from tasks.storage.objects import read_blocks
 
 __all__ = ["blueprint"]
@@ -72,7 +72,7 @@ def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
     submission = SubmissionService(services(), current_tenant())
     if query.dry_run:
         current_place().move(Kind.UPLOAD)
-        return render_estimate(services(), order.card, submission.estimate(order, items))
+        return render_estimate(services(), order, submission.estimate(order, items))
     preferences = parse_prefer(header.prefer or "")
     submitted = submission.repeat(order, items, payload)
     if submitted is None:
@@ -84,11 +84,14 @@ def create_job(header: SubmitHeaders, query: SubmitOptions) -> Response:
 def list_jobs(query: JobFilter) -> Response:
     """List jobs, newest first."""
     live, tenant = services(), current_tenant().name
-    found = live.store.list(tenant, query.limit + 1, query.after, _states(query.status))
+    states = read_states(query.status)
+    found = live.store.listing.find(
+        tenant, query.limit + 1, query.after, lambda job: states is None or job.state in states
+    )
     page = found[: query.limit]
     body = {
         "object": "list",
-        "data": [view_job(job, JobProgress()) for job in page],
+        "data": [view_job(job, live.forecasts.progress(job)) for job in page],
         "first_id": page[0].id if page else None,
         "last_id": page[-1].id if page else None,
         "has_more": len(found) > query.limit,
@@ -188,7 +191,7 @@ def _add_webhook(order: Order, asked: WebhookRequest | None) -> Order:
     return replace(order, webhook=webhook, new_secret="" if asked.secret else webhook.secret)
 
 
-def _states(names: str | None) -> frozenset[JobState] | None:
+def read_states(names: str | None) -> frozenset[JobState] | None:
     if not names:
         return None
     try:

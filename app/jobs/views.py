@@ -14,9 +14,9 @@ from app.http.responses import json_response
 from app.jobs.result_items import ItemShape, read_frame
 from app.jobs.results import Results
 from app.services import Services
-from app.submission.orders import Estimate, Submission
-from config.catalog import ModelCard
+from app.submission.orders import Estimate, Order, Submission
 from tasks.jobs.job import Job, JobProgress, WebhookState
+from tasks.lanes import Lane, Service
 
 __all__ = ["job_etag", "render_estimate", "render_job", "render_submission", "view_job"]
 
@@ -84,7 +84,7 @@ def _explain_wait(job: Job) -> str:
 
 def render_job(live: Services, job: Job, *, status: int = 200) -> Response:
     """Return the answer with one job, its tag and, while it runs, when to ask again."""
-    progress = _progress(live, job)
+    progress = live.forecasts.progress(job)
     response = json_response(view_job(job, progress), status)
     return _add_headers(response, job, progress)
 
@@ -101,7 +101,7 @@ def render_submission(
         new_secret: the webhook's secret, if it was made here; it is shown now and never again.
     """
     job = submission.job
-    progress = _progress(live, job)
+    progress = live.forecasts.progress(job)
     body = view_job(job, progress)
     if new_secret and submission.created:
         body["webhook"]["secret"] = new_secret
@@ -113,29 +113,29 @@ def render_submission(
     return response
 
 
-def render_estimate(live: Services, card: ModelCard, estimate: Estimate) -> Response:
+def render_estimate(live: Services, order: Order, estimate: Estimate) -> Response:
     """Return the answer to a dry run."""
-    workers = live.presence.ready_models().get(card.slug, [])
-    speed = sum(facts.tokens_per_s for facts in workers)
     body = {
         "object": "job.estimate",
-        "model": card.name,
+        "model": order.card.name,
         "items": estimate.items,
         "tokens": estimate.tokens,
         "chunks": estimate.chunks,
         "lane": estimate.service.value,
-        "estimated_s": round(estimate.tokens / speed, 3) if speed else None,
+        "estimated_s": _estimate_s(live, order, estimate),
     }
     return json_response(body)
 
 
-def _progress(live: Services, job: Job) -> JobProgress:
-    """Return the speed of late while the job runs, and that of the whole run once it has ended."""
-    if not job.ended:
-        return live.store.progress(job)
-    if job.started_at is None or job.ended_at is None or job.ended_at <= job.started_at:
-        return JobProgress()
-    return JobProgress(tokens_per_s=job.tokens / (job.ended_at - job.started_at))
+def _estimate_s(live: Services, order: Order, estimate: Estimate) -> float | None:
+    """Return when it would end: a job shares the device with the queue, a call goes ahead of it."""
+    slug = order.card.slug
+    if estimate.service is Service.BULK:
+        estimated_s = live.forecasts.estimate_s(Lane(slug, Service.BULK), estimate.tokens, order.priority)
+    else:
+        speed = live.presence.speed(slug)
+        estimated_s = estimate.tokens / speed if speed else None
+    return None if estimated_s is None else round(estimated_s, 3)
 
 
 def _is_short(live: Services, job: Job) -> bool:

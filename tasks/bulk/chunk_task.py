@@ -133,9 +133,9 @@ def _settle(context: WorkerContext, claim: Claim) -> str | None:
         context.leases.release(claim, _BUSY_DELAY_S)
     except RedisError:
         raise
-    except Exception:  # noqa: BLE001 - the edge of a chunk: whatever went wrong, it must not stay claimed
+    except Exception as error:  # noqa: BLE001 - the edge of a chunk: whatever went wrong, it must not stay claimed
         _log.exception("chunk %s of %s failed at attempt %s", claim.chunk, claim.job_id, claim.attempt)
-        context.leases.fail(claim)
+        context.leases.fail(claim, type(error).__name__)
     return None
 
 

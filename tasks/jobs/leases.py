@@ -160,11 +160,11 @@ class Leases:
             claim: the claim.
             delay_s: no new ticket before that; for a worker that is busy, not gone.
         """
-        return self._release(claim, int(delay_s * 1000), counts=False)
+        return self._release(claim, int(delay_s * 1000))
 
-    def fail(self, claim: Claim) -> bool:
+    def fail(self, claim: Claim, reason: str) -> bool:
         """Give the chunk back with its attempt counted; return whether the claim still held."""
-        return self._release(claim, 0, counts=True)
+        return self._release(claim, 0, reason)
 
     def reap(self, lane: Lane) -> list[Ticket]:
         """Take back overdue claims, end jobs whose deadline has passed; return tickets that must be published again."""
@@ -207,11 +207,13 @@ class Leases:
     def _lease_ms(self, lease_s: float | None) -> int:
         return int((self.settings.lease_s if lease_s is None else lease_s) * 1000)
 
-    def _release(self, claim: Claim, delay_ms: int, *, counts: bool) -> bool:
+    def _release(self, claim: Claim, delay_ms: int, failure: str = "") -> bool:
         job = self.find(claim.job_id)
         if job is None:
             return False
-        call = ReleaseScript(self._keys(job), claim.chunk, claim.fence, delay_ms=delay_ms, counts=counts)
+        call = ReleaseScript(
+            self._keys(job), claim.chunk, claim.fence, delay_ms=delay_ms, counts=bool(failure), reason=failure
+        )
         return bool(self._scripts.call(call) == b"OK")
 
     def _offer(self, lane: Lane, job_id: str) -> tuple[bytes, bytes, bytes, int, int]:

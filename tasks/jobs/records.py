@@ -19,7 +19,6 @@ from tasks.jobs.job import (
     Counts,
     Idempotency,
     Job,
-    JobProgress,
     JobState,
     NewJob,
     WebhookState,
@@ -34,15 +33,12 @@ __all__ = [
     "read_chunk",
     "read_claim",
     "read_job",
-    "read_progress",
     "write_chunk",
     "write_job",
 ]
 
 # Shares of the priorities in fair queueing; `dispatch.lua` knows the heaviest.
 WEIGHTS: Final[Mapping[str, int]] = {"low": 1, "normal": 4, "high": 16}
-_STEP_S = 10
-_RECENT_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +84,8 @@ class Creation:
         return CreateScript(
             JobKeys.of(job, settings),
             tenant_jobs=keys.tenant_jobs(job.tenant),
+            all_jobs=keys.all_jobs(),
+            all_tenants=keys.all_tenants(),
             idempotency=keys.idempotency(job.tenant, key),
             uploads=keys.store_uploads(),
             result=keys.job_result(job.id, 0),
@@ -104,6 +102,7 @@ class Creation:
             items=job.total,
             outcome=outcome.describe() if outcome else b"",
             frame=outcome.frame if outcome else b"",
+            tenant=job.tenant,
         )
 
 
@@ -219,20 +218,6 @@ def read_claim(job_id: str, chunk: int, answer: Sequence[Any]) -> Claim:
         redo="redo" in values,
         pointer=values.get("pointer", ""),
     )
-
-
-def read_progress(job: Job, fields: Sequence[bytes | None], position: int | None, now_s: float) -> JobProgress:
-    """Return speed and time left from the record's `recent` and `done_estimate`, at `now_s` by Redis' clock."""
-    recent, done_estimate = orjson.loads(fields[0] or b"[]"), int(fields[1] or 0)
-    steps = [(step * _STEP_S, tokens) for step, tokens in recent if step * _STEP_S > now_s - _RECENT_S - _STEP_S]
-    if job.started_at is None or not steps:
-        return JobProgress(position=position)
-    span_s = max(1.0, now_s - max(job.started_at, steps[0][0]))
-    speed = sum(tokens for _, tokens in steps) / span_s
-    if job.ended or speed <= 0 or done_estimate <= 0:
-        return JobProgress(speed if not job.ended else None, None, position)
-    left_tokens = (job.estimated_tokens - done_estimate) * job.tokens / done_estimate
-    return JobProgress(speed, max(0.0, left_tokens / speed), position)
 
 
 def _webhook(webhook: str | None, delivery: str | None) -> WebhookState | None:

@@ -17,9 +17,10 @@ from config.settings import Settings
 from tasks import keys
 from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, RateLimited, TooLarge
 from tasks.jobs.blobs import store_full
-from tasks.jobs.job import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobProgress, JobState, NewJob
+from tasks.jobs.job import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobState, NewJob
 from tasks.jobs.leases import Leases
-from tasks.jobs.records import Creation, FinishedResult, read_chunk, read_job, read_progress
+from tasks.jobs.listing import JobListing
+from tasks.jobs.records import Creation, FinishedResult, read_chunk
 from tasks.jobs.transitions import (
     CancelScript,
     DeleteScript,
@@ -35,7 +36,6 @@ from tasks.scripts import Script, Scripts
 __all__ = ["JobStore"]
 
 _WAIT_STEP_MS = 500
-_PAGE = 100
 _DURABLE_WITHIN_MS = 200
 _INPUTS_PER_TRIP = 1000
 _QUEUE_RETRY_AFTER_S = 10.0
@@ -51,12 +51,14 @@ class JobStore:
 
     Attributes:
         leases: what workers do with the chunks of these jobs.
+        listing: reads many of them.
     """
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self.redis = redis
         self.settings = settings
         self.leases = Leases(redis, settings)
+        self.listing = JobListing(redis)
         self._scripts = Scripts(redis)
 
     # -- create
@@ -173,8 +175,8 @@ class JobStore:
 
     # -- read
 
-    def get(self, job_id: str, tenant: str = "default") -> Job:
-        """Return a job.
+    def get(self, job_id: str, tenant: str | None = "default") -> Job:
+        """Return a job; `tenant` None: whosever it is.
 
         Raises:
             NotFound: there is none of that id for this tenant.
@@ -182,41 +184,13 @@ class JobStore:
         job = self._read(job_id)
         if job is not None and not job.ended and (job.state is JobState.CANCELLING or job.deadline_at is not None):
             job = self._settle(job)
-        if job is None or job.tenant != tenant:
+        if job is None or (tenant is not None and job.tenant != tenant):
             raise NotFound(f"there is no job {job_id!r}")
         return job
 
     def exists(self, job_id: str) -> bool:
         """Return whether there is a job of that id, of whatever tenant."""
         return self.leases.exists(job_id)
-
-    def list(
-        self, tenant: str, limit: int = 20, after: str | None = None, states: Collection[JobState] | None = None
-    ) -> Sequence[Job]:
-        """Return a tenant's jobs, newest first, beginning behind the job `after`.
-
-        Raises:
-            NotFound: there is no job `after`.
-        """
-        listed = keys.tenant_jobs(tenant)
-        first = 0
-        if after is not None:
-            rank = cast("int | None", self.redis.zrevrank(listed, after))
-            if rank is None:
-                raise NotFound(f"there is no job {after!r}")
-            first = rank + 1
-        found: list[Job] = []
-        while len(found) < limit:
-            ids = cast("list[bytes]", self.redis.zrevrange(listed, first, first + _PAGE - 1))
-            jobs = self._read_many([job_id.decode() for job_id in ids])
-            gone = [job_id for job_id, job in zip(ids, jobs, strict=True) if job is None]
-            if gone:
-                self.redis.zrem(listed, *gone)
-            found += [job for job in jobs if job is not None and (states is None or job.state in states)]
-            if len(ids) < _PAGE:
-                break
-            first += _PAGE - len(gone)
-        return found[:limit]
 
     def chunk_table(self, job_id: str, first: int = 0, count: int | None = None) -> Sequence[ChunkState]:
         """Return the chunks of a job from number `first` on, `count` of them or all.
@@ -235,16 +209,7 @@ class JobStore:
         pairs = zip(range(first, last), lines, strict=True)
         return [read_chunk(number, line, job.state) for number, line in pairs if line is not None]
 
-    def progress(self, job: Job) -> JobProgress:
-        """Return speed, time left and place in the queue."""
-        pipeline = self.redis.pipeline(transaction=False)
-        pipeline.hmget(keys.job(job.id), ["recent", "done_estimate"])
-        pipeline.zrank(keys.lane_ready(job.lane), job.id)
-        pipeline.time()
-        fields, position, (seconds, micros) = pipeline.execute()
-        return read_progress(job, fields, position, seconds + micros / 1e6)
-
-    def wait(self, job_id: str, tenant: str, version: int, timeout_s: float) -> Job:
+    def wait(self, job_id: str, tenant: str | None, version: int, timeout_s: float) -> Job:
         """Return the job as soon as its version is above `version`, or when the time is over.
 
         Raises:
@@ -261,7 +226,7 @@ class JobStore:
 
     # -- move
 
-    def cancel(self, job_id: str, tenant: str = "default") -> Job:
+    def cancel(self, job_id: str, tenant: str | None = "default") -> Job:
         """Drop what waits and stop what runs; finished chunks stay readable. Repeatable.
 
         Raises:
@@ -270,15 +235,15 @@ class JobStore:
         """
         return self._move(job_id, tenant, "cancelled")
 
-    def pause(self, job_id: str, tenant: str = "default") -> Job:
+    def pause(self, job_id: str, tenant: str | None = "default") -> Job:
         """Pause the job until `resume`; errors as `cancel`. Repeatable."""
         return self._move(job_id, tenant, "paused")
 
-    def resume(self, job_id: str, tenant: str = "default") -> Job:
+    def resume(self, job_id: str, tenant: str | None = "default") -> Job:
         """Resume a paused job; errors as `cancel`. Repeatable."""
         return self._move(job_id, tenant, "resumed")
 
-    def retry_failed(self, job_id: str, tenant: str = "default") -> Job:
+    def retry_failed(self, job_id: str, tenant: str | None = "default") -> Job:
         """Queue the failed items of an ended job again, and only those.
 
         Raises:
@@ -287,14 +252,14 @@ class JobStore:
         """
         return self._move(job_id, tenant, "retried")
 
-    def delete(self, job_id: str, tenant: str = "default") -> Job:
+    def delete(self, job_id: str, tenant: str | None = "default") -> Job:
         """Delete the job, whatever its state, and return what it was; the caller removes its blobs.
 
         Raises:
             NotFound: there is no such job.
         """
         job = self.get(job_id, tenant)
-        self._scripts.call(DeleteScript(JobKeys.of(job, self.settings), keys.tenant_jobs(tenant)))
+        self._scripts.call(DeleteScript(JobKeys.of(job, self.settings), keys.tenant_jobs(job.tenant), keys.all_jobs()))
         return job
 
     # -- inside
@@ -320,13 +285,7 @@ class JobStore:
                 return known, job_id == job.id
 
     def _read(self, job_id: str) -> Job | None:
-        return self._read_many([job_id])[0]
-
-    def _read_many(self, job_ids: Sequence[str]) -> Sequence[Job | None]:
-        pipeline = self.redis.pipeline(transaction=False)
-        for job_id in job_ids:
-            pipeline.hgetall(keys.job(job_id))
-        return [read_job(record) if record else None for record in pipeline.execute()]
+        return self.listing.read([job_id])[0]
 
     def _settle(self, job: Job) -> Job | None:
         """Apply deadlines and expired leases to a job that ends, even where no worker is alive to reap."""
@@ -335,7 +294,7 @@ class JobStore:
             self.leases.reap_job(job)
         return self._read(job.id)
 
-    def _move(self, job_id: str, tenant: str, goal: Literal["cancelled", "paused", "resumed", "retried"]) -> Job:
+    def _move(self, job_id: str, tenant: str | None, goal: Literal["cancelled", "paused", "resumed", "retried"]) -> Job:
         job = self.get(job_id, tenant)
         names = JobKeys.of(job, self.settings)
         calls: dict[str, Script] = {

@@ -10,6 +10,7 @@ from typing import Self
 from config.settings import Settings
 from tasks import keys
 from tasks.jobs.job import Job, NewJob
+from tasks.jobs.origin import current_origin
 from tasks.keys import Key
 from tasks.lanes import Lane
 from tasks.scripts import Script
@@ -57,6 +58,7 @@ class JobKeys:
         chunks: the chunk table.
         pending: numbers of chunks without a ticket.
         events: the last change.
+        log: what happened to the job.
         ready: the lane's jobs that have pending chunks.
         inflight: the lane's tickets and claims.
         clock: the lane's virtual time.
@@ -69,12 +71,14 @@ class JobKeys:
         totals: counters for the operator.
         job_id: the job.
         lane_ttl_ms: how long keys that jobs share live untouched.
+        actor, request_id: see `tasks.jobs.origin`.
     """
 
     job: Key
     chunks: Key
     pending: Key
     events: Key
+    log: Key
     ready: Key
     inflight: Key
     clock: Key
@@ -87,15 +91,19 @@ class JobKeys:
     totals: Key
     job_id: str
     lane_ttl_ms: int
+    actor: str
+    request_id: str
 
     @classmethod
     def of(cls, job: Job | NewJob | JobRef, settings: Settings) -> Self:
-        """Return the keys of a job."""
+        """Return the keys of a job, and who has it changed."""
+        origin = current_origin()
         return cls(
             job=keys.job(job.id),
             chunks=keys.job_chunks(job.id),
             pending=keys.job_pending(job.id),
             events=keys.job_events(job.id),
+            log=keys.job_log(job.id),
             ready=keys.lane_ready(job.lane),
             inflight=keys.lane_inflight(job.lane),
             clock=keys.lane_clock(job.lane),
@@ -108,6 +116,8 @@ class JobKeys:
             totals=keys.job_totals(),
             job_id=job.id,
             lane_ttl_ms=int(settings.job_ttl_s * 1000) + _DAY_MS,
+            actor=origin.actor,
+            request_id=origin.request_id,
         )
 
 
@@ -131,6 +141,8 @@ class CreateScript(Script):
 
     keys: JobKeys
     tenant_jobs: Key
+    all_jobs: Key
+    all_tenants: Key
     idempotency: Key
     uploads: Key
     result: Key
@@ -147,6 +159,7 @@ class CreateScript(Script):
     items: int
     outcome: bytes
     frame: bytes
+    tenant: str
 
 
 class QueueReserveScript(Script):
@@ -195,10 +208,11 @@ class RetryScript(Script):
 
 
 class DeleteScript(Script):
-    """Delete a job; `tenant_jobs` is the list that contains it."""
+    """Delete a job; `tenant_jobs` and `all_jobs` are the lists that contain it."""
 
     keys: JobKeys
     tenant_jobs: Key
+    all_jobs: Key
 
 
 # -- what workers do
@@ -278,13 +292,14 @@ class CompleteScript(Script):
 
 
 class ReleaseScript(Script):
-    """Give a chunk back without a result; `counts` says whether the attempt does."""
+    """Give a chunk back without a result; `counts` says whether the attempt does, `reason` why it failed."""
 
     keys: JobKeys
     number: int
     fence: int
     delay_ms: int
     counts: bool
+    reason: str
 
 
 class ReapScript(Script):

@@ -158,6 +158,14 @@ class WorkerRegistry:
                 self._read_at_s = time.monotonic()
             return dict(self._ready)
 
+    def speed(self, model: str) -> float:
+        """Return the tokens per second that the ready workers of a model (a slug) announce, in sum.
+
+        Raises:
+            tasks.errors.StoreUnavailable: Redis does not answer.
+        """
+        return sum(info.tokens_per_s for info in self.ready_models().get(model, ()))
+
     def _read(self) -> dict[str, list[WorkerInfo]]:
         names = [name for model in self._models for name in (keys.lane_workers(model), keys.worker_info(model))]
         try:

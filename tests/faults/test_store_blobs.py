@@ -75,7 +75,7 @@ def test_results_of_a_small_job_stay_in_redis(store: JobStore, blobs: Blobs, fol
 def test_a_late_result_does_not_touch_the_one_that_was_counted(store: JobStore, blobs: Blobs, folder: Path) -> None:
     job, claim = begin(store, blobs, ["x"] * 2, result_bytes=101)
     staged = blobs.stage_result(claim, b"late")
-    store.leases.fail(claim)
+    store.leases.fail(claim, "ValueError")
     store.leases.dispatch(LANE)
     winner = store.leases.claim(job.id, 0, "v")
     completion = make_completion(winner)

@@ -112,7 +112,7 @@ def test_a_late_result_takes_the_chunk_from_whoever_holds_it_since(store: JobSto
     # The claim that was taken back is not counted off a second time.
     assert store.cancel(job.id).state is JobState.CANCELLING
     assert store.leases.release(old) is False
-    assert store.leases.fail(old) is False
+    assert store.leases.fail(old, "ValueError") is False
     assert store.get(job.id).state is JobState.CANCELLING
     store.leases.release(held)
     assert audit(store, blobs, job.id).counts == Counts(6, 2)

@@ -1,6 +1,7 @@
 """What a user may do with a job and read of it, on a real server."""
 
 import threading
+import time
 
 import orjson
 import pytest
@@ -9,12 +10,16 @@ from tasks import keys
 from tasks.errors import Conflict, NotFound
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.claims import ClaimCode, Completed
+from tasks.jobs.forecast import Forecasts
 from tasks.jobs.job import Counts, JobState
+from tasks.jobs.origin import Origin, set_origin
 from tasks.jobs.store import JobStore
 from tests.support.job_maker import (
     LANE,
+    assert_expiry,
     audit,
     begin,
+    lapse,
     make_completion,
     make_overdue,
     outlive_restart_grace,
@@ -141,7 +146,7 @@ def test_a_deleted_job_is_gone_for_everybody(store: JobStore, blobs: Blobs) -> N
     assert store.leases.complete(held, make_completion(held))[0] is Completed.GONE
     assert store.redis.keys(f"*{job.id}*") == []
     assert store.redis.zcard(keys.lane_inflight(LANE)) == 0
-    assert store.list("default") == []
+    assert store.listing.find("default") == []
     assert store.redis.hget(keys.store_reserved(), job.id) is None
 
 
@@ -154,16 +159,18 @@ def test_another_tenants_job_is_not_found(store: JobStore, blobs: Blobs) -> None
     for read in (store.get, store.cancel, store.pause, store.resume, store.retry_failed, store.delete):
         with pytest.raises(NotFound):
             read(job.id, "other")
-    assert store.list("other") == []
+    assert store.listing.find("other") == []
 
 
 def test_jobs_are_listed_newest_first_in_pages_without_the_expired(store: JobStore, blobs: Blobs) -> None:
     jobs = [submit(store, blobs, ["x"], id=f"job_{number}") for number in range(5)]
     store.redis.delete(keys.job(jobs[2].id))
     store.cancel(jobs[1].id)
-    assert [job.id for job in store.list("default", limit=2)] == ["job_4", "job_3"]
-    assert [job.id for job in store.list("default", limit=9, after="job_3")] == ["job_1", "job_0"]
-    assert [job.id for job in store.list("default", states={JobState.CANCELLED})] == ["job_1"]
+    assert [job.id for job in store.listing.find("default", limit=2)] == ["job_4", "job_3"]
+    assert [job.id for job in store.listing.find("default", limit=9, after="job_3")] == ["job_1", "job_0"]
+    assert [job.id for job in store.listing.find("default", wanted=lambda job: job.state is JobState.CANCELLED)] == [
+        "job_1"
+    ]
     assert store.redis.zscore(keys.tenant_jobs("default"), "job_2") is None
 
 
@@ -180,14 +187,80 @@ def test_a_reader_that_waits_is_woken_by_the_next_change(store: JobStore, blobs:
 
 def test_progress_tells_speed_time_left_and_place_in_the_queue(store: JobStore, blobs: Blobs) -> None:
     job, behind = submit(store, blobs, ["x"] * 20), submit(store, blobs, ["y"] * 20)
-    assert store.progress(job).tokens_per_s is None
-    assert {store.progress(job).position, store.progress(behind).position} == {0, 1}
+    announced = Forecasts(store.redis, lambda _: 10.0, cache_s=0)
+    assert announced.progress(job).tokens_per_s is None
+    assert {announced.progress(job).position, announced.progress(behind).position} == {0, 1}
+    drained_s = announced.backlog(LANE).drain_s()
+    assert (
+        announced.progress(job).eta_s == announced.progress(behind).eta_s == drained_s == 2 * job.estimated_tokens / 10
+    )
+    assert announced.estimate_s(LANE, 1, "normal") == 3 / 10  # a small one has a third of the device until it ends
+    assert announced.estimate_s(LANE, 10**6, "normal") == (10**6 + 2 * job.estimated_tokens) / 10
     work_off(store, 6)
-    progress = store.progress(store.get(job.id))
+    progress = Forecasts(store.redis, lambda _: 0.0, cache_s=0).progress(store.get(job.id))
     assert progress.tokens_per_s is not None
     assert progress.eta_s is not None
     assert progress.tokens_per_s > 0
     assert progress.eta_s > 0
+
+
+def test_without_a_speed_there_is_no_time_left_and_a_job_that_ended_has_the_speed_of_its_run(
+    store: JobStore, blobs: Blobs
+) -> None:
+    forecasts = Forecasts(store.redis, lambda _: 0.0, cache_s=0)
+    job = submit(store, blobs, ["x"] * 4)
+    assert forecasts.progress(job).eta_s is None
+    time.sleep(0.01)  # by the clock of Redis, which counts milliseconds
+    run_out(store)
+    speed = forecasts.progress(store.get(job.id)).tokens_per_s
+    assert speed is None or speed > 0
+    assert forecasts.backlog(LANE).drain_s() == 0
+
+
+def test_the_log_of_a_job_says_what_happened_who_asked_and_in_which_request(store: JobStore, blobs: Blobs) -> None:
+    set_origin(Origin("acme/ops", "req_1"))
+    job = submit(store, blobs, ["x"] * 2)
+    store.pause(job.id)
+    store.resume(job.id)
+    set_origin(Origin())
+    store.leases.dispatch(LANE)
+    claim = store.leases.claim(job.id, 0, "w-1")
+    assert store.leases.fail(claim, "ValueError")
+    store.leases.dispatch(LANE)
+    store.leases.claim(job.id, 0, "w-2")
+    lapse(store, job.id)
+    run_out(store)
+    log = store.listing.log(job.id)
+    assert [event["event"] for event in log] == [
+        *("created", "paused", "resumed", "started", "chunk_failed", "worker_lost", "succeeded")
+    ]
+    assert [(event.get("by"), event.get("request_id")) for event in log[:4]] == [("acme/ops", "req_1")] * 3 + [
+        (None, None)
+    ]
+    assert (log[4]["worker"], log[4]["reason"], log[4]["chunk"]) == ("w-1", "ValueError", 0)
+    assert (log[5]["worker"], log[5]["attempt"]) == ("w-2", 2)
+    assert_expiry(store.redis)
+
+
+def test_the_log_of_a_job_keeps_the_newest_lines(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"])
+    for _ in range(120):
+        store.pause(job.id)
+        store.resume(job.id)
+    log = store.listing.log(job.id)
+    assert len(log) == 200
+    assert log[-1]["event"] == "resumed"
+
+
+def test_the_list_of_all_tenants_has_the_jobs_of_each_and_forgets_what_is_deleted(
+    store: JobStore, blobs: Blobs
+) -> None:
+    mine, other = submit(store, blobs, ["x"]), submit(store, blobs, ["y"], tenant="other")
+    assert {job.id for job in store.listing.find(None)} == {mine.id, other.id}
+    assert set(store.listing.tenants()) == {"default", "other"}
+    assert store.cancel(other.id, None).state is JobState.CANCELLED
+    store.delete(other.id, None)
+    assert [job.id for job in store.listing.find(None)] == [mine.id]
 
 
 def test_the_chunk_table_is_read_in_parts(store: JobStore, blobs: Blobs) -> None:

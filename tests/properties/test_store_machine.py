@@ -273,7 +273,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(claim=claims, counted=st.booleans())
     def give_back(self, claim: Claim, counted: bool) -> None:
         holds = self.holds(claim)
-        assert (self.store.leases.fail(claim) if counted else self.store.leases.release(claim)) is holds
+        assert (self.store.leases.fail(claim, "ValueError") if counted else self.store.leases.release(claim)) is holds
         if holds:
             model = self.models[claim.job_id]
             model.attempts[claim.chunk] -= not counted

@@ -46,6 +46,17 @@ local function announce(job)
   redis.call('PEXPIREAT', EVENTS, job.expires_ms)
 end
 
+-- Write into the job's event log, which keeps the newest lines; see `tasks.jobs.job_log`.
+local function note(job, event, detail)
+  local line = detail or {}
+  line.at_ms, line.event = NOW_MS, event
+  if actor ~= '' then line.by = actor end
+  if request_id ~= '' then line.request_id = request_id end
+  redis.call('RPUSH', LOG, cjson.encode(line))
+  redis.call('LTRIM', LOG, -200, -1)
+  redis.call('PEXPIREAT', LOG, job.expires_ms)
+end
+
 local function entry(number)
   return job_id .. ':' .. number
 end
@@ -84,6 +95,7 @@ local function wait_for_model(job)
   redis.call('ZADD', MISFITS, NOW_MS, job_id)
   redis.call('PEXPIRE', MISFITS, lane_ttl_ms)
   set(job, 'misfit', 1)
+  note(job, 'waits_for_model')
   announce(job)
 end
 
@@ -142,6 +154,7 @@ end
 
 local function end_job(job, state)
   set(job, 'state', state)
+  note(job, state)
   tally('jobs:' .. state, 1)
   redis.call('HSET', JOB, 'ended_ms', NOW_MS)
   redis.call('DEL', PENDING)
@@ -175,6 +188,7 @@ end
 local function begin_ending(job, ending)
   set(job, 'state', 'cancelling')
   set(job, 'ending', ending)
+  note(job, ending == 'expired' and 'deadline_passed' or 'cancel_asked')
   redis.call('ZREM', READY, job_id)
   for _, member in ipairs(redis.call('ZRANGE', INFLIGHT, 0, -1)) do
     local owner, number = member:match('^(.*):(%d+)$')
@@ -201,7 +215,8 @@ end
 
 -- A claim died. An item that was alone on the device in two claims that died, and that never came back alive in between,
 -- is the cause; one that a worker finished was exonerated by `mark`. So random kills do not convict the innocent.
-local function count_death(chunk)
+local function count_death(job, number, chunk)
+  note(job, 'worker_lost', { chunk = tonumber(number), worker = chunk.worker, attempt = chunk.attempts })
   local marked = chunk.marked
   if not marked then return end
   local deaths = chunk.deaths or {}

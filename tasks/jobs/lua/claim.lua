@@ -29,7 +29,7 @@ if ENDED[job.state] or job.state == 'cancelling' or job.state == 'paused' then r
 if chunk.state == 'pending' then return { 'BUSY' } end
 if chunk.state == 'claimed' then
   if tonumber(redis.call('ZSCORE', INFLIGHT, entry(number)) or 0) > NOW_MS then return { 'BUSY' } end
-  count_death(chunk)
+  count_death(job, number, chunk)
   add(job, 'claimed', -1)
 end
 if not fits(job, fingerprint) then
@@ -49,6 +49,7 @@ add(job, 'claimed', 1)
 if job.state == 'queued' then
   set(job, 'state', 'running')
   if not job.started_ms then set(job, 'started_ms', NOW_MS) end
+  note(job, 'started', { worker = worker_id })
   announce(job)
 end
 return claimed(chunk.attempts > ceiling() and 'POISON' or 'OK')

@@ -31,6 +31,11 @@ redis.call('HSET', JOB, 'state', 'queued', 'created_ms', NOW_MS, 'expires_ms', e
 redis.call('PEXPIREAT', JOB, expires_ms)
 redis.call('ZADD', TENANT_JOBS, NOW_MS, job_id)
 redis.call('PEXPIRE', TENANT_JOBS, lane_ttl_ms)
+redis.call('ZADD', ALL_JOBS, NOW_MS, job_id)
+redis.call('ZREMRANGEBYSCORE', ALL_JOBS, '-inf', NOW_MS - ttl_ms)
+redis.call('PEXPIRE', ALL_JOBS, lane_ttl_ms)
+redis.call('ZADD', ALL_TENANTS, NOW_MS, tenant)
+redis.call('PEXPIRE', ALL_TENANTS, lane_ttl_ms)
 redis.call('ZREM', UPLOADS, job_id)
 if payload_hash ~= '' then
   redis.call('SET', IDEMPOTENCY, cjson.encode({ job = job_id, hash = payload_hash }), 'PXAT', expires_ms)
@@ -51,6 +56,7 @@ redis.call('PEXPIREAT', CHUNKS, expires_ms)
 redis.call('PEXPIREAT', PENDING, expires_ms)
 
 local job = read_job()
+note(job, 'created', { items = items, chunks = #chunks })
 if finished then
   redis.call('SET', RESULT, frame, 'PXAT', expires_ms)
   local chunk = read_chunk(0)

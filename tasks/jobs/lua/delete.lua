@@ -3,6 +3,7 @@
 -- Answers OK
 -- include: _job
 redis.call('ZREM', TENANT_JOBS, job_id)
+redis.call('ZREM', ALL_JOBS, job_id)
 redis.call('ZREM', READY, job_id)
 redis.call('ZREM', DEADLINES, job_id)
 redis.call('ZREM', MISFITS, job_id)
@@ -12,5 +13,5 @@ for _, member in ipairs(redis.call('ZRANGE', INFLIGHT, 0, -1)) do
 end
 redis.call('HDEL', QUEUED, job_id)
 unreserve(math.huge)
-redis.call('UNLINK', JOB, CHUNKS, PENDING, EVENTS)
+redis.call('UNLINK', JOB, CHUNKS, PENDING, EVENTS, LOG)
 return 'OK'

@@ -12,7 +12,7 @@ if not chunk or ENDED[job.state] then
 end
 overdue(job)
 if chunk.state == 'claimed' then
-  count_death(chunk)
+  count_death(job, number, chunk)
   end_claim(job, number, chunk)
   return 'BACK'
 end

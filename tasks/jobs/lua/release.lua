@@ -7,7 +7,11 @@ local job = read_job()
 local chunk = job and read_chunk(number)
 if not chunk or chunk.state ~= 'claimed' or chunk.fence ~= fence then return 'LOST' end
 
-if not counts then chunk.attempts = chunk.attempts - 1 end
+if counts then
+  note(job, 'chunk_failed', { chunk = number, worker = chunk.worker, attempt = chunk.attempts, reason = reason })
+else
+  chunk.attempts = chunk.attempts - 1
+end
 if delay_ms == 0 or job.state ~= 'running' then
   end_claim(job, number, chunk)
   return 'OK'

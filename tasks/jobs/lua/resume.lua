@@ -7,6 +7,7 @@ if not job then return 'GONE' end
 if job.state == 'queued' or job.state == 'running' then return 'OK' end
 if job.state ~= 'paused' then return 'CONFLICT' end
 set(job, 'state', job.started_ms and 'running' or 'queued')
+note(job, 'resumed')
 enter_ready(job)
 announce(job)
 return 'OK'
