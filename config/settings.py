@@ -230,6 +230,12 @@ class Settings(BaseSettings):
         True,  # noqa: FBT003 - a field's default has no name
         description="Interactive work goes ahead of bulk; false: one queue in the order of arrival, to compare with.",
     )
+    worker_max_memory_bytes: Annotated[int, Field(ge=0)] = Field(
+        0, description="A worker whose memory is above this finishes what it holds and starts afresh; 0: never."
+    )
+    worker_max_device_bytes: Annotated[int, Field(ge=0)] = Field(
+        0, description="The same for the memory of its GPU, which counts all processes on it; 0: never."
+    )
     pass_timeout_s: Seconds = Field(120.0, description="A forward pass longer than this ends the worker.")
     engine_max_tokens: Count = Field(
         400_000, description="Tokens that may wait inside one worker before it stops taking requests."

@@ -58,6 +58,7 @@ class SupervisedProcess:
     Attributes:
         starts: how often it was started.
         delay_s: the delay before the start that is due now.
+        last_pid: process ID of the newest one, running or not; 0 before the first.
         given_up: it ended with `EXIT_CONFIG`, and is not started again.
     """
 
@@ -68,6 +69,7 @@ class SupervisedProcess:
         self.given_up = False
         self._longest_delay_s = longest_delay_s
         self._sink = sink
+        self.last_pid = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         self._started_s = 0.0
@@ -95,7 +97,7 @@ class SupervisedProcess:
             start_new_session=True,
             preexec_fn=_before_exec(self.program),  # noqa: PLW1509 - a few system calls, no locks
         )
-        self._process, self._started_s = process, time.monotonic()
+        self._process, self._started_s, self.last_pid = process, time.monotonic(), process.pid
         self.starts += 1
         if self._sink is not None:
             self._reader = threading.Thread(target=self._read, args=(process, self._sink), daemon=True)

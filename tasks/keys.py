@@ -55,7 +55,11 @@ __all__ = [
     "tenant_jobs",
     "tenant_queued",
     "webhooks_due",
+    "worker_cards",
+    "worker_ends",
     "worker_info",
+    "worker_orders",
+    "workers_seen",
 ]
 
 # What may be passed to a script as a key: only the functions of this module make one.
@@ -170,6 +174,26 @@ def model_card(model: str) -> Key:
 def worker_info(model: str) -> Key:
     """Hash: description of each ready worker of a model (JSON), by worker ID."""
     return Key(f"{_PREFIX}:workers:{model}:facts")
+
+
+def worker_cards() -> Key:
+    """Hash: what each worker last said of itself (JSON), by worker ID; of lost ones for a day."""
+    return Key(f"{_PREFIX}:fleet:cards")
+
+
+def workers_seen() -> Key:
+    """Sorted set: the workers of `worker_cards`, by the time (ms) of their last heartbeat."""
+    return Key(f"{_PREFIX}:fleet:seen")
+
+
+def worker_ends() -> Key:
+    """Hash: how workers ended, as their launcher saw it (JSON), by worker ID."""
+    return Key(f"{_PREFIX}:fleet:ends")
+
+
+def worker_orders() -> Key:
+    """Hash: what a worker is asked to do: `drain` or `restart`, by worker ID."""
+    return Key(f"{_PREFIX}:fleet:orders")
 
 
 def replies(web_id: str) -> Key:

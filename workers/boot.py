@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from tasks.lanes import Lane, Service
 from tasks.periodic import PeriodicThread
 from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo
 from workers.cores import plan_cores
+from workers.fleet import FleetReporter
 from workers.hardware import choose_devices
 from workers.loading import load_and_warm
 from workers.reporting import ModelReporting
@@ -81,7 +82,7 @@ class ModelsStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no
         signal.signal(signal.SIGTERM, stop_handler)
         # Tickets of a model that this worker lacks are for others.
         worker.app.amqp.queues.deselect(self._services.unserved)
-        self._services.start()
+        self._services.start(partial(_leave_queues, worker))
 
     def close(self, worker: Any) -> None:  # noqa: ARG002
         """Withdraw, so that no new request counts on this worker."""
@@ -107,6 +108,7 @@ class _WorkerServices:
         self._worker_id = worker_id
         heartbeat_redis = connect(settings.redis_url, name="announce")
         self._reports = ModelReporting(heartbeat_redis, worker_id, cards, settings)
+        self._fleet = FleetReporter(heartbeat_redis, worker_id, self._reports.states, settings)
         loaded = load_and_warm(cards, settings, self._reports.fail)
         self._models, self.engine = loaded.models, loaded.engine
         self._reports.complete(self._models)
@@ -124,11 +126,19 @@ class _WorkerServices:
         self._reaper = PeriodicThread(partial(_reap_all, leases, lanes), _REAP_EVERY_S, "reaper")
         self._heartbeat = WorkerHeartbeat(heartbeat_redis, worker_id, self._describe_models, settings.worker_ttl_s)
 
-    def start(self) -> None:
+    def start(self, leave_queues: Callable[[], None]) -> None:
         self._server.start()
         self._reaper.start()
         self._heartbeat.start()
         self._reports.start(self.engine.well_models)
+
+        def drain() -> None:
+            leave_queues()
+            self._heartbeat.stop()
+            self._server.stop()
+
+        device = next(iter(self._models.values())).backend.device
+        self._fleet.serve(self.engine, device, drain)
         _log.info("worker %s is ready: %s", self._worker_id, ", ".join(self._models))
 
     def withdraw(self) -> None:
@@ -139,6 +149,7 @@ class _WorkerServices:
         self.withdraw()
         self._reaper.stop(_REAP_STOP_S)
         self._server.stop()
+        self._fleet.stop()
 
     def _describe_models(self) -> Mapping[str, WorkerInfo]:
         well = self.engine.well_models()
@@ -177,6 +188,13 @@ def _reap_all(leases: Leases, lanes: Sequence[Lane]) -> None:
     """Take back the claims of dead workers and fill the windows; any number of workers may do it at the same time."""
     for lane in lanes:
         reap(leases, lane)
+
+
+def _leave_queues(worker: Any) -> None:
+    """Have the worker take no further chunk messages; those that it has are worked off."""
+    consumer = worker.consumer
+    for queue in list(worker.app.amqp.queues.consume_from):
+        consumer.call_soon(consumer.cancel_task_queue, queue)
 
 
 def _queue_of(card: ModelCard) -> str:

@@ -4,20 +4,25 @@ Owns which workers there are and with which environment. How a process is kept r
 happens inside one is `workers.boot`.
 """
 
+import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
+from redis import RedisError
 
 from config.logging import configure_logging
 from config.settings import Settings
 from config.supervisor import EXIT_CONFIG, Program, SupervisedProcess, stop_all
+from tasks.connections import connect
 from tasks.errors import ConfigError
+from tasks.presence.fleet import Fleet, WorkerEnd
 from tasks.storage.filesystem import check_data_folder, check_storage
 from workers.cores import Cores, plan_cores
 from workers.hardware import Device, choose_devices, place_workers
@@ -39,6 +44,7 @@ class Launcher:
         programs = [_program(place, cores) for place, cores in plan]
         self._workers = [SupervisedProcess(program, longest_delay_s=_LONGEST_DELAY_S) for program in programs]
         self._stop_s = settings.worker_stop_s
+        self._fleet = Fleet(connect(settings.redis_url, name="launcher")) if settings.redis_url else None
         # A plain number and no event: a signal handler that sets an event may wait for the lock of the very thread
         # that it interrupted.
         self._stops = 0
@@ -61,7 +67,8 @@ class Launcher:
         return 0
 
     def _poll(self, worker: SupervisedProcess) -> None:
-        starts, code, name = worker.starts, worker.poll(), worker.program.name
+        pid, starts = worker.last_pid, worker.starts
+        code, name = worker.poll(), worker.program.name
         if worker.starts > starts:
             variables = worker.program.environment
             pinned = variables.get("TWOLANE_CPU_AFFINITY", "all")
@@ -72,6 +79,14 @@ class Launcher:
         elif code is not None:
             how = f"by signal {-code}" if code < 0 else f"with code {code}"
             _log.warning("worker %s ended %s, it starts again in %.1f s", name, how, worker.delay_s)
+            self._note_end(f"{name}-{os.getpid()}@{socket.gethostname()}#{pid}", f"ended {how}")
+
+    def _note_end(self, worker_id: str, reason: str) -> None:
+        if self._fleet is None:
+            return
+        # A server that does not answer must not keep the worker from starting again.
+        with contextlib.suppress(RedisError):
+            self._fleet.note_end(worker_id, WorkerEnd(time.time(), reason))
 
 
 def _program(device: Device, cores: Cores) -> Program:

@@ -57,6 +57,10 @@ class ModelReporting:
         """Withdraw all reports. Safe to call twice."""
         self._reporter.stop()
 
+    def states(self) -> dict[str, str]:
+        """Return the state of each model, by slug."""
+        return {slug: report.state for slug, report in self._reports().items()}
+
     def _describe(self, state: ModelState, reason: str = "") -> ModelReport:
         return ModelReport(self._worker_id, socket.gethostname(), state, reason)
 

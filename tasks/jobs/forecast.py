@@ -1,8 +1,8 @@
 """How fast jobs move and when they end: one estimate for a job, a list, a dry run and the drain of a lane.
 
 Owns the estimate. Jobs of a lane share its speed by their weights (`dispatch.lua`), so when job j ends, job i has had
-`min(left_i, left_j * weight_i / weight_j)` tokens computed; their sum over the lane's speed is the time left of j, that of
-the last job the time in which the lane is drained. The speed is what running jobs show; before any does, what the
+`min(left_i, left_j * weight_i / weight_j)` tokens computed; their sum over the lane's speed is the time left of j, and
+of the last job the time in which the lane is drained. The speed is what running jobs show; before any does, what the
 ready workers announce. Reads Redis only.
 """
 

@@ -115,6 +115,7 @@ class ChunkState:
         tokens: tokens that the model read; 0 before the chunk is done.
         pointer: where its result frame lies: `redis`, a URL, or empty while there is none.
         size_bytes: size of the result frame.
+        worker: who holds it; empty: nobody.
     """
 
     index: int
@@ -128,6 +129,7 @@ class ChunkState:
     tokens: int = 0
     pointer: str = ""
     size_bytes: int = 0
+    worker: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -190,6 +190,7 @@ def read_chunk(index: int, line: bytes, job_state: JobState) -> ChunkState:
         tokens=values.get("spent", 0),
         pointer=values.get("pointer", ""),
         size_bytes=values.get("size", 0),
+        worker=values.get("worker", ""),
     )
 
 

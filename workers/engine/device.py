@@ -117,11 +117,14 @@ class DeviceEngine:
         return set(self._models).difference(*(loop.failing_models() for loop in self._loops))
 
     def stats(self) -> dict[str, float]:
-        """Return what an operator wants to see: waiting tokens by class, passes, rate, last pass."""
+        """Return what an operator wants to see: waiting tokens by class, passes, what they took, the rate."""
         return {
             "interactive_tokens": self._queue.waiting_tokens(Service.INTERACTIVE),
             "bulk_tokens": self._queue.waiting_tokens(Service.BULK),
             "passes": self.progress(),
+            "tokens": sum(loop.passes.tokens for loop in self._loops),
+            "busy_s": sum(loop.passes.busy_s for loop in self._loops),
+            "pass_s": max(loop.watchdog.running_s() for loop in self._loops),
             "last_pass_ms": self._loops[0].passes.last_ms,
             "tokens_per_s": self._loops[0].passes.tokens_per_s,
         }

@@ -44,6 +44,7 @@ class Passes:
         count: passes that ended well.
         last_ms: what the last of them took.
         ended_s: when it ended, by the clock.
+        tokens, busy_s: real tokens and device time of all passes.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Passes:
         self.last_ms = 0.0
         self._rate_tokens = self._rate_s = 0.0
         self.ended_s = 0.0
+        self.tokens, self.busy_s = 0, 0.0
         self._cost, self._sizes, self._watchdog, self.clock = cost, sizes, watchdog, clock
         self._learns = True
 
@@ -142,7 +144,10 @@ class Passes:
         self._sizes.grow(name, longest, padded)
         self.count += 1
         self.last_ms = pass_s * 1000
-        self._rate_tokens = self._rate_tokens * _KEEP + sum(map(len, rows))
+        tokens = sum(map(len, rows))
+        self.tokens += tokens
+        self.busy_s += pass_s
+        self._rate_tokens = self._rate_tokens * _KEEP + tokens
         self._rate_s = self._rate_s * _KEEP + pass_s
 
     def _shrink(self, model: LoadedModel, rows: Sequence[Row], error: Exception) -> None:
