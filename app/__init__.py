@@ -4,9 +4,11 @@ from flask import Flask
 
 from app.access.auth import Authenticator, protect
 from app.access.limits import Limiter, limit
+from app.admin import routes as admin_routes
 from app.batches import files_routes
 from app.batches import routes as batches_routes
 from app.compat import install_doors
+from app.console import install_console
 from app.http.errors import install_errors
 from app.http.openapi import Api, register_schema
 from app.http.places import Places
@@ -45,12 +47,15 @@ def create_app(settings: Settings) -> Flask:
     install_errors(app)
     install_tracing(app)
     install_compression(app)
-    protect(app, Authenticator(settings))
+    authenticator = Authenticator(settings)
+    protect(app, authenticator)
     if settings.keys_file is not None:
         limit(app, Limiter(live.redis))
     for routes in (embeddings, rerank, *_JOBS, *_BATCHES, models, health):
         app.register_api(routes.blueprint)
+    app.register_api(admin_routes.blueprint)
     install_doors(app)
+    install_console(app, live, authenticator)
     app.register_blueprint(pages.blueprint)
     app.register_blueprint(metrics.blueprint)
     for model in (JobEstimate, JobRequest, ResultPage):

@@ -84,7 +84,10 @@ class Keyring:
 
         Every entry is compared, each in constant time, so that the time taken tells nothing of which one came close.
         """
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
+        return self.find_digest(hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest())
+
+    def find_digest(self, digest: bytes) -> Key | None:
+        """Return the entry of the key with this SHA-256, or None."""
         found: Key | None = None
         for known, key in self._keys:
             if hmac.compare_digest(known, digest):

@@ -22,6 +22,7 @@ __all__ = [
     "cache_lookups",
     "cache_times",
     "cache_values",
+    "console_session",
     "file",
     "files_expiry",
     "idempotency",
@@ -174,6 +175,11 @@ def model_card(model: str) -> Key:
 def worker_info(model: str) -> Key:
     """Hash: description of each ready worker of a model (JSON), by worker ID."""
     return Key(f"{_PREFIX}:workers:{model}:facts")
+
+
+def console_session(digest: str) -> Key:
+    """Hash: one sign-in to the console, by the SHA-256 of its token."""
+    return Key(f"{_PREFIX}:console:session:{digest}")
 
 
 def worker_cards() -> Key:

@@ -35,7 +35,7 @@ from tasks.lanes import Lane, Service
 from tasks.periodic import PeriodicThread
 from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo
 from workers.cores import plan_cores
-from workers.fleet import FleetReporter
+from workers.fleet_reporter import FleetReporter
 from workers.hardware import choose_devices
 from workers.loading import load_and_warm
 from workers.reporting import ModelReporting

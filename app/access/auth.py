@@ -4,6 +4,7 @@ Owns the reading of the `Authorization` and `api-key` headers, the list of open 
 keys themselves are read by `config.keyring`; what a key has used up is counted by `app.access.limits`.
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -24,6 +25,7 @@ __all__ = [
     "Tenant",
     "current_tenant",
     "find_card",
+    "hash_key",
     "look_up_card",
     "protect",
     "visible_cards",
@@ -37,6 +39,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 # What belongs to the operator, not to a tenant.
 _ADMIN_PATHS = frozenset({"/metrics", "/v1/workers"})
 _ADMIN_FOLDER = "/v1/admin/"
+_CONSOLE = "/console"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +128,38 @@ class Authenticator:
         scheme, _, secret = authorization.strip().partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise AuthenticationError("No API key provided: send the header `Authorization: Bearer <your key>`.")
-        key = self._file.current().find(secret.strip())
+        return self.find_tenant(hash_key(secret.strip()))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are no keys, and one tenant who may do everything."""
+        return self._file is None
+
+    def find_tenant(self, digest: str) -> Tenant:
+        """Return the tenant of the key with this SHA-256 (hex).
+
+        Raises:
+            AuthenticationError: there is no such key, or none any more.
+        """
+        if self._file is None:
+            return OPEN_TENANT
+        key = self._file.current().find_digest(bytes.fromhex(digest))
         if key is None:
             raise AuthenticationError("Incorrect API key provided.")
         return _describe_tenant(key)
+
+
+def hash_key(secret: str) -> str:
+    """Return the SHA-256 of a key in hex, by which it is known."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def protect(app: Flask, authenticator: Authenticator) -> None:
     """Let every request of this app through only with a tenant, but for the open paths."""
 
     def authenticate() -> None:
+        if request.path == _CONSOLE or request.path.startswith(f"{_CONSOLE}/"):
+            return  # it has sessions of its own
         if _is_open(request.path) and request.method in _SAFE_METHODS:
             return
         g.tenant = tenant = authenticator.resolve_tenant(_read_authorization(request.headers))

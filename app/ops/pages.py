@@ -16,7 +16,7 @@ from app.services import services
 
 __all__ = ["blueprint"]
 
-blueprint = Blueprint("console", __name__)
+blueprint = Blueprint("pages", __name__)
 
 _PAGE_POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
 
@@ -41,8 +41,8 @@ def show_docs() -> Response:
     """Show the API with Swagger UI."""
     page = render_template(
         "docs.html",
-        spec_url=url_for("console.show_openapi"),
-        assets_url=url_for("console.send_docs_asset", name=""),
+        spec_url=url_for("pages.show_openapi"),
+        assets_url=url_for("pages.send_docs_asset", name=""),
     )
     return _secure(Response(page, mimetype="text/html"))
 

@@ -19,7 +19,7 @@ from tasks.jobs.job import Job, JobProgress, Priority
 from tasks.jobs.records import WEIGHTS
 from tasks.lanes import Lane
 
-__all__ = ["Backlog", "Forecasts", "Share"]
+__all__ = ["Backlog", "Forecasts", "JobShare"]
 
 _STEP_S = 10
 _RECENT_S = 60
@@ -30,7 +30,7 @@ _FIELDS = ("state", "weight", "estimated_tokens", "done_estimate", "tokens", "re
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class JobShare:
     """One unfinished job of a lane: estimated tokens that are left, its weight, tokens per second of late."""
 
     left_tokens: float
@@ -48,7 +48,7 @@ class Backlog:
         tokens_per_s: speed of the lane; 0: unknown.
     """
 
-    shares: Mapping[str, Share] = field(default_factory=dict)
+    shares: Mapping[str, JobShare] = field(default_factory=dict)
     positions: Mapping[str, int] = field(default_factory=dict)
     tokens_per_s: float = 0.0
 
@@ -137,7 +137,7 @@ class Forecasts:
         measured = sum(share.tokens_per_s for share in shares.values())
         return Backlog(shares, positions, measured or self._announced(lane.model))
 
-    def _shares(self, job_ids: Sequence[str], now_s: float) -> dict[str, Share]:
+    def _shares(self, job_ids: Sequence[str], now_s: float) -> dict[str, JobShare]:
         pipeline = self._redis.pipeline(transaction=False)
         for job_id in job_ids:
             pipeline.hmget(keys.job(job_id), _FIELDS)
@@ -149,7 +149,7 @@ class Forecasts:
         }
 
 
-def _read_share(record: Mapping[str, bytes | None], now_s: float) -> Share:
+def _read_share(record: Mapping[str, bytes | None], now_s: float) -> JobShare:
     def number(name: str) -> float:
         return float(record[name] or 0)
 
@@ -158,7 +158,7 @@ def _read_share(record: Mapping[str, bytes | None], now_s: float) -> Share:
     left *= tokens / done if done > 0 and tokens > 0 else 1.0
     started_s = number("started_ms") / 1000
     speed = _recent_speed(orjson.loads(record["recent"] or b"[]"), started_s, now_s)
-    return Share(max(0.0, left), number("weight") or 1.0, speed)
+    return JobShare(max(0.0, left), number("weight") or 1.0, speed)
 
 
 def _recent_speed(recent: Sequence[tuple[int, int]], started_s: float, now_s: float) -> float:

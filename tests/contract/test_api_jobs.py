@@ -112,7 +112,7 @@ def test_a_dry_run_tells_the_cost_and_stores_nothing(client: FlaskClient, server
     body = {"type": "embeddings", "model": "fake", "input": CORPUS}
     estimate = client.post("/v1/jobs?dry_run=true", json=body).json or {}
     assert (estimate["items"], estimate["chunks"], estimate["lane"]) == (700, 7, "bulk")
-    assert estimate["estimated_s"] == pytest.approx(estimate["tokens"] / 1000)
+    assert estimate["estimated_s"] >= estimate["tokens"] / 1000  # what waits in the queue comes on top
     small = client.post("/v1/jobs?dry_run=true", json={**body, "input": ["a"]}).json or {}
     assert (small["chunks"], small["lane"]) == (1, "interactive")
     assert stored_jobs(server) == known

@@ -1,0 +1,263 @@
+"""The console and the API behind it: who gets in, what a form may do, and that nothing of a caller's becomes markup."""
+
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from flask import Flask
+from werkzeug.test import TestResponse
+
+from stack.embedded_redis import EmbeddedServer
+from tasks.presence.fleet import WorkerCard, WorkerEnd, send_card
+from tests.support.job_maker import begin, make_completion, submit
+from tests.support.web import opened_app, services_of, settings_of, write_keys
+
+EVIL = "<img src=x onerror=alert(1)>\"'{{7*7}}"
+KEYS = {
+    "ops": 'admin = true\nname = "night shift"',
+    "viewer": "admin = true\nread_only = true",
+    "acme": "",
+}
+
+
+@pytest.fixture(scope="module")
+def app_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
+    folder = tmp_path_factory.mktemp("data")
+    settings = settings_of(server, folder, keys_file=write_keys(folder / "keys.toml", KEYS))
+    with opened_app(settings) as app:
+        yield app
+
+
+@pytest.fixture(autouse=True)
+def empty(app_here: Flask) -> None:
+    services_of(app_here).redis.flushall()
+
+
+class Browser:
+    """A signed-in browser: keeps the cookie, and sends forms as the pages do."""
+
+    def __init__(self, app: Flask, key: str) -> None:
+        self._client = app.test_client()
+        answer = self._client.post("/console/sign-in", data={"key": key})
+        assert answer.status_code == 302, answer.text
+        self.cookie = answer.headers["Set-Cookie"]
+        found = re.search(r'name="csrf" value="([^"]+)"', self.page("/console"))
+        assert found is not None
+        self.csrf = found[1]
+
+    def page(self, path: str) -> str:
+        answer = self._client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def post(self, path: str, **fields: Any) -> TestResponse:
+        return self._client.post(path, data={"csrf": self.csrf, **fields})
+
+
+@pytest.fixture
+def ops(app_here: Flask) -> Browser:
+    return Browser(app_here, "ops")
+
+
+def api(app: Flask, key: str, path: str, method: str = "GET", **options: Any) -> TestResponse:
+    return app.test_client().open(path, method=method, headers={"Authorization": f"Bearer {key}"}, **options)
+
+
+def card(**fields: Any) -> WorkerCard:
+    described: dict[str, Any] = {"worker_id": "cpu-1@box#7", "host": "box", "pid": 7, "device": "cpu", "state": "ready"}
+    return WorkerCard(**(described | {"models": {"fake": "ready"}, "started_at": 1.0} | fields))
+
+
+# -- who gets in
+
+
+def test_without_a_session_every_page_leads_to_the_sign_in(app_here: Flask) -> None:
+    client = app_here.test_client()
+    for path in ("/console", "/console/jobs", "/console/jobs/job_1", "/console/workers"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.headers["Location"]) == (302, "/console/sign-in")
+    refresh = client.get("/console", headers={"HX-Request": "true"})
+    assert (refresh.status_code, refresh.headers["HX-Redirect"]) == (204, "/console/sign-in")
+
+
+@pytest.mark.parametrize(("key", "status"), [("nobody", 401), ("", 401), ("acme", 403)])
+def test_only_an_admins_key_signs_in(app_here: Flask, key: str, status: int) -> None:
+    answer = app_here.test_client().post("/console/sign-in", data={"key": key})
+    assert answer.status_code == status
+    assert "Set-Cookie" not in answer.headers
+    assert 'role="alert"' in answer.text
+
+
+def test_the_session_is_out_of_reach_of_scripts_and_other_sites(app_here: Flask, ops: Browser) -> None:
+    assert {"HttpOnly", "SameSite=Strict", "Path=/console"} <= set(ops.cookie.split("; "))
+    page = app_here.test_client().get("/console/sign-in")
+    assert "script-src 'self'; style-src 'self'" in page.headers["Content-Security-Policy"]
+    assert (page.headers["X-Frame-Options"], page.headers["Cache-Control"]) == ("DENY", "no-store")
+    foreign = {"Sec-Fetch-Site": "cross-site"}
+    assert app_here.test_client().post("/console/sign-in", data={"key": "ops"}, headers=foreign).status_code == 403
+
+
+def test_neither_key_nor_token_is_kept(app_here: Flask, ops: Browser) -> None:
+    redis = services_of(app_here).redis
+    kept = b" ".join(name + str(redis.hgetall(name)).encode() for name in redis.scan_iter("*session*"))
+    token = ops.cookie.split(";")[0].partition("=")[2]
+    assert b"session" in kept
+    assert token.encode() not in kept
+    assert b"'ops'" not in kept
+
+
+def test_signing_out_ends_the_session_for_every_holder_of_the_cookie(app_here: Flask, ops: Browser) -> None:
+    thief = app_here.test_client()
+    thief.set_cookie("twolane_console", ops.cookie.split(";")[0].partition("=")[2], path="/console")
+    assert thief.get("/console").status_code == 200
+    assert ops.post("/console/sign-out").status_code == 302
+    assert thief.get("/console").status_code == 302
+
+
+def test_a_form_without_the_sessions_token_changes_nothing(app_here: Flask, ops: Browser) -> None:
+    live = services_of(app_here)
+    job, _ = begin(live.store, live.blobs, ["x"], tenant="acme")
+    for forged in ("", "guess"):
+        assert ops.post("/console/jobs/act", csrf=forged, id=job.id, action="cancel").status_code == 403
+    assert live.store.get(job.id, None).state == "running"
+
+
+def test_a_read_only_key_looks_and_changes_nothing(app_here: Flask) -> None:
+    live = services_of(app_here)
+    job, _ = begin(live.store, live.blobs, ["x"], tenant="acme")
+    viewer = Browser(app_here, "viewer")
+    assert "Cancel" not in viewer.page("/console/jobs")
+    assert viewer.post("/console/jobs/act", id=job.id, action="cancel").status_code == 403
+    assert api(app_here, "viewer", f"/v1/admin/jobs/{job.id}/cancel", "POST").status_code == 403
+    assert api(app_here, "viewer", f"/v1/admin/jobs/{job.id}").json["tenant"] == "acme"  # type: ignore[index]
+    assert viewer.post("/console/sign-out").status_code == 302
+
+
+def test_what_belongs_to_the_operator_is_refused_to_a_tenant(app_here: Flask) -> None:
+    for path in ("/v1/admin/jobs", "/v1/admin/workers", "/v1/admin/tenants", "/v1/workers"):
+        assert api(app_here, "acme", path).status_code == 403
+        assert api(app_here, "ops", path).status_code == 200
+        assert app_here.test_client().get(path).status_code == 401
+
+
+# -- what is shown and done
+
+
+def test_jobs_of_all_tenants_are_found_by_words(app_here: Flask) -> None:
+    live = services_of(app_here)
+    wiki = submit(live.store, live.blobs, ["x"], tenant="acme", extra={"metadata": {"name": "Wiki", "source": "en"}})
+    other = submit(live.store, live.blobs, ["y"], tenant="search")
+    live.store.cancel(other.id, None)
+
+    def found(words: str) -> set[str]:
+        return {job["id"] for job in api(app_here, "ops", "/v1/admin/jobs", query_string={"q": words}).json["data"]}  # type: ignore[index]
+
+    assert found("") == {wiki.id, other.id}
+    assert found("state:active") == found("name:wiki") == found("tenant:acme model:fake") == {wiki.id}
+    assert found("meta.source=en") == found("WIKI") == found(f"id:{wiki.id[-8:]}") == {wiki.id}
+    assert found("state:cancelled") == {other.id}
+    assert found("meta.source=de") == found("meta.absent=") == found("tenant:acme state:cancelled") == set()
+    wrong = api(app_here, "ops", "/v1/admin/jobs", query_string={"q": "owner:acme"})
+    assert (wrong.status_code, "use tenant, model" in wrong.text) == (400, True)
+
+
+def test_an_operator_pauses_many_jobs_of_others_which_is_logged_with_the_name_of_the_key(
+    app_here: Flask, ops: Browser, caplog: pytest.LogCaptureFixture
+) -> None:
+    live = services_of(app_here)
+    jobs = [submit(live.store, live.blobs, ["x"], tenant=tenant) for tenant in ("acme", "search")]
+    ids = [job.id for job in jobs]
+    with caplog.at_level(logging.INFO):
+        answer = ops.post("/console/jobs/act", id=[*ids, "job_gone"], action="pause", back="/console/jobs?q=")
+    assert (answer.status_code, answer.headers["Location"]) == (303, "/console/jobs?q=")
+    page = ops.page("/console/jobs?q=")
+    assert "2 jobs paused." in page
+    assert "there is no job" in page
+    assert "2 jobs paused." not in ops.page("/console/jobs?q=")  # said once
+    assert f"ops/night shift: pause of job {ids[0]} of tenant acme" in caplog.text
+    (*_, event) = live.store.listing.log(ids[0])
+    assert (event["event"], event["by"]) == ("paused", "ops/night shift")
+    assert event["request_id"] == answer.headers["x-request-id"]
+    assert live.store.get(ids[1], None).state == "paused"
+
+
+def test_a_form_leads_back_to_the_console_and_nowhere_else(ops: Browser) -> None:
+    for target in ("https://elsewhere.example", "//elsewhere.example", "/console//../docs", "/consolexyz", ""):
+        there = ops.post("/console/jobs/act", action="pause", back=target).headers["Location"]
+        assert there.startswith("/console")
+        assert not there.startswith("/consolexyz")
+
+
+def test_a_job_shows_its_failures_by_code_with_their_ids_and_its_events(app_here: Flask, ops: Browser) -> None:
+    live = services_of(app_here)
+    job, claim = begin(live.store, live.blobs, ["secret text one", "secret text two"], tenant="acme")
+    live.store.leases.complete(claim, make_completion(claim, failed=1))
+    page = ops.page(f"/console/jobs/{job.id}")
+    assert "succeeded, 1 failed" in page
+    assert "secret text" not in page
+    assert "Retry 1" in page
+    assert re.search(r"<b>created</b>", page)
+    assert ops.post("/console/jobs/act", id=job.id, action="retry").status_code == 303
+    assert live.store.get(job.id, None).state == "running"
+
+
+def test_nothing_of_a_callers_becomes_markup(app_here: Flask, ops: Browser) -> None:
+    live = services_of(app_here)
+    extra = {"metadata": {"name": EVIL, EVIL: EVIL}}
+    job, claim = begin(live.store, live.blobs, ["x"], tenant="acme", extra=extra)
+    live.store.leases.fail(claim, EVIL)
+    live.redis.hset(f"twolane:{{{job.id}}}:job", "error", EVIL)
+    send_card(live.redis, card(host=EVIL, device=EVIL, reason=EVIL, state="draining", models={EVIL: "failed"}))
+    live.fleet.note_end("cpu-1@box#7", WorkerEnd(1.0, EVIL))
+    for path in (
+        "/console",
+        "/console/jobs?q=",
+        f"/console/jobs/{job.id}",
+        "/console/workers",
+        f"/console/jobs?q={EVIL}",
+    ):
+        page = ops.page(path)
+        assert "<img" not in page
+        assert "&lt;img" in page or "onerror" not in page
+        assert ">49" not in page
+
+
+def test_a_silent_worker_is_named_with_what_it_holds_and_when_that_runs_again(app_here: Flask, ops: Browser) -> None:
+    live = services_of(app_here)
+    job = submit(live.store, live.blobs, ["x"], tenant="acme")
+    live.store.leases.dispatch(job.lane)
+    live.store.leases.claim(job.id, 0, "cpu-1@box#7")
+    send_card(live.redis, card())
+    assert 'role="alert"' not in ops.page("/console")
+    live.redis.zincrby("twolane:fleet:seen", -41_000, "cpu-1@box#7")
+    banner = re.search(r'role="alert">(.*?)</section>', ops.page("/console"), re.DOTALL)
+    assert banner is not None
+    said = " ".join(re.sub(r"<[^>]+>", "", banner[1]).split())
+    assert said.startswith("box / cpu is silent for 41 s. It holds 1 chunk of …" + job.id[-8:])
+    assert re.search(r"run again elsewhere in 1\d s\.", said)
+    (worker,) = api(app_here, "ops", "/v1/workers").json["data"]  # type: ignore[index]
+    assert (worker["condition"], worker["holds"][0]["job"]) == ("silent", job.id)
+
+
+def test_a_worker_is_asked_to_drain_and_hears_of_it_at_its_next_heartbeat(app_here: Flask, ops: Browser) -> None:
+    live = services_of(app_here)
+    assert send_card(live.redis, card()) == ""
+    assert ops.post("/console/workers/order", id="cpu-1@box#7", order="drain").status_code == 303
+    assert "takes nothing new" in ops.page("/console/workers")
+    assert send_card(live.redis, card()) == "drain"
+    assert send_card(live.redis, card(worker_id="cpu-1@box#8", started_at=2.0)) == ""  # the one after it in its place
+    live.fleet.note_end("cpu-1@box#7", WorkerEnd(2.0, "ended by signal 9"))
+    (member,) = live.fleet.members()
+    assert [end.reason for end in member.restarts] == ["ended by signal 9"]
+    assert ops.post("/console/workers/order", id="gone", order="drain").status_code == 303
+    assert "no such worker" in ops.page("/console/workers")
+    assert ops.post("/console/workers/order", id="cpu-1@box#8", order="explode").status_code == 400
+
+
+def test_without_keys_the_console_is_open_but_its_forms_are_not(server: EmbeddedServer, tmp_path: Any) -> None:
+    with opened_app(settings_of(server, tmp_path)) as app:
+        client = app.test_client()
+        assert client.get("/console", follow_redirects=True).status_code == 200
+        assert client.post("/console/jobs/act", data={"id": "job_1", "action": "cancel"}).status_code == 403
