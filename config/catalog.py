@@ -18,8 +18,10 @@ from config.model_names import card_fields
 __all__ = ["Catalog", "ModelCard", "load_catalog", "slug_of"]
 
 Capability = Literal["dense", "sparse", "colbert", "rerank"]
-Family = Literal["auto", "encoder", "decoder", "bge-m3", "cross-encoder", "llm-reranker", "fake"]
+Family = Literal["auto", "encoder", "decoder", "bge-m3", "cross-encoder", "llm-reranker", "splade", "fake"]
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "last_token")
+# What a family may give besides, or instead of, dense vectors.
+_EXTRAS: dict[str, frozenset[str]] = {"bge-m3": frozenset({"sparse", "colbert"}), "splade": frozenset({"sparse"})}
 # As sentence-transformers spells them.
 _POOLING_ALIASES = {"lasttoken": "last_token", "mean_sqrt_len_tokens": "mean_sqrt_len"}
 
@@ -89,8 +91,8 @@ class ModelCard(BaseModel):
 
     @model_validator(mode="after")
     def _require_heads(self) -> Self:
-        if self.extras and self.family != "bge-m3":
-            message = f"{self.name}: only models of the family bge-m3 give {' and '.join(self.extras)} vectors"
+        if not _EXTRAS.get(self.family, frozenset()).issuperset(self.extras):
+            message = f"{self.name}: models of the family {self.family} do not give {' and '.join(self.extras)} vectors"
             raise ValueError(message)
         if self.rerank_by == "multi-vector" and len(self.extras) < 2:
             message = f"{self.name}: rerank_by multi-vector needs the capabilities sparse and colbert"
@@ -116,6 +118,11 @@ class ModelCard(BaseModel):
     def normalized(self) -> bool:
         """Whether vectors have length 1."""
         return self.normalize is not False
+
+    @property
+    def kinds(self) -> tuple[Capability, ...]:
+        """The kinds of vectors that it gives; the first is what callers get who name none."""
+        return tuple(kind for kind in ("dense", "sparse", "colbert") if kind in self.capabilities)
 
     @property
     def extras(self) -> tuple[Capability, ...]:

@@ -127,6 +127,8 @@ def _choose_instruction(card: ModelCard, instruction: str | None, input_type: st
 
 
 def _choose_dimensions(card: ModelCard, dimensions: int | None) -> int | None:
+    if dimensions is not None and card.complete and "dense" not in card.capabilities:
+        raise InvalidRequest(f"{card.name} gives no dense vectors, which dimensions are of", param="dimensions")
     if dimensions is not None and card.dimension is not None and dimensions > card.dimension:
         message = f"dimensions must be at most {card.dimension}, the size of {card.name}'s embeddings"
         raise InvalidRequest(message, param="dimensions")
@@ -145,11 +147,11 @@ def _choose_layer(card: ModelCard, operation: Operation, layer: int | None) -> i
 
 
 def _choose_kinds(card: ModelCard, wanted: Sequence[Kind] | None) -> tuple[Kind, ...]:
-    missing = [kind for kind in wanted or () if kind != "dense" and kind not in card.capabilities]
-    if missing:
+    missing = [kind for kind in wanted or () if kind not in card.kinds]
+    if missing and (card.complete or missing != ["dense"]):
         message = f"{card.name} gives no {' and no '.join(missing)} vectors; it offers {', '.join(card.capabilities)}"
         raise WrongCapability(message, param="return")
-    return tuple(wanted or DENSE_ONLY)
+    return tuple(wanted or card.kinds[:1] or DENSE_ONLY)  # type: ignore[arg-type]  # these capabilities are kinds
 
 
 def limit_chunks(settings: Settings, order: Order) -> ChunkLimits:
@@ -174,7 +176,7 @@ def check_capability(order: Order) -> None:
     Raises:
         WrongCapability: the card does not offer it.
     """
-    needed = "dense" if order.operation == "embeddings" else "rerank"
-    if needed not in order.card.capabilities:
+    needed = set(order.params.returns) if order.operation == "embeddings" else {"rerank"}
+    if not needed <= set(order.card.capabilities):
         message = f"{order.card.name} does not offer {order.operation}; it offers {', '.join(order.card.capabilities)}"
         raise WrongCapability(message, param="model")

@@ -223,8 +223,8 @@ def router(folder: Path) -> None:
     add_module(bert(folder), "sentence_transformers.base.modules.router.Router")
 
 
-@refused("SpladePooling, a module that is not supported")
-def splade(folder: Path) -> None:
+@refused("the modules Transformer, Pooling, SpladePooling in this order")
+def splade_behind_a_pooling(folder: Path) -> None:
     add_module(bert(folder), "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling")
 
 

@@ -51,6 +51,8 @@ def _check(work: Work, model: LoadedModel) -> None:
             raise InvalidRequest("rerank needs a query for each document", param="queries")
     elif dimension is None:
         raise WrongCapability(f"the model {name} gives no embeddings", param="model")
+    elif missing := [kind for kind in work.params.returns if kind not in model.card.capabilities]:
+        raise WrongCapability(f"the model {name} gives no {' and no '.join(missing)} vectors", param="return")
     elif model.backend.heads is None and _extras(work):
         raise WrongCapability(f"this worker gives dense vectors only of the model {name}", param="return")
     if dimension is not None and work.params.dimensions is not None and not 0 < work.params.dimensions <= dimension:

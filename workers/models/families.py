@@ -10,7 +10,10 @@ import torch
 
 from workers.models.pooling import pool_states
 
-__all__ = ["AllOutputs", "Embedder", "MultiVectorEmbedder", "Scorer"]
+__all__ = ["AllOutputs", "Embedder", "MultiVectorEmbedder", "Scorer", "SpladeEmbedder"]
+
+# Logits of all words of so many tokens are held at once.
+_LOGIT_TOKENS = 4096
 
 
 class Embedder(torch.nn.Module):
@@ -105,6 +108,39 @@ class AllOutputs(torch.nn.Module):
         ).last_hidden_state.float()
         weights = torch.relu(embedder.sparse_linear(states)).squeeze(-1)
         return embedder.pool(states, attention_mask), weights, embedder.finish(embedder.colbert_linear(states))
+
+
+class SpladeEmbedder(torch.nn.Module):
+    """A masked language model whose logits are pooled over a text: ids, shape (n, length), to weights (n, words).
+
+    Attributes:
+        transformer: the model of transformers with its head.
+        pooling: `splade-max-relu`, `splade-sum-relu`, or those with `log1p_relu`.
+    """
+
+    def __init__(self, transformer: Any, pooling: str) -> None:
+        super().__init__()
+        self.transformer = transformer
+        _, self.pooling, self.activation = pooling.split("-")
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Compute what sentence-transformers' SpladePooling does, some rows at a time: log(1 + relu(logit)), pooled."""
+        more = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        rows = max(1, _LOGIT_TOKENS // input_ids.shape[1])
+        parts = [
+            self._pool(input_ids[at : at + rows], attention_mask[at : at + rows], more)
+            for at in range(0, len(input_ids), rows)
+        ]
+        return torch.cat(parts)
+
+    def _pool(self, ids: torch.Tensor, mask: torch.Tensor, more: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits = self.transformer(input_ids=ids, attention_mask=mask, return_dict=True, **more).logits.float()
+        weights = torch.log1p(torch.relu(logits)).masked_fill(mask.unsqueeze(-1) == 0, 0)
+        if self.activation == "log1p_relu":
+            weights = torch.log1p(weights)
+        return weights.max(dim=1).values if self.pooling == "max" else weights.sum(dim=1)
 
 
 class Scorer(torch.nn.Module):

@@ -26,6 +26,19 @@ _POOLING_KEYS = {
 _POOLING_NAMES = {"lasttoken": "last_token", "mean_sqrt_len_tokens": "mean_sqrt_len"}
 _TANH = "torch.nn.modules.activation.Tanh"
 _INPUT = "sentence_embedding"
+_KNOWN = frozenset(
+    [
+        "Transformer",
+        "Pooling",
+        "Dense",
+        "LayerNorm",
+        "Normalize",
+        "Dropout",
+        "LogitScore",
+        "MLMTransformer",
+        "SpladePooling",
+    ]
+)
 _WAY_OUT = "serve it with sentence-transformers, or export a folder of Transformer, Pooling, Dense and Normalize"
 
 
@@ -52,6 +65,7 @@ class ModuleList:
         transformer: where the transformer lies, relative to the folder.
         pooling: one of `config.catalog.POOLINGS`, several joined by `+`; empty: nobody says.
         steps: what follows the pooling.
+        splade: folder of the module that pools the logits of words; None: there is none.
         logit_score: folder of the module that reads yes and no off a language model's logits; None: there is none.
     """
 
@@ -59,6 +73,7 @@ class ModuleList:
     transformer: str = ""
     pooling: str = ""
     steps: tuple[Step, ...] = ()
+    splade: str | None = None
     logit_score: str | None = None
 
 
@@ -72,6 +87,8 @@ def read_modules(name: str, folder: Path) -> ModuleList:
     if not entries:
         return ModuleList(pooling=read_pooling(name, folder / "1_Pooling"))
     kinds = [kind for kind, _ in entries]
+    if kinds in (["Transformer", "SpladePooling"], ["MLMTransformer", "SpladePooling"]):
+        return ModuleList(stated=True, transformer=entries[0][1], splade=entries[1][1])
     if kinds[0] != "Transformer" or kinds.count("Transformer") > 1:
         raise ConfigError(f"model {name}: modules.json begins with {kinds[0]}, not with one Transformer; {_WAY_OUT}")
     transformer = entries[0][1]
@@ -116,7 +133,7 @@ def _entry(name: str, folder: Path, raw: dict[str, Any]) -> tuple[str, str]:
     if package.partition(".")[0] != "sentence_transformers":
         message = f"model {name}: modules.json names {whole}, which is code of the folder's own and is never run here"
         raise ConfigError(f"{message}; {_WAY_OUT}")
-    if kind not in {"Transformer", "Pooling", "Dense", "LayerNorm", "Normalize", "Dropout", "LogitScore"}:
+    if kind not in _KNOWN:
         raise ConfigError(f"model {name}: modules.json names {whole}, a module that is not supported; {_WAY_OUT}")
     if path and not (folder / path).resolve().is_relative_to(folder.resolve()):
         raise ConfigError(f"model {name}: modules.json leads out of the folder: {path}")

@@ -5,12 +5,15 @@ rows give different values, vectors have the promised length. Knows nothing of t
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError
-from workers.models.backends.base import Backend
+from tasks.vectors import Extra, Parts
+from workers.models.backends.base import Backend, Heads
 from workers.models.loaded import LoadedModel
 from workers.models.tokenizer import FastTokenizer, Tokens
 
@@ -49,6 +52,34 @@ def prove(model: LoadedModel) -> None:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise _refuse(model, f"it fails on a text: {reason}") from error
         _compare(model, together, alone)
+        if backend.heads is not None and model.card.extras:
+            _prove_heads(model, backend.heads, rows)
+
+
+def _prove_heads(model: LoadedModel, heads: Heads, rows: Sequence[Tokens]) -> None:
+    """Hold what the heads give for a row alone against what they give for it in a batch."""
+    extras = cast("tuple[Extra, ...]", model.card.extras)
+    wanted = [replace(row, extras=extras) for row in rows]
+    together = heads.run_all(wanted)[1]
+    for row, parts in zip(wanted, together, strict=True):
+        (alone,) = heads.run_all([row])[1]
+        for kind, found in parts.items():
+            if (cosine := _cosine(kind, found, alone[kind])) < _LEAST_COSINE[model.backend.dtype]:
+                message = f"a text has other {kind} vectors alone than in a batch: their cosine is {cosine:.4f}"
+                raise _refuse(model, message)
+
+
+def _cosine(kind: Extra, left: Parts, right: Parts) -> float:
+    """Return the cosine of two texts' weights, or the least one of their tokens' vectors."""
+    if kind == "sparse":
+        _, mine, theirs = np.intersect1d(left[0], right[0], assume_unique=True, return_indices=True)
+        norm = float(np.linalg.norm(left[1]) * np.linalg.norm(right[1]))
+        return float(left[1][mine] @ right[1][theirs]) / norm if norm else float(len(left[0]) == len(right[0]))
+    (first,), (second,) = left, right
+    if first.shape != second.shape:
+        return 0.0
+    norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return float(((first * second).sum(axis=1) / norms).min(initial=1))
 
 
 def _rows(model: LoadedModel) -> list[Tokens]:

@@ -21,7 +21,9 @@ from workers.models.prompts import read_prompts
 __all__ = ["Recipe", "recognise"]
 
 _STATED = "config_sentence_transformers.json"
-_EMBEDDERS = ("encoder", "decoder", "bge-m3")
+_EMBEDDERS = ("encoder", "decoder", "bge-m3", "splade")
+# What the transformer module is made for, where that is not stated.
+_TASK = "feature-extraction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,8 @@ def recognise(card: ModelCard, folder: Path) -> Recipe:
         check_head(card, config, read_json(name, folder / _STATED))
         fields = common | {"capabilities": card.capabilities or ("rerank",), "rerank_by": "cross-encoder"}
         return Recipe(card.model_copy(update=fields), folder, transformer, lower_case=lower_case)
+    if family == "splade":
+        return _recognise_splade(card, folder, transformer, common, (config, modules))
     pooling = _agree(card, "pooling", card.pooling, modules.pooling)
     if not pooling:
         raise ConfigError(
@@ -100,6 +104,30 @@ def recognise(card: ModelCard, folder: Path) -> Recipe:
         lower_case=lower_case,
         bidirectional=config.get("is_causal") is False or config.get("use_bidirectional_attention") is True,
     )
+
+
+def _recognise_splade(
+    card: ModelCard,
+    folder: Path,
+    transformer: Path,
+    common: dict[str, Any],
+    read: tuple[Mapping[str, Any], ModuleList],
+) -> Recipe:
+    """Return the recipe of a sparse model: the logits of its masked language model, pooled over a text."""
+    config, modules = read
+    architecture = str((config.get("architectures") or [""])[0])
+    if not architecture.endswith("ForMaskedLM"):
+        raise ConfigError(f"model {card.name}: it is {architecture}, without the masked language model of SPLADE")
+    how = read_json(card.name, folder / (modules.splade or "") / "config.json") if modules.splade else {}
+    pooling, activation = how.get("pooling_strategy", "max"), how.get("activation_function", "relu")
+    if pooling not in {"max", "sum"} or activation not in {"relu", "log1p_relu"}:
+        raise ConfigError(f"model {card.name}: its weights are pooled by {pooling} of {activation}, which is not known")
+    fields = common | {
+        "capabilities": card.capabilities or ("sparse",),
+        "similarity": "dot",
+        **read_prompts(card, read_json(card.name, folder / _STATED)),
+    }
+    return Recipe(_fill(card, fields), folder, transformer, pooling=f"splade-{pooling}-{activation}")
 
 
 def _recognise_llm(
@@ -217,11 +245,12 @@ def _refuse_kinds(name: str, folder: Path, config: Mapping[str, Any]) -> None:
 
 def _refuse_text_settings(name: str, text: Mapping[str, Any], family: Family) -> None:
     """Refuse settings of the transformer module that change what it reads or gives."""
-    task = text.get("transformer_task", "feature-extraction")
-    if family in _EMBEDDERS and task != "feature-extraction":
+    wanted, output = ("fill-mask", "logits") if family == "splade" else (_TASK, "last_hidden_state")
+    task = text.get("transformer_task", wanted)
+    if family in _EMBEDDERS and task != wanted:
         raise ConfigError(f"model {name}: its transformer is one for {task}, not for vectors of texts")
-    way = text.get("modality_config", {}).get("text", {"method": "forward", "method_output_name": "last_hidden_state"})
-    if family in _EMBEDDERS and (way.get("method"), way.get("method_output_name")) != ("forward", "last_hidden_state"):
+    way = text.get("modality_config", {}).get("text", {"method": "forward", "method_output_name": output})
+    if family in _EMBEDDERS and (way.get("method"), way.get("method_output_name")) != ("forward", output):
         raise ConfigError(f"model {name}: its transformer reads texts by {way}, which is not supported")
     if text.get("processing_kwargs") and family != "llm-reranker":
         message = f"model {name}: its texts are tokenized with {text['processing_kwargs']}, which is not supported"

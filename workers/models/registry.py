@@ -30,6 +30,8 @@ __all__ = ["load_model", "load_models"]
 
 _log = logging.getLogger(__name__)
 
+_TORCH_ONLY = frozenset(["llm-reranker", "splade"])
+
 
 def load_models(cards: Iterable[ModelCard], settings: Settings) -> dict[str, LoadedModel]:
     """Load every card's model on this worker's device, by card name.
@@ -68,9 +70,9 @@ def _proved(model: LoadedModel) -> LoadedModel:
 
 def _backend(card: ModelCard, settings: Settings, device: str) -> str:
     """Return torch, packed or openvino. OpenVINO is the faster one on a CPU, for what it can run."""
-    if card.family == "llm-reranker":
+    if card.family in _TORCH_ONLY:
         if card.backend not in {"auto", "torch"}:
-            raise ConfigError(f"model {card.name}: a language model that ranks is computed by torch only")
+            raise ConfigError(f"model {card.name}: models of the family {card.family} are computed by torch only")
         return "torch"
     can = device == "cpu" and _wish(card, settings) != "float16"
     if card.backend == "auto":
@@ -116,8 +118,9 @@ def _load_torch(recipe: Recipe, device: str, settings: Settings, *, packed: bool
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else _gpu_dtype(recipe.card, torch)
     weights = load_weights(recipe, dtype)
-    module = importlib.import_module("workers.models.backends.torch")
-    backend, fallback = module.TorchBackend(weights, device, dtype), ""
+    where, kind = ("splade", "SpladeBackend") if recipe.family == "splade" else ("torch", "TorchBackend")
+    module = importlib.import_module(f"workers.models.backends.{where}")
+    backend, fallback = getattr(module, kind)(weights, device, dtype), ""
     if packed:
         choose = importlib.import_module("workers.models.backends.packed.choose")
         backend, fallback = choose.pack(recipe.card, weights, backend)

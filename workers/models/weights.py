@@ -88,9 +88,16 @@ def load_weights(recipe: Recipe, dtype: str) -> Weights:
         tokenizer=fast if template is None else _write_pairs(recipe, tokenizer, fast, template),
         pad_id=pad_id,
         reads_types=not recipe.pooling and getattr(config, "type_vocab_size", 0) > 1,
-        dimension=recipe.card.dimension if recipe.pooling else None,
+        dimension=_dimension(recipe),
         pooling=recipe.pooling,
     )
+
+
+def _dimension(recipe: Recipe) -> int | None:
+    if recipe.family == "splade":
+        # Its value of a row is one number, which says whether the row can be used.
+        return 1
+    return recipe.card.dimension if recipe.pooling else None
 
 
 _LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
@@ -98,14 +105,17 @@ _LOCAL: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
 
 def _load_module(recipe: Recipe, dtype: str) -> "tuple[torch.nn.Module, Any]":
     """Return the model with all that follows the transformer, and its configuration."""
-    from transformers import AutoModel, AutoModelForSequenceClassification  # noqa: PLC0415 - late, as torch
+    from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification  # noqa: PLC0415
 
-    from workers.models.families import Embedder, MultiVectorEmbedder, Scorer  # noqa: PLC0415
+    from workers.models.families import Embedder, MultiVectorEmbedder, Scorer, SpladeEmbedder  # noqa: PLC0415
     from workers.models.pooling import load_steps  # noqa: PLC0415
 
     if recipe.family == "cross-encoder":
         model = _load_transformer(recipe, AutoModelForSequenceClassification, dtype)
         return Scorer(model), model.config
+    if recipe.family == "splade":
+        model = _load_transformer(recipe, AutoModelForMaskedLM, dtype)
+        return SpladeEmbedder(model, recipe.pooling), model.config
     steps = load_steps(recipe.card.name, recipe.folder, recipe.steps)
     if recipe.card.extras:
         # On the meta device: only which weights there are, and none of their bytes.
