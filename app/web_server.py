@@ -22,6 +22,7 @@ from granian.log import LogLevels
 from granian.server import Server
 
 from app import create_app
+from app.admin.worker_watch import WorkerWatch
 from app.batches.batch_scheduler import BatchScheduler
 from app.http.request_ids import RequestIdFilter
 from app.http.slow_clients import limit_stalled_readers
@@ -111,6 +112,7 @@ def _load(settings: Settings, port: int) -> Any:
     # Here and not in `create_app`: a test that only asks the app one thing needs no thread.
     BatchScheduler(app.extensions["twolane"]).start()
     WebhookDispatcher(app.extensions["twolane"]).start()
+    WorkerWatch(app.extensions["twolane"]).start()
     threading.Thread(target=_watch_readers, args=(port,), name="stalled-readers", daemon=True).start()
     return app
 

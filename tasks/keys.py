@@ -56,6 +56,7 @@ __all__ = [
     "tenant_jobs",
     "tenant_queued",
     "webhooks_due",
+    "worker_alert",
     "worker_cards",
     "worker_ends",
     "worker_info",
@@ -185,6 +186,11 @@ def console_session(digest: str) -> Key:
 def worker_cards() -> Key:
     """Hash: what each worker last said of itself (JSON), by worker ID; of lost ones for a day."""
     return Key(f"{_PREFIX}:fleet:cards")
+
+
+def worker_alert(worker_id: str) -> Key:
+    """String: the condition of a worker that was logged last, while it is not well."""
+    return Key(f"{_PREFIX}:fleet:alert:{worker_id}")
 
 
 def workers_seen() -> Key:

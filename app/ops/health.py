@@ -16,6 +16,7 @@ from app.http.errors import documented, not_ready_response
 from app.http.responses import json_response
 from app.services import Services, services
 from tasks.errors import NoWorker, StoreUnavailable
+from tasks.presence.diagnosis import SICK, diagnose, explain
 from tasks.presence.eviction import warn_of_eviction
 from tasks.presence.worker_registry import WorkerInfo
 
@@ -59,6 +60,7 @@ def health() -> Response:
     live = services()
     state = _measure(live)
     state["workers"] = _workers(live) if state["store"] == "ok" else []
+    state["sick"] = _sick(live) if state["store"] == "ok" else []
     state["live"] = True
     with contextlib.suppress(RedisError):
         state["warnings"] = warn_of_eviction(live.redis)
@@ -125,6 +127,16 @@ def _workers(live: Services) -> list[dict[str, Any]]:
         }
         for model, workers in live.presence.ready_models().items()
         for facts in workers
+    ]
+
+
+def _sick(live: Services) -> list[dict[str, Any]]:
+    """Return what is wrong with workers, without what strangers need not know: their hosts and what they hold."""
+    found = [(member, diagnose(member)) for member in live.fleet.members()]
+    return [
+        {"device": member.card.device, "condition": condition, "problem": explain(member)}
+        for member, condition in found
+        if condition in SICK
     ]
 
 

@@ -40,6 +40,11 @@ METRICS = (
     Metric("twolane_lane_chunks_in_flight", "Chunks with a ticket or claimed, by state.", ("lane", "state")),
     Metric("twolane_lane_oldest_ticket_seconds", "Age of the oldest ticket that no worker has claimed.", ("lane",)),
     Metric("twolane_lane_messages", "Celery messages in the lane's queue.", ("lane",)),
+    Metric(
+        "twolane_workers",
+        "Workers of the last day by condition; sick: silent, stuck, failing, growing.",
+        ("condition",),
+    ),
     Metric("twolane_workers_ready", "Workers that have loaded and warmed the model.", ("model",)),
     Metric("twolane_workers_tokens_per_second", "Speed that the ready workers announce, in sum.", ("model",)),
     Metric("twolane_call_target_seconds", "What a small call should take inside a worker (p99).", ("model",)),

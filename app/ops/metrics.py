@@ -4,12 +4,13 @@ Owns the registry of one web process and the hook that counts its answers. The n
 reading of Redis in `tasks.presence.statistics`. Any web process tells the same of the shared state.
 """
 
+import collections
 import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar, cast, get_args
 
 from flask import Blueprint, Response, current_app, g, request
 from prometheus_client import (
@@ -32,6 +33,7 @@ from app.services import Services
 from tasks.errors import LaneFull, StoreUnavailable
 from tasks.jobs.job import TERMINAL
 from tasks.lanes import Service
+from tasks.presence.diagnosis import Condition, diagnose
 from tasks.presence.statistics import LaneStatistics, StoreStatistics, read_statistics
 from tasks.presence.worker_registry import WorkerInfo
 
@@ -131,12 +133,14 @@ class _SharedState(Collector):
         try:
             reading = read_statistics(live.redis, live.settings, slugs)
             ready = live.presence.ready_models()
+            conditions = collections.Counter(diagnose(member) for member in live.fleet.members())
         except (RedisError, StoreUnavailable) as error:
             _log.warning("a scrape found no store: %s", type(error).__name__)
             yield _gauge("twolane_store_up", {(): 0})
             return
         yield _gauge("twolane_store_up", {(): 1})
         yield from _describe_store(reading)
+        yield _gauge("twolane_workers", {(name,): conditions[name] for name in get_args(Condition)})
         yield from _describe_workers(slugs, ready)
         yield from _describe_lanes(reading.lanes, ready)
 

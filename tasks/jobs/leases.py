@@ -26,6 +26,7 @@ from tasks.jobs.transitions import (
     JobKeys,
     JobRef,
     MarkScript,
+    NoteScript,
     OverdueScript,
     ReapScript,
     ReleaseScript,
@@ -179,6 +180,20 @@ class Leases:
         own = f"{job.id}:".encode()
         self._reap(job.lane, [entry for entry in self._list_overdue(job.lane)[0] if entry.startswith(own)])
 
+    def take_back(self, job_id: str, chunk: int, worker_id: str) -> bool:
+        """Take a chunk back from a worker that is not well, before its lease ends; return whether it held the chunk."""
+        job = self.find(job_id)
+        if job is None:
+            return False
+        call = ReapScript(self._keys(job), chunk, max_delay_ms=_MAX_TICKET_DELAY_MS, worker_id=worker_id)
+        return bool(self._scripts.call(call) == b"BACK")
+
+    def note(self, job_id: str, event: str, detail: Mapping[str, object]) -> None:
+        """Write into the event log of a job what was seen of one who computes it."""
+        job = self.find(job_id)
+        if job is not None:
+            self._scripts.call(NoteScript(self._keys(job), event, orjson.dumps(detail)))
+
     def find(self, job_id: str) -> JobRef | None:
         """Return what the keys of a job are made of, None when it is gone. It never changes, so it is read once."""
         ref = self._refs.get(job_id)
@@ -245,7 +260,8 @@ class Leases:
         tickets = []
         for entry in entries:
             job_id, _, number = entry.decode().rpartition(":")
-            call = ReapScript(self._keys(self._place(job_id, lane)), int(number), max_delay_ms=_MAX_TICKET_DELAY_MS)
+            names = self._keys(self._place(job_id, lane))
+            call = ReapScript(names, int(number), max_delay_ms=_MAX_TICKET_DELAY_MS, worker_id="")
             if self._scripts.call(call) == b"PUBLISH":
                 tickets.append(Ticket(job_id, int(number)))
         return tickets

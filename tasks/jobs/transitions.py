@@ -27,6 +27,7 @@ __all__ = [
     "JobKeys",
     "JobRef",
     "MarkScript",
+    "NoteScript",
     "OverdueScript",
     "PauseScript",
     "QueueReserveScript",
@@ -291,6 +292,14 @@ class CompleteScript(Script):
     fingerprint: str
 
 
+class NoteScript(Script):
+    """Write into a job's event log; `detail` is a JSON object."""
+
+    keys: JobKeys
+    event: str
+    detail: bytes
+
+
 class ReleaseScript(Script):
     """Give a chunk back without a result; `counts` says whether the attempt does, `reason` why it failed."""
 
@@ -303,11 +312,17 @@ class ReleaseScript(Script):
 
 
 class ReapScript(Script):
-    """Settle one overdue ticket or claim; `max_delay_ms` is the longest time between two copies of a ticket."""
+    """Settle one overdue ticket or claim.
+
+    Attributes:
+        max_delay_ms: the longest time between two copies of a ticket.
+        worker_id: whose claim is taken back, overdue or not; empty: whatever is overdue.
+    """
 
     keys: JobKeys
     number: int
     max_delay_ms: int
+    worker_id: str
 
 
 class OverdueScript(Script):

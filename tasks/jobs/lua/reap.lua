@@ -1,11 +1,13 @@
 #!lua flags=allow-oom
--- Settle one overdue ticket or claim; any process may do it. Repeatable.
+-- Settle one overdue ticket or claim; any process may do it. Repeatable. With a worker's ID: take back what that worker
+-- holds, overdue or not.
 -- Answers PUBLISH (the ticket has to be sent again), BACK (a claim was taken back), or NONE
 -- include: _job
 local until_ms = tonumber(redis.call('ZSCORE', INFLIGHT, entry(number)) or NOW_MS + 1)
-if until_ms > NOW_MS then return 'NONE' end
+if worker_id == '' and until_ms > NOW_MS then return 'NONE' end
 local job = read_job()
 local chunk = job and read_chunk(number)
+if worker_id ~= '' and not (chunk and chunk.state == 'claimed' and chunk.worker == worker_id) then return 'NONE' end
 if not chunk or ENDED[job.state] then
   let_go(number)
   return 'NONE'
