@@ -3,7 +3,9 @@
 from flask import Flask
 
 from app.access.auth import Authenticator, protect
+from app.access.key_store import KeyStore
 from app.access.limits import Limiter, limit
+from app.admin import key_routes
 from app.admin import routes as admin_routes
 from app.batches import files_routes
 from app.batches import routes as batches_routes
@@ -47,13 +49,14 @@ def create_app(settings: Settings) -> Flask:
     install_errors(app)
     install_tracing(app)
     install_compression(app)
-    authenticator = Authenticator(settings)
+    authenticator = Authenticator(settings, KeyStore(live.redis))
     protect(app, authenticator)
     if settings.keys_file is not None:
         limit(app, Limiter(live.redis))
     for routes in (embeddings, rerank, *_JOBS, *_BATCHES, models, health):
         app.register_api(routes.blueprint)
     app.register_api(admin_routes.blueprint)
+    app.register_api(key_routes.blueprint)
     install_doors(app)
     install_console(app, live, authenticator)
     app.register_blueprint(pages.blueprint)

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -78,6 +78,9 @@ class Keyring:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def __iter__(self) -> Iterator[Key]:
+        return (key for _, key in self._keys)
 
     def find(self, secret: str) -> Key | None:
         """Return the entry of this key, or None.

@@ -16,6 +16,7 @@ __all__ = [
     "Key",
     "all_jobs",
     "all_tenants",
+    "api_keys",
     "batch",
     "batches_active",
     "cache_bytes",
@@ -176,6 +177,11 @@ def model_card(model: str) -> Key:
 def worker_info(model: str) -> Key:
     """Hash: description of each ready worker of a model (JSON), by worker ID."""
     return Key(f"{_PREFIX}:workers:{model}:facts")
+
+
+def api_keys() -> Key:
+    """Hash: API keys that were made, rotated or revoked while the server ran (JSON), by key ID. Kept for good."""
+    return Key(f"{_PREFIX}:api-keys")
 
 
 def console_session(digest: str) -> Key:

@@ -7,22 +7,24 @@ keys themselves are read by `config.keyring`; what a key has used up is counted 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
-from flask import Flask, g, request
+from flask import Flask, current_app, g, request
 from werkzeug.datastructures import Headers
 
+from app.access.key_store import KeyRecord, KeyStore, key_id
 from app.http.request_ids import current_request_id
 from config.catalog import Catalog, ModelCard
 from config.keyring import Key, KeyringError, KeyringFile
 from config.settings import Settings
-from tasks.errors import AuthenticationError, ConfigError, ModelNotFound, NoWorker, PermissionDenied
+from tasks.errors import AuthenticationError, ConfigError, Conflict, ModelNotFound, NoWorker, PermissionDenied
 from tasks.jobs.origin import Origin, set_origin
 
 __all__ = [
     "OPEN_TENANT",
     "Authenticator",
     "Tenant",
+    "current_authenticator",
     "current_tenant",
     "find_card",
     "hash_key",
@@ -40,6 +42,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _ADMIN_PATHS = frozenset({"/metrics", "/v1/workers"})
 _ADMIN_FOLDER = "/v1/admin/"
 _CONSOLE = "/console"
+_KEY = "twolane-authenticator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +110,16 @@ OPEN_TENANT = Tenant("default", admin=True)
 class Authenticator:
     """Finds the tenant of a request.
 
+    Args:
+        settings: which keys file, if any.
+        store: the keys that were made or revoked while the server runs.
+
     Raises:
         ConfigError: the keys file is bad.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, store: KeyStore) -> None:
+        self.store = store
         try:
             self._file = KeyringFile(settings.keys_file) if settings.keys_file is not None else None
         except KeyringError as error:
@@ -143,10 +151,24 @@ class Authenticator:
         """
         if self._file is None:
             return OPEN_TENANT
-        key = self._file.current().find_digest(bytes.fromhex(digest))
+        record = self.store.current().get(digest[:16])
+        if record is not None and record.key.sha256 == digest:
+            key = record.key if record.is_valid else None
+        else:
+            key = self._file.current().find_digest(bytes.fromhex(digest))
         if key is None:
             raise AuthenticationError("Incorrect API key provided.")
         return _describe_tenant(key)
+
+    def records(self) -> dict[str, KeyRecord]:
+        """Return what is known of all keys, those of the file and those that have ended too, by ID.
+
+        Raises:
+            Conflict: this server runs without keys.
+        """
+        if self._file is None:
+            raise Conflict("This server runs without keys: set TWOLANE_KEYS_FILE to have some.")
+        return {key_id(key): KeyRecord(key, "file") for key in self._file.current()} | dict(self.store.current())
 
 
 def hash_key(secret: str) -> str:
@@ -169,7 +191,13 @@ def protect(app: Flask, authenticator: Authenticator) -> None:
         if tenant.read_only and request.method not in _SAFE_METHODS:
             raise PermissionDenied("This key has `read_only = true`: it may look and not change.")
 
+    app.extensions[_KEY] = authenticator
     app.before_request(authenticate)
+
+
+def current_authenticator() -> Authenticator:
+    """Return that of the app that handles the request in progress."""
+    return cast("Authenticator", current_app.extensions[_KEY])
 
 
 def current_tenant() -> Tenant:
@@ -234,7 +262,7 @@ def _is_open(path: str) -> bool:
 def _describe_tenant(key: Key) -> Tenant:
     return Tenant(
         name=key.tenant,
-        key_id=key.sha256[:16],
+        key_id=key_id(key),
         priority=key.priority,
         models=frozenset(name.lower() for name in key.models) if key.models is not None else None,
         admin=key.admin,

@@ -30,6 +30,7 @@ _NAVIGATION = (
     ("console.show_overview", "Overview"),
     ("console.show_jobs", "Jobs"),
     ("console.show_workers", "Workers"),
+    ("console.show_keys", "Keys"),
 )
 
 blueprint = Blueprint("console", __name__, url_prefix="/console", template_folder="templates", static_folder="static")
@@ -68,7 +69,7 @@ def _require_session() -> BaseResponse | None:
     found = sessions().find(request.cookies.get(COOKIE, ""))
     if found is None:
         return _send_to_sign_in()
-    g.console_session = found
+    g.console_session, g.tenant = found, found.tenant
     set_origin(Origin(found.tenant.actor, current_request_id()))
     if request.method not in {"GET", "HEAD"}:
         found.check_csrf(request.headers.get("X-CSRF-Token") or request.form.get("csrf", ""))

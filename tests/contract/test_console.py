@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from redis.exceptions import ConnectionError as RedisConnectionError
 from werkzeug.test import TestResponse
 
+from app.access.key_store import KeyStore
 from stack.embedded_redis import EmbeddedServer
+from tasks import keys
+from tasks.errors import StoreUnavailable
 from tasks.presence.fleet import WorkerCard, WorkerEnd, send_card
 from tests.support.job_maker import begin, make_completion, submit
 from tests.support.web import opened_app, services_of, settings_of, write_keys
@@ -31,8 +35,9 @@ def app_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(autouse=True)
-def empty(app_here: Flask) -> None:
+def empty(app_here: Flask, monkeypatch: pytest.MonkeyPatch) -> None:
     services_of(app_here).redis.flushall()
+    monkeypatch.setattr(app_here.extensions["twolane-authenticator"].store, "_next_read_s", 0.0)
 
 
 class Browser:
@@ -261,3 +266,104 @@ def test_without_keys_the_console_is_open_but_its_forms_are_not(server: Embedded
         client = app.test_client()
         assert client.get("/console", follow_redirects=True).status_code == 200
         assert client.post("/console/jobs/act", data={"id": "job_1", "action": "cancel"}).status_code == 403
+
+
+# -- keys
+
+
+def test_a_key_that_is_made_is_shown_once_works_at_once_and_ends_when_it_is_revoked(
+    app_here: Flask, ops: Browser
+) -> None:
+    fields = {"tenant": "acme", "name": "loader", "requests_per_minute": "600", "models": "fake"}
+    page = ops.post("/console/keys/new", **fields).text
+    found = re.search(r'id="secret">(tl-[\w-]+)<', page)
+    assert found is not None
+    secret = found[1]
+    assert secret not in ops.page("/console/keys")
+    kept = services_of(app_here).redis.hgetall(keys.api_keys())
+    assert secret.encode() not in b"".join(kept.values())
+    assert api(app_here, secret, "/v1/jobs").status_code == 200
+    assert api(app_here, secret, "/v1/admin/keys").status_code == 403
+    (name,) = [name.decode() for name in kept]
+    assert "loader" in ops.page("/console/keys")
+    assert ops.post("/console/keys/revoke", id=name, back="/console/keys").status_code == 303
+    assert "opens nothing any more" in ops.page("/console/keys")
+    assert api(app_here, secret, "/v1/jobs").status_code == 401
+
+
+def test_a_key_of_the_file_is_revoked_as_well_and_its_sessions_end(app_here: Flask, ops: Browser) -> None:
+    viewer = Browser(app_here, "viewer")
+    listed = api(app_here, "ops", "/v1/admin/keys").json["data"]  # type: ignore[index]
+    assert {key["source"] for key in listed} == {"file"}
+    (name,) = [key["id"] for key in listed if key["read_only"]]
+    answer = api(app_here, "ops", f"/v1/admin/keys/{name}/revoke", "POST").json
+    assert (answer["valid"], answer["revoked_by"]) == (False, "ops/night shift")  # type: ignore[index]
+    assert api(app_here, "viewer", "/v1/jobs").status_code == 401
+    assert viewer.post("/console/sign-out").status_code == 302  # to the sign-in: there is no session any more
+    with pytest.raises(AssertionError):
+        viewer.page("/console")
+
+
+def test_a_rotated_key_ends_after_its_grace_and_its_successor_has_its_rights(app_here: Flask) -> None:
+    made = api(app_here, "ops", "/v1/admin/keys", "POST", json={"tenant": "acme", "max_queued_items": 7}).json or {}
+    new = [
+        api(app_here, "ops", f"/v1/admin/keys/{made['id']}/rotate", "POST", json={"grace_s": grace_s}).json or {}
+        for grace_s in (60, 0)
+    ]
+    assert {one["max_queued_items"] for one in new} == {7}
+    assert len({one["secret"] for one in (made, *new)}) == 3
+    assert api(app_here, made["secret"], "/v1/jobs").status_code == 401
+    assert all(api(app_here, one["secret"], "/v1/jobs").status_code == 200 for one in new)
+    again = api(app_here, "ops", f"/v1/admin/keys/{made['id']}/rotate", "POST", json={})
+    assert (again.status_code, "has been revoked" in again.text) == (409, True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tenant": "no spaces allowed"}, "tenant"),
+        ({"tenant": "acme", "requests_per_minute": "many"}, "requests_per_minute"),
+        ({"tenant": "acme", "max_queued_items": "0"}, "max_queued_items"),
+        ({"tenant": "acme", "name": EVIL}, "name"),
+        ({"tenant": "acme", "priority": "urgent"}, "priority"),
+    ],
+    ids=["tenant", "number", "zero", "name", "priority"],
+)
+def test_a_wrong_form_gets_a_sentence_and_makes_no_key(
+    app_here: Flask, ops: Browser, fields: dict[str, str], says: str
+) -> None:
+    answer = ops.post("/console/keys/new", **fields)
+    assert answer.status_code == 400
+    (problem,) = re.findall(r'<p class="problem" role="alert">(.*?)</p>', answer.text)
+    assert says in problem
+    assert "<img" not in answer.text
+    assert services_of(app_here).redis.hlen(keys.api_keys()) == 0
+
+
+def test_nobody_revokes_the_key_in_use_nor_one_that_is_not_there(app_here: Flask, ops: Browser) -> None:
+    listed = api(app_here, "ops", "/v1/admin/keys").json["data"]  # type: ignore[index]
+    (own,) = [key["id"] for key in listed if key["admin"] and not key["read_only"]]
+    assert api(app_here, "ops", f"/v1/admin/keys/{own}/revoke", "POST").status_code == 409
+    assert api(app_here, "ops", "/v1/admin/keys/none/revoke", "POST").status_code == 404
+    ops.post("/console/keys/revoke", id=own)
+    assert "key that you are using" in ops.page("/console")
+    assert ops.post("/console/keys/rotate", id="none").status_code == 400
+
+
+def test_a_key_that_was_revoked_stays_so_while_redis_does_not_answer(
+    app_here: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = KeyStore(services_of(app_here).redis)
+    secret, record = store.make({"tenant": "acme"}, "test")
+    store.revoke(record, "test")
+    assert not store.current()[record.id].is_valid
+
+    def away(*_: object) -> None:
+        raise RedisConnectionError
+
+    monkeypatch.setattr(services_of(app_here).redis, "hgetall", away)
+    monkeypatch.setattr(store, "_next_read_s", 0.0)
+    assert not store.current()[record.id].is_valid
+    with pytest.raises(StoreUnavailable):
+        KeyStore(services_of(app_here).redis).current()
+    assert secret.startswith("tl-")

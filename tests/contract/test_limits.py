@@ -10,6 +10,7 @@ from flask.testing import FlaskClient
 from redis import Redis
 
 from app.access.auth import Authenticator, Tenant, current_tenant, find_card, protect, visible_cards
+from app.access.key_store import KeyStore
 from app.access.limits import Limiter, WindowUsage, charge_tokens, limit
 from app.http.errors import install_errors
 from config.catalog import load_catalog
@@ -24,7 +25,7 @@ Make = Callable[..., FlaskClient]
 def build_app(settings: Settings, redis: Redis) -> Flask:
     app = Flask(__name__)
     install_errors(app)
-    protect(app, Authenticator(settings))
+    protect(app, Authenticator(settings, KeyStore(redis)))
     if settings.keys_file is not None:
         limit(app, Limiter(redis))
     catalog = load_catalog()
@@ -91,7 +92,7 @@ def test_metrics_belong_to_the_operator(make: Make) -> None:
 
 def test_a_bad_keys_file_stops_the_start(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be read"):
-        Authenticator(settings.model_copy(update={"keys_file": tmp_path / "none.toml"}))
+        Authenticator(settings.model_copy(update={"keys_file": tmp_path / "none.toml"}), KeyStore(Redis()))
 
 
 def test_a_model_that_is_not_allowed_reads_like_one_that_does_not_exist(make: Make) -> None:
@@ -176,8 +177,8 @@ def test_a_limit_never_fails_open(make: Make, settings: Settings, unreachable: R
     assert answer.status_code == 503
     assert answer.json["error"]["code"] == "store_unavailable"
     assert int(answer.headers["Retry-After"]) >= 1
-    # A key without limits has nothing to check.
-    assert client.get("/whoami", headers=bearer("bob")).status_code == 200
+    # Whether a key was revoked cannot be read either, of one without limits too.
+    assert client.get("/whoami", headers=bearer("bob")).status_code == 503
 
 
 def test_the_limiter_says_that_the_store_is_down(unreachable: Redis) -> None:
