@@ -78,7 +78,8 @@ def build_services(settings: Settings) -> Services:
         tasks.errors.ConfigError: the place for files is of an unknown kind.
     """
     redis = connect_store(settings)
-    catalog = LearningCatalog(load_catalog(settings.catalog_file, settings.models), redis)
+    known = load_catalog(settings.catalog_file, settings.models, any_dimensions=settings.any_dimensions)
+    catalog = LearningCatalog(known, redis)
     presence = WorkerRegistry(redis, (card.slug for card in catalog))
     return Services(
         settings=settings,

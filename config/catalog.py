@@ -72,6 +72,8 @@ class ModelCard(BaseModel):
     normalize: bool | None = None
     # Lengths to which vectors may be cut, for models that were trained for it.
     matryoshka: tuple[int, ...] = ()
+    # For models that were trained for any length from here on; 0: for none but those.
+    matryoshka_from: Annotated[int, Field(ge=0)] = 0
     similarity: Literal["cosine", "dot", "euclidean", "manhattan"] | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     query_instruction: str = ""
@@ -79,6 +81,8 @@ class ModelCard(BaseModel):
     query_instruction_format: str = "{}{}"
     # Put before documents where a caller says that they are documents.
     document_instruction: str = ""
+    # What texts of jobs are where a job does not say it; None: nothing, so that no prompt but the default one is used.
+    job_input_type: Literal["query", "document"] | None = None
     # Put before texts of which no caller says what they are.
     default_instruction: str = ""
     # How a pair is written for a reranker that is a language model; empty: as the folder says.
@@ -137,6 +141,24 @@ class ModelCard(BaseModel):
             return f"{self.name} scores after its last layer only: it takes no cutoff_layers"
         return f"{self.name} scores after the layers {self.cutoff_layers[0]} to {self.cutoff_layers[-1]}, not {layer}"
 
+    def explain_dimensions(self, dimensions: int) -> str:
+        """Return why the model gives no vectors of that length; empty: it does, or nobody knows its own length yet."""
+        if self.dimension is None or dimensions in {self.dimension, *self.matryoshka}:
+            return ""
+        if dimensions > self.dimension:
+            return f"dimensions must be at most {self.dimension}, the size of {self.name}'s embeddings"
+        if 0 < self.matryoshka_from <= dimensions:
+            return ""
+        if self.matryoshka_from:
+            return f"{self.name} gives {self.matryoshka_from} to {self.dimension} dimensions, not {dimensions}"
+        if self.matryoshka:
+            offered = ", ".join(str(size) for size in sorted({self.dimension, *self.matryoshka}))
+            return f"{self.name} gives {offered} dimensions, not {dimensions}"
+        return (
+            f"{self.name} gives {self.dimension} dimensions only, not {dimensions}: it was not trained for shorter "
+            "vectors (the operator may allow them)"
+        )
+
     @property
     def slug(self) -> str:
         """The name as it may stand in a queue name or a Redis key."""
@@ -151,16 +173,18 @@ def slug_of(name: str) -> str:
 class Catalog:
     """Cards by name and alias. Look-ups ignore case, since clients spell model names as they like."""
 
-    def __init__(self, cards: Iterable[ModelCard], named: Sequence[str] = ()) -> None:
+    def __init__(self, cards: Iterable[ModelCard], named: Sequence[str] = (), *, any_dimensions: bool = False) -> None:
         """Keep the cards and make one for each ID or folder among `named` that has none.
 
         Args:
             cards: of two with one name the first counts.
             named: what the operator wants to be served, as in `Settings.models`.
+            any_dimensions: whether vectors of all models may be cut to any length.
 
         Raises:
             ValueError: two of the named models have one name, or would share a lane.
         """
+        self.any_dimensions = any_dimensions
         self._cards: list[ModelCard] = []
         self._by_name: dict[str, ModelCard] = {}
         for card in cards:
@@ -198,6 +222,10 @@ class Catalog:
         hint = f"; did you mean {' or '.join(near)}?" if near else f"; the catalogue has {known}"
         return f"{name} is no model of the catalogue, no ID (owner/model) and no folder (/path){hint}"
 
+    def apply_policy(self, card: ModelCard) -> ModelCard:
+        """Return the card with what the operator decided for all models."""
+        return card.model_copy(update={"matryoshka_from": 1}) if self.any_dimensions else card
+
     def _add(self, card: ModelCard, written: str = "") -> None:
         known = self._by_name.get(card.name.lower())
         if known is not None:
@@ -205,17 +233,19 @@ class Catalog:
                 message = f"{written} would be called {card.name}, which is another model ({known.source})"
                 raise ValueError(f"{message}: give it a card with a name of its own in TWOLANE_CATALOG_FILE")
             return
+        card = self.apply_policy(card)
         self._cards.append(card)
         for name in (card.name, written or card.name, *card.aliases):
             self._by_name.setdefault(name.lower(), card)
 
 
-def load_catalog(extra: Path | None = None, named: Sequence[str] = ()) -> Catalog:
+def load_catalog(extra: Path | None = None, named: Sequence[str] = (), *, any_dimensions: bool = False) -> Catalog:
     """Read the built-in cards and, before them, those of the operator's file.
 
     Args:
         extra: the operator's file.
         named: models that are to be served; IDs and folders among them get cards.
+        any_dimensions: whether vectors of all models may be cut to any length.
 
     Raises:
         OSError: the operator's file cannot be read.
@@ -227,7 +257,8 @@ def load_catalog(extra: Path | None = None, named: Sequence[str] = ()) -> Catalo
     if extra is not None:
         texts.insert(0, extra.read_text("utf-8"))
     tables = [table for text in texts for table in tomllib.loads(text).get("models", [])]
-    return Catalog((ModelCard.model_validate(table) for table in tables), named)
+    cards = (ModelCard.model_validate(table) for table in tables)
+    return Catalog(cards, named, any_dimensions=any_dimensions)
 
 
 def _require_own_lanes(cards: Iterable[ModelCard]) -> None:

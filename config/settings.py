@@ -81,6 +81,11 @@ class Settings(BaseSettings):
     catalog_file: Path | None = Field(
         None, description="TOML file with your own model cards; they come before the built-in ones."
     )
+    any_dimensions: bool = Field(
+        False,  # noqa: FBT003 - a field's default has no name
+        description="Let callers cut vectors to any length, also of models that were not trained for it; false: such a "
+        "request is answered 400 with the lengths that the model offers.",
+    )
 
     # -- web tier ----------------------------------------------------------------------------------------
     web_workers: Count = Field(1, description="Web processes.")

@@ -59,6 +59,8 @@ def _view(live: Services, card: ModelCard, ready: Mapping[str, Sequence[WorkerIn
         "max_tokens": card.max_tokens,
         "rerank_by": card.rerank_by,
         "matryoshka": list(card.matryoshka),
+        "matryoshka_from": card.matryoshka_from,
+        "job_input_type": card.job_input_type,
         "cutoff_layers": list(card.cutoff_layers),
         "similarity": card.similarity,
         "licence": card.licence,

@@ -229,7 +229,9 @@ class ModelObject(BaseModel):
     dimension: int | None
     max_tokens: int
     rerank_by: str | None
-    matryoshka: list[int] = Field(description="Lengths to which its vectors were trained to be cut.")
+    matryoshka: list[int] = Field(description="Lengths to which its vectors may be cut with `dimensions`.")
+    matryoshka_from: int = Field(description="They may be cut to any length from here on; 0: to no others.")
+    job_input_type: str | None = Field(description="What texts of a job are taken for where it says no `input_type`.")
     cutoff_layers: list[int] = Field(description="Layers after which it can score, of a layerwise reranker.")
     similarity: str | None
     licence: str

@@ -160,7 +160,7 @@ def _read_ndjson(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, It
     payload = PayloadHash(header.idempotency_key, described.encode(), streamed=True)
     lines = payload.follow(split_lines(stream_body(request, settings.max_upload_bytes), settings.max_line_bytes))
     items = read_items(lines, query.query, rerank=operation == "rerank")
-    return _add_webhook(make_order(card, operation, query), asked), items, payload
+    return _add_webhook(make_order(card, operation, query, job=True), asked), items, payload
 
 
 def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHash]:
@@ -171,7 +171,7 @@ def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHas
         extra["metadata"] = body.metadata
     if body.type == "rerank" and body.input_file_id is None:
         extra["documents_per_query"] = [len(group.documents) for group in body.groups()]
-    order = _add_webhook(make_order(card, body.type, body, extra), body.webhook)
+    order = _add_webhook(make_order(card, body.type, body, extra, job=True), body.webhook)
     items = body.items() if body.input_file_id is None else _read_file(body.input_file_id, body)
     return order, items, PayloadHash.of_json(header.idempotency_key, body)
 

@@ -86,7 +86,12 @@ class Estimate:
 
 
 def make_order(
-    card: ModelCard, operation: Operation, request: BaseModel, extra: Mapping[str, object] | None = None
+    card: ModelCard,
+    operation: Operation,
+    request: BaseModel,
+    extra: Mapping[str, object] | None = None,
+    *,
+    job: bool = False,
 ) -> Order:
     """Return what a request asks for, be it a call, a job or a line of a batch.
 
@@ -95,6 +100,7 @@ def make_order(
         operation: what to compute.
         request: its body or its query parameters; a field that its schema does not have is as good as null.
         extra: what the job record keeps of it.
+        job: whether it is a job of its own, whose texts the card may take for documents.
 
     Raises:
         InvalidRequest, WrongCapability: the model cannot do it like that.
@@ -105,8 +111,11 @@ def make_order(
 
     if operation == "rerank" and asked("returns") is not None:
         raise InvalidRequest("rerank gives scores, and no vectors", param="return")
+    input_type = asked("input_type")
+    if job and operation == "embeddings" and input_type is None:
+        input_type = card.job_input_type
     params = JobParams(
-        instruction=_choose_instruction(card, asked("instruction"), asked("input_type")),
+        instruction=_choose_instruction(card, asked("instruction"), input_type),
         dimensions=_choose_dimensions(card, asked("dimensions")),
         truncate=asked("truncate") or "end",
         dtype=asked("dtype") or "float32",
@@ -129,9 +138,8 @@ def _choose_instruction(card: ModelCard, instruction: str | None, input_type: st
 def _choose_dimensions(card: ModelCard, dimensions: int | None) -> int | None:
     if dimensions is not None and card.complete and "dense" not in card.capabilities:
         raise InvalidRequest(f"{card.name} gives no dense vectors, which dimensions are of", param="dimensions")
-    if dimensions is not None and card.dimension is not None and dimensions > card.dimension:
-        message = f"dimensions must be at most {card.dimension}, the size of {card.name}'s embeddings"
-        raise InvalidRequest(message, param="dimensions")
+    if dimensions is not None and (problem := card.explain_dimensions(dimensions)):
+        raise InvalidRequest(problem, param="dimensions")
     return None if dimensions == card.dimension else dimensions
 
 

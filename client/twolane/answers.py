@@ -110,7 +110,7 @@ class Model(msgspec.Struct, frozen=True):
     """A model of the server; `ready`: whether a worker can compute with it now.
 
     `fingerprints` are those of its ready workers: equal ones compare. `matryoshka` are the lengths to which its vectors
-    were trained to be cut.
+    may be cut, besides all from `matryoshka_from` on, if that is not 0.
     """
 
     id: str
@@ -123,6 +123,8 @@ class Model(msgspec.Struct, frozen=True):
     max_tokens: int = 0
     rerank_by: str | None = None
     matryoshka: list[int] = []
+    matryoshka_from: int = 0
+    job_input_type: str | None = None
     similarity: str | None = None
     licence: str = ""
     parameters: str = ""

@@ -152,7 +152,7 @@ class LearningCatalog(Catalog):
     """A catalogue whose short cards are completed by what workers have read from the models' folders. Thread-safe."""
 
     def __init__(self, known: Catalog, redis: Redis) -> None:
-        super().__init__(known)
+        super().__init__(known, any_dimensions=known.any_dimensions)
         # What the operator named, with the names under which it was named.
         self._by_name, self.served = known.by_name, known.served
         self._redis = redis
@@ -184,4 +184,5 @@ class LearningCatalog(Catalog):
             _log.debug("nothing was learned of %s: %s", card.name, error)
             return card
         # Another model may have had the name before.
-        return learned if (learned.name, learned.source) == (card.name, card.source) else card
+        same = (learned.name, learned.source) == (card.name, card.source)
+        return self.apply_policy(learned) if same else card

@@ -107,13 +107,14 @@ def test_a_line_that_the_route_would_refuse_fails_alone_with_the_routes_answer(c
         "input": {"model": "fake", "input": [1.5]},
         "missing": {"model": "fake"},
         "dimensions": {"model": "fake", "input": "x", "dimensions": 10_000},
+        "uncut": {"model": "fake-two", "input": "x", "dimensions": 8},
         "many": {"model": "fake", "input": ["x"] * 2049},
         "long": {"model": "fake-two", "input": ["short", "word " * 50], "truncate": "none"},
     }
     lines = [line_of(name, body) for name, body in bodies.items()]
     batch = run(client, [embed("first", "x"), *lines, embed("last", "y")])
     assert batch["status"] == "completed"
-    assert batch["request_counts"] == {"total": 9, "completed": 2, "failed": 7}
+    assert batch["request_counts"] == {"total": 10, "completed": 2, "failed": 8}
     assert list(read(client, batch["output_file_id"])) == ["first", "last"]
     errors = read(client, batch["error_file_id"])
     assert list(errors) == list(bodies)

@@ -23,6 +23,7 @@ family = "fake"
 backend = "fake"
 capabilities = ["dense", "rerank"]
 dimension = 16
+matryoshka_from = 1
 max_tokens = 512
 pooling = "mean"
 knobs = {{ {knobs} }}
@@ -47,6 +48,7 @@ def fake_card(name: str = "fake", **fields: Any) -> ModelCard:
             "capabilities": ("dense", "rerank"),
             "rerank_by": "similarity",
             "dimension": 16,
+            "matryoshka_from": 1,
             "max_tokens": 64,
             "pooling": "mean",
             **fields,

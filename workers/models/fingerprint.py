@@ -41,6 +41,9 @@ def make_fingerprint(card: ModelCard, dtype: str, made_by: str = "") -> str:
         # Scores of two ways differ, and the cache knows them by the fingerprint.
         card.rerank_by or "",
     ]
+    if card.job_input_type:
+        # Jobs then get another prompt than calls that say no more.
+        parts.append(f"jobs: {card.job_input_type}")
     return f"{card.slug}:{_digest(parts)[:20]}"
 
 

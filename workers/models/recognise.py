@@ -174,6 +174,8 @@ def _describe_vectors(
         "pooling": pooling,
         "normalize": normalizes if card.normalize is None else card.normalize,
         "matryoshka": card.matryoshka or tuple(config.get("matryoshka_dimensions") or ()),
+        # Of models that are trained for every length: the words of Hugging Face's and vLLM's configurations.
+        "matryoshka_from": card.matryoshka_from or int(config.get("is_matryoshka") is True),
         "similarity": card.similarity or stated.get("similarity_fn_name"),
         **read_prompts(card, stated),
     }
