@@ -1,6 +1,6 @@
 """The reference of all settings, written from the settings themselves: `python -m config.reference`.
 
-Owns the text of `.env.example` and `docs/settings.md`; a test fails when either differs from what this module renders.
+Owns the text of `.env.example` and `docs/settings.md`; a test fails when a page differs from what is rendered here.
 Knows no setting by name: headings come from the section comments of `config/settings.py`, the rest from its fields.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import AliasChoices, SecretStr
 
+from config.catalog_page import render_catalog_page
 from config.settings import Settings
 
 __all__ = ["OUTPUTS", "render_env_example", "render_settings_page"]
@@ -75,7 +76,11 @@ def render_settings_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-OUTPUTS = {Path(".env.example"): render_env_example, Path("docs/settings.md"): render_settings_page}
+OUTPUTS = {
+    Path(".env.example"): render_env_example,
+    Path("docs/settings.md"): render_settings_page,
+    Path("docs/catalogue.md"): render_catalog_page,
+}
 
 
 def _row(entry: _Entry) -> str:
