@@ -37,7 +37,7 @@ check: $(STAMP) ## format, lint, types, import rules, unit and property tests: u
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
-	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
+	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.*.yml
 	@$(BIN)/python -m pytest -q tests/unit tests/properties -m "not slow and not gpu"
 
 faults: $(STAMP) ## every fault test (processes killed, frozen, cut off, fed duplicates) and all other slow tests

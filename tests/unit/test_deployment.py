@@ -45,7 +45,11 @@ def commands() -> Iterator[tuple[str, list[str]]]:
         yield path.name, yaml.safe_load(command)
 
 
-@pytest.mark.parametrize("path", ["docker-compose.yml", "Procfile", *(f"deploy/{path.name}" for path in DOCKERFILES)])
+@pytest.mark.parametrize(
+    "path",
+    ["docker-compose.yml", "Procfile", "deploy/compose.worker.yml", "deploy/systemd/twolane-worker.service"]
+    + [f"deploy/{path.name}" for path in DOCKERFILES],
+)
 def test_every_variable_that_it_names_is_a_setting(path: str) -> None:
     named = set(VARIABLE.findall((ROOT / path).read_text("utf-8")))
     assert named
