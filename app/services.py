@@ -22,6 +22,7 @@ from tasks.interactive.client import InteractiveClient
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.forecast import Forecasts
 from tasks.jobs.store import JobStore
+from tasks.presence.activity import ActivityRecorder
 from tasks.presence.fleet import Fleet
 from tasks.presence.model_states import LearningCatalog, ModelReports
 from tasks.presence.worker_registry import WorkerRegistry
@@ -46,6 +47,7 @@ class Services:
     forecasts: Forecasts
     reports: ModelReports
     fleet: Fleet
+    activity: ActivityRecorder
     files: FileStore
     batches: BatchStore
     # Set when a batch was created or cancelled here, so that the scheduler's next run begins at once.
@@ -92,6 +94,7 @@ def build_services(settings: Settings) -> Services:
         forecasts=Forecasts(redis, presence.speed),
         reports=ModelReports(redis),
         fleet=Fleet(redis),
+        activity=ActivityRecorder(redis),
         files=FileStore(redis, settings),
         batches=BatchStore(redis, settings),
         batch_wake=threading.Event(),

@@ -112,6 +112,7 @@ def _load(settings: Settings, port: int) -> Any:
     # Here and not in `create_app`: a test that only asks the app one thing needs no thread.
     BatchScheduler(app.extensions["twolane"]).start()
     WebhookDispatcher(app.extensions["twolane"]).start()
+    app.extensions["twolane"].activity.start()
     WorkerWatch(app.extensions["twolane"]).start()
     threading.Thread(target=_watch_readers, args=(port,), name="stalled-readers", daemon=True).start()
     return app

@@ -14,6 +14,8 @@ __all__ = [
     "ORDINARY",
     "PRIORITY_MARK",
     "Key",
+    "activity_hour",
+    "activity_minute",
     "all_jobs",
     "all_tenants",
     "api_keys",
@@ -182,6 +184,16 @@ def worker_info(model: str) -> Key:
 def api_keys() -> Key:
     """Hash: API keys that were made, rotated or revoked while the server ran (JSON), by key ID. Kept for good."""
     return Key(f"{_PREFIX}:api-keys")
+
+
+def activity_minute(minute: int) -> Key:
+    """Hash: what was counted in one minute (since the epoch), see `tasks.presence.activity`."""
+    return Key(f"{_PREFIX}:activity:minute:{minute}")
+
+
+def activity_hour(hour: int) -> Key:
+    """Hash: what was counted in one hour (since the epoch)."""
+    return Key(f"{_PREFIX}:activity:hour:{hour}")
 
 
 def console_session(digest: str) -> Key:

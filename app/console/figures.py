@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from app.admin.worker_views import WorkerView
 from app.services import Services
 from tasks.lanes import Lane, Service
+from tasks.presence.activity import Activity, read_activity
 from tasks.presence.statistics import LaneStatistics, StoreStatistics, read_statistics
 
 __all__ = ["Figures", "read_figures"]
@@ -27,7 +28,7 @@ class Figures:
         ready, expected: workers that serve, and all that have not left in order.
         oldest: the lane with the oldest ticket that no worker has claimed; None: none waits.
         waiting_calls: interactive requests that no worker has taken.
-        p99_ms: what calls took inside the slowest worker in the last minute; None: there were none.
+        activity: calls, refusals and failures of late.
         store: memory of Redis, and counts of items since counting began.
         store_limit_bytes: what Redis may use; 0: no limit.
         room: share of that above which new jobs are refused.
@@ -40,10 +41,16 @@ class Figures:
     expected: int
     oldest: LaneStatistics | None
     waiting_calls: int
-    p99_ms: float | None
+    activity: Activity
     store: StoreStatistics
     store_limit_bytes: int
     room: float = _ROOM
+
+    @property
+    def series(self) -> list[list[float | None]]:
+        """Minutes (seconds since the epoch) and tokens per second in each; the minute that runs is left out."""
+        first, tokens = self.activity.first_minute, self.activity.tokens[:-1]
+        return [[(first + place) * 60.0 for place in range(len(tokens))], [count / 60 for count in tokens]]
 
 
 def read_figures(live: Services, workers: Sequence[WorkerView]) -> Figures:
@@ -58,7 +65,6 @@ def read_figures(live: Services, workers: Sequence[WorkerView]) -> Figures:
     known = [drain for drain in drains if drain is not None]
     store = read_statistics(live.redis, live.settings, slugs)
     waiting = [lane for lane in store.lanes if lane.oldest_ticket_s > 0]
-    calls = [info.call_p99_ms for infos in live.presence.ready_models().values() for info in infos if info.call_p99_ms]
     return Figures(
         drain_s=max(known, default=0.0) if len(known) == len(drains) else None,
         tokens=sum(backlog.tokens for backlog in backlogs),
@@ -67,7 +73,7 @@ def read_figures(live: Services, workers: Sequence[WorkerView]) -> Figures:
         expected=sum(worker.condition != "stopped" for worker in workers),
         oldest=max(waiting, key=lambda lane: lane.oldest_ticket_s, default=None),
         waiting_calls=sum(lane.requests for lane in store.lanes if lane.lane.service is Service.INTERACTIVE),
-        p99_ms=max(calls, default=None),
+        activity=read_activity(live.redis),
         store=store,
         store_limit_bytes=store.memory_limit_bytes or live.settings.store_max_bytes,
     )

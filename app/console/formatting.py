@@ -86,4 +86,6 @@ FILTERS: Mapping[str, Callable[..., str]] = {
     "tail": _tail,
     "ordinal": _ordinal,
     "percent": _percent,
+    "millis": lambda ms: f"{ms:.2g}" if ms < 10 else f"{ms:.0f}",
+    "rate": lambda rate: f"{rate:.1f}" if rate < 10 else f"{rate:,.0f}",
 }

@@ -45,6 +45,7 @@ _log = logging.getLogger(__name__)
 _Family = TypeVar("_Family", CounterMetricFamily, GaugeMetricFamily)
 
 _REFUSALS = frozenset({429, 503, 504})
+_PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _CALL_METRICS = {
     "twolane_call_target_seconds": "call_target_ms",
     "twolane_call_p99_seconds": "call_p99_ms",
@@ -62,6 +63,7 @@ class Metrics:
     """
 
     def __init__(self, live: Services, places: Places) -> None:
+        self._live = live
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_SharedState(live))
         ProcessCollector(registry=self._registry)
@@ -89,7 +91,11 @@ class Metrics:
         if "started_s" in g:
             self._seconds.labels(self._process, route).observe(time.perf_counter() - g.started_s)
         if response.status_code in _REFUSALS:
-            self._refusals.labels(self._process, str(response.status_code), g.get("error_code", "")).inc()
+            code = g.get("error_code", "")
+            self._refusals.labels(self._process, str(response.status_code), code).inc()
+            # A probe is answered, not refused.
+            if request.path not in _PROBES:
+                self._live.activity.note_refusal(code, g.tenant.name if "tenant" in g else "")
         return response
 
     def count_refusal(self, response: Response) -> None:
@@ -97,6 +103,7 @@ class Metrics:
         status = str(response.status_code)
         self._requests.labels(self._process, "unknown", "unknown", status).inc()
         self._refusals.labels(self._process, status, LaneFull.code).inc()
+        self._live.activity.note_refusal(LaneFull.code, "")
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

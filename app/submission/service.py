@@ -6,6 +6,7 @@ record and tickets are written. Knows neither HTTP nor the shape of a body.
 
 import itertools
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -179,9 +180,12 @@ class SubmissionService:
         )
         self._require_offered(order.card)
         try:
-            return self._services.interactive.ask(work, tokens)
+            outcomes = self._services.interactive.ask(work, tokens)
         except NoWorker as error:
             raise self._explain(order.card, error) from error
+        if small:
+            self._services.activity.note_call(time.monotonic() - current_place().arrived_s)
+        return outcomes
 
     def _serve(self, order: Order, items: Sequence[Item], tokens: int, settle: Settle) -> Submission:
         """Answer a small job and keep it like any other."""

@@ -4,6 +4,7 @@ Owns the result frame of a chunk: header {"start", "items", "ids", "errors"}, co
 `tasks.frames`), and those of `tasks.vectors` where other kinds were asked for. Computes nothing.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -109,6 +110,7 @@ class ChunkOutcomes:
             frame=frame,
             error=self._describe(failed[0]) if failed else "",
             cached=self._cached,
+            failures=Counter(self._errors[position].code for position in failed),
         )
 
     def _describe(self, position: int) -> str:

@@ -4,6 +4,7 @@ Owns the types only; `tasks.jobs.store` moves them, `tasks.bulk.chunk_task` acts
 """
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tasks.engine import JobParams, Operation
@@ -82,6 +83,7 @@ class Completion:
         frame: the result frame, see `tasks.frames`.
         error: a sentence about the first failed item.
         cached: completed items that were cache hits.
+        failures: failed items by the code of their error.
     """
 
     completed: int
@@ -91,6 +93,7 @@ class Completion:
     frame: bytes
     error: str = ""
     cached: int = 0
+    failures: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

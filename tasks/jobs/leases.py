@@ -32,6 +32,7 @@ from tasks.jobs.transitions import (
     ReleaseScript,
 )
 from tasks.lanes import Lane, Service
+from tasks.presence.activity import hour_now, minute_now
 from tasks.scripts import Scripts
 
 __all__ = ["Leases"]
@@ -136,6 +137,8 @@ class Leases:
             return Completed.GONE, ""
         call = CompleteScript(
             self._keys(job),
+            minute=keys.activity_minute(minute_now()),
+            hour=keys.activity_hour(hour_now()),
             result=keys.job_result(claim.job_id, claim.chunk),
             input=keys.job_input(claim.job_id, claim.chunk),
             number=claim.chunk,
@@ -150,6 +153,7 @@ class Leases:
             error=completion.error,
             cached=completion.cached,
             fingerprint=self._fingerprints.get(job.lane.model, ""),
+            failures=orjson.dumps(completion.failures),
         )
         code, _, head = self._scripts.call(call)
         return Completed(code.decode()), head.decode()

@@ -273,9 +273,16 @@ class MarkScript(Script):
 
 
 class CompleteScript(Script):
-    """Store a chunk's result and count it; where `pointer` is a URL and not `redis`, `frame` is empty."""
+    """Store a chunk's result and count it; where `pointer` is a URL and not `redis`, `frame` is empty.
+
+    Attributes:
+        minute, hour: counters of now.
+        failures: failed items by code, as JSON.
+    """
 
     keys: JobKeys
+    minute: Key
+    hour: Key
     result: Key
     input: Key
     number: int
@@ -290,6 +297,7 @@ class CompleteScript(Script):
     error: str
     cached: int
     fingerprint: str
+    failures: bytes
 
 
 class NoteScript(Script):

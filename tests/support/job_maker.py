@@ -71,7 +71,8 @@ def make_completion(claim: Claim, *, failed: int = 0) -> Completion:
     values = np.array([(claim.start, position) for position in range(size)], np.float32).reshape(size, 2)
     outcomes = Outcomes(values, np.full(size, 3, np.int32), np.zeros(size, np.bool_))
     frame = pack_outcomes(claim.start, None, outcomes)
-    return Completion(size - failed, failed, 0, 3 * size, frame, "item 0: bad" if failed else "")
+    failures = {"item_failed": failed} if failed else {}
+    return Completion(size - failed, failed, 0, 3 * size, frame, "item 0: bad" if failed else "", failures=failures)
 
 
 def make_overdue(redis: Redis, job_id: str, chunk: int) -> None:

@@ -40,6 +40,11 @@ redis.call('HINCRBY', JOB, 'tokens', tokens)
 tally('items:completed', completed)
 tally('items:failed', failed)
 tally('tokens', tokens)
+redis.call('HINCRBY', MINUTE, 'tokens', tokens)
+redis.call('PEXPIRE', MINUTE, 7200000)
+redis.call('HINCRBY', HOUR, 'items', completed + failed)
+for code, count in pairs(cjson.decode(failures)) do redis.call('HINCRBY', HOUR, 'failed:' .. code, count) end
+redis.call('PEXPIRE', HOUR, 90000000)
 leave_queue(completed + failed)
 if cached > 0 then redis.call('HINCRBY', JOB, 'cached', cached) end
 add(job, 'chunks_done', 1)
