@@ -11,6 +11,7 @@ from app.batches import files_routes
 from app.batches import routes as batches_routes
 from app.compat import install_doors
 from app.console import install_console
+from app.http.cors import install_cors
 from app.http.errors import install_errors
 from app.http.openapi import Api, register_schema
 from app.http.places import Places
@@ -39,9 +40,10 @@ def create_app(settings: Settings) -> Flask:
         tasks.errors.ConfigError: the keys file is bad.
         OSError, tomllib.TOMLDecodeError, pydantic.ValidationError: the catalogue file is bad.
     """
-    places = Places(settings.web_threads)
+    places = Places(settings.web_threads, settings.body_memory_bytes)
     app = Api(read_version(), places, example_model=settings.models[0], with_keys=settings.keys_file is not None)
     app.config["MAX_BODY_BYTES"] = settings.max_body_bytes
+    app.config["MAX_JSON_VALUES"] = settings.max_json_values
     app.config["MIN_CLIENT_BYTES_S"] = settings.min_client_bytes_s
     live = build_services(settings)
     install_services(app, live)
@@ -49,6 +51,8 @@ def create_app(settings: Settings) -> Flask:
     install_errors(app)
     install_tracing(app)
     install_compression(app)
+    if settings.cors_origins:
+        install_cors(app, settings.cors_origins)
     authenticator = Authenticator(settings, KeyStore(live.redis))
     protect(app, authenticator)
     if settings.keys_file is not None:

@@ -22,6 +22,7 @@ __all__ = [
     "CutoffLayer",
     "Document",
     "Documents",
+    "Metadata",
     "ModelName",
     "QueryParameters",
     "Returns",
@@ -35,6 +36,7 @@ __all__ = [
 Truncate = Literal["end", "start", "none"]
 
 
+_MAX_METADATA = 16
 Document = str | dict[str, Any]
 
 
@@ -81,6 +83,13 @@ def _check_layer(value: Any) -> Any:
     return value[0]
 
 
+def _check_few(value: Any) -> Any:
+    """Refuse too many entries before each of them is looked at."""
+    if isinstance(value, dict) and len(value) > _MAX_METADATA:
+        raise refuse("has {entries} entries; at most {most} are taken", entries=len(value), most=_MAX_METADATA)
+    return value
+
+
 def document_text(document: Document) -> str:
     """Return the text of a document, whichever form it has."""
     return document if isinstance(document, str) else str(document["text"])
@@ -107,6 +116,11 @@ Returns = Annotated[list[Kind], PlainValidator(_check_returns), WithJsonSchema(_
 
 
 CutoffLayer = Annotated[int, Field(ge=0), BeforeValidator(_check_layer)]
+
+
+Metadata = Annotated[
+    dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=_MAX_METADATA), BeforeValidator(_check_few)
+]
 
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]

@@ -9,7 +9,14 @@ from typing import Any
 
 from tasks.errors import InvalidRequest
 
-__all__ = ["translate_embeddings", "translate_job", "translate_ranking"]
+__all__ = [
+    "EMBEDDING_FIELDS",
+    "JOB_FIELDS",
+    "RANKING_FIELDS",
+    "translate_embeddings",
+    "translate_job",
+    "translate_ranking",
+]
 
 _ROLES = {"passage": "document", "search_document": "document", "search_query": "query"}
 # Jina's `task`; None: no instruction for it.
@@ -21,12 +28,15 @@ _TASKS = {
     "separation": None,
 }
 _PRECISIONS = ("float", "float16", "int8", "uint8", "binary", "ubinary")
+# Where other services have what `input` is here.
+MISNAMED = frozenset({"inputs", "texts", "text", "sentences"})
 # Spellings that are looked at; a body without any is left as it is.
-_EMBEDDING_FIELDS = frozenset(
+EMBEDDING_FIELDS = frozenset(
     {"output_dimension", "embedding_type", "task", "truncation", "truncate", "input_type", "normalized", "modality"}
     | {"late_chunking", "truncate_prompt_tokens"}
+    | MISNAMED
 )
-_RANKING_FIELDS = frozenset(
+RANKING_FIELDS = frozenset(
     {
         "on_error",
         "top_k",
@@ -50,7 +60,7 @@ _CALL_FIELDS = frozenset(
         "max_chunks_per_doc",
     }
 )
-_JOB_FIELDS = _EMBEDDING_FIELDS | _RANKING_FIELDS | _CALL_FIELDS
+JOB_FIELDS = EMBEDDING_FIELDS | RANKING_FIELDS | _CALL_FIELDS
 # Names that we share with other services.
 _OURS = frozenset({"dimensions", "truncate", "input_type"})
 # In a query string every value is a string.
@@ -67,9 +77,10 @@ def translate_embeddings(value: Any) -> Any:
     Raises:
         InvalidRequest: a field cannot be obeyed, or says another thing than its twin.
     """
-    if not isinstance(value, dict) or _EMBEDDING_FIELDS.isdisjoint(value):
+    if not isinstance(value, dict) or EMBEDDING_FIELDS.isdisjoint(value):
         return value
     body = {name: field for name, field in value.items() if field is not None}
+    _refuse_misnamed(body)
     _rename(body, "output_dimension", "dimensions")
     _reword(body, "input_type", _ROLES)
     _translate_truncation(body)
@@ -88,7 +99,7 @@ def translate_ranking(value: Any) -> Any:
     Raises:
         InvalidRequest: as `translate_embeddings`.
     """
-    if not isinstance(value, dict) or _RANKING_FIELDS.isdisjoint(value):
+    if not isinstance(value, dict) or RANKING_FIELDS.isdisjoint(value):
         return value
     body = {name: field for name, field in value.items() if field is not None}
     if "top_k" in body:
@@ -107,7 +118,7 @@ def translate_job(value: Any) -> Any:
     Raises:
         InvalidRequest: as `translate_embeddings`, or a job cannot obey the field.
     """
-    if not isinstance(value, dict) or _JOB_FIELDS.isdisjoint(value):
+    if not isinstance(value, dict) or JOB_FIELDS.isdisjoint(value):
         return value
     given = {name: _BOOLS.get(field, field) if _is_switch(name, field) else field for name, field in value.items()}
     if given.pop("on_error", None) not in (None, "item"):
@@ -121,7 +132,13 @@ def translate_job(value: Any) -> Any:
         if body.get(name) is not None:
             raise InvalidRequest(f"{name}: a job scores all documents, as far as the model reads them", param=name)
     # What is left of other services' words says what a job does anyway.
-    return {name: field for name, field in body.items() if name not in _JOB_FIELDS or name in _OURS}
+    return {name: field for name, field in body.items() if name not in JOB_FIELDS or name in _OURS}
+
+
+def _refuse_misnamed(body: _Body) -> None:
+    named = sorted(MISNAMED & body.keys())
+    if named and body.get("type") != "rerank" and "input" not in body and "input_file_id" not in body:
+        raise InvalidRequest(f"input: the texts go into `input` here, not into `{named[0]}`", param="input")
 
 
 def _is_switch(name: str, field: Any) -> bool:

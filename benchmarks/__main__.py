@@ -27,6 +27,7 @@ SUITES = {
     "jobs": "chunks, fake jobs, reading, Redis' memory, recovery after kill -9",
     "memory": "the worker's memory over many texts",
     "shapes": "bge-base- and bge-m3-shaped models and a reranker, random weights",
+    "abuse": "small calls and probes while others read and send slowly, call a slow model or send costly bodies",
     "cores": "threads and pinning of a worker (only when named)",
     "gpu-limits": "what the card does at most: products, attention, copies",
     "gpu-engine": "our engine on a card, as shares of its rate of products: base, m3, reranker and Qwen3 shapes",

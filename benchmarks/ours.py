@@ -59,10 +59,10 @@ class Ours:
     ) -> None:
         self.model = model
         self.port = free_port()
-        self._data = (BUILD / "data" / name).absolute()
-        shutil.rmtree(self._data / "server", ignore_errors=True)  # jobs of the last run; exported models stay
+        self.data = (BUILD / "data" / name).absolute()
+        shutil.rmtree(self.data / "server", ignore_errors=True)  # jobs of the last run; exported models stay
         settings = {
-            "TWOLANE_DATA_DIR": str(self._data),
+            "TWOLANE_DATA_DIR": str(self.data),
             "TWOLANE_MODELS": model,
             "TWOLANE_THREADS": str(len(cores)),
             "PORT": str(self.port),

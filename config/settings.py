@@ -52,6 +52,11 @@ class Settings(BaseSettings):
     )
     data_dir: Path = Field(Path("data"), description="Folder for the embedded server's data and for models.")
     host: str = Field("127.0.0.1", description="Address that the web server binds.")
+    cors_origins: str = Field(
+        "",
+        description="Origins of web pages that may call from browsers, comma-separated, as https://example.org; * "
+        "means any. Empty: none.",
+    )
     keys_file: Path | None = Field(
         None,
         description="TOML file with the API keys and their limits; without it the server is open, on loopback only.",
@@ -90,10 +95,11 @@ class Settings(BaseSettings):
     # -- web tier ----------------------------------------------------------------------------------------
     web_workers: Count = Field(1, description="Web processes.")
     web_threads: Annotated[int, Field(ge=16)] = Field(
-        512,
+        768,
         description="Most threads of one web process; each request holds one. Half of them answer small requests, an "
-        "eighth each large ones and callers that wait for jobs, a sixteenth each uploads of unknown length and readers "
-        "of results; the rest is for probes and cancels.",
+        "eighth each large ones and callers that wait for jobs, a sixteenth uploads of unknown length, a thirty-"
+        "second readers of results; the rest is for probes and cancels. One key, or the calls of one model, hold three "
+        "quarters of a kind at most.",
     )
     min_client_bytes_s: Count = Field(
         4096,
@@ -104,9 +110,19 @@ class Settings(BaseSettings):
         14_400.0, description="How long one answer of results or of a file may take to be read; then it is cut off."
     )
     max_body_bytes: Count = Field(64 * 2**20, description="Largest JSON body in bytes; above it: 413.")
+    max_json_values: Count = Field(
+        2_000_000, description="Most values (items, members, lists, objects) of one JSON body; above it: 413."
+    )
+    body_memory_bytes: Count = Field(
+        96 * 2**20,
+        description="Memory that the JSON bodies of one web process may take at a time; above it: 429 for all but one.",
+    )
     max_upload_bytes: Count = Field(8 * 2**30, description="Largest NDJSON upload in bytes; above it: 413.")
-    max_line_bytes: Count = Field(4 * 2**20, description="Longest NDJSON line in bytes.")
+    max_line_bytes: Count = Field(32 * 2**20, description="Longest NDJSON line in bytes.")
     max_inputs: Count = Field(2048, description="Most texts or documents of one synchronous call.")
+    max_call_bytes: Count = Field(
+        16 * 2**20, description="Most bytes of texts of one synchronous call; above it: 413, and a job takes it."
+    )
     max_text_chars: Count = Field(1_000_000, description="Longest single text in characters.")
     max_job_items: Count = Field(10_000_000, description="Most items of one job.")
 
@@ -284,7 +300,12 @@ class Settings(BaseSettings):
         require("interactive_max_tokens", "lane_max_tokens")
         require("interactive_max_tokens", "engine_max_tokens")
         require("max_line_bytes", "max_upload_bytes")
+        require("max_body_bytes", "body_memory_bytes")
         require("lease_s", "job_ttl_s")
+        # A character takes four bytes at most, escaped in JSON twelve (twice \\uXXXX); to rerank there are two texts.
+        _require_room(self, "max_call_bytes", 2 * 4)
+        _require_room(self, "max_line_bytes", 2 * 12)
+        _require_room(self, "max_body_bytes", 2 * 12)
         if self.workers_per_device * self.device_memory_share > 1:
             workers = f"TWOLANE_WORKERS_PER_DEVICE={self.workers_per_device}"
             names = f"{workers} and TWOLANE_DEVICE_MEMORY_SHARE={self.device_memory_share}"
@@ -292,6 +313,15 @@ class Settings(BaseSettings):
         if not self.models:
             raise ValueError("TWOLANE_MODELS is empty: name at least one model of the catalogue")
         return self
+
+
+def _require_room(settings: Settings, name: str, bytes_per_char: int) -> None:
+    """Raise ValueError, naming both settings, unless a limit in bytes has room for texts as long as they may be."""
+    limit, most_chars = getattr(settings, name), settings.max_text_chars
+    if limit < bytes_per_char * most_chars:
+        pair = f"TWOLANE_{name.upper()}={limit} and TWOLANE_MAX_TEXT_CHARS={most_chars}"
+        needed = f"texts of so many characters may take {bytes_per_char * most_chars} bytes there"
+        raise ValueError(f"{pair} contradict each other: {needed}")
 
 
 def _require(settings: Settings, smaller: str, larger: str) -> None:

@@ -13,6 +13,7 @@ from flask import Flask, current_app, g, request
 from werkzeug.datastructures import Headers
 
 from app.access.key_store import KeyRecord, KeyStore, key_id
+from app.http.places import current_place
 from app.http.request_ids import current_request_id
 from config.catalog import Catalog, ModelCard
 from config.keyring import Key, KeyringError, KeyringFile
@@ -184,8 +185,13 @@ def protect(app: Flask, authenticator: Authenticator) -> None:
             return  # it has sessions of its own
         if _is_open(request.path) and request.method in _SAFE_METHODS:
             return
+        if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+            # A preflight (Fetch standard, 3.2.2): it brings no key, and its answer says what a page may send.
+            return
         g.tenant = tenant = authenticator.resolve_tenant(_read_authorization(request.headers))
         set_origin(Origin(tenant.actor, current_request_id()))
+        if tenant is not OPEN_TENANT:
+            current_place().join(f"the keys of {tenant.name}")
         if (request.path in _ADMIN_PATHS or request.path.startswith(_ADMIN_FOLDER)) and not tenant.admin:
             raise PermissionDenied("This needs a key with `admin = true`.")
         if tenant.read_only and request.method not in _SAFE_METHODS:

@@ -117,7 +117,7 @@ def _write_lines(live: Services, lock: BatchLock, jobs: Sequence[Job | None], ou
 def _read_steps(live: Services, lock: BatchLock) -> Iterator[PlannedCall | PlannedRefusal]:
     batch = lock.batch
     plan = live.files.open(live.files.get(batch.plan_file_id, batch.tenant, hidden=True))
-    longest = _PLAN_LINE_FACTOR * live.settings.max_line_bytes
+    longest = _PLAN_LINE_FACTOR * live.settings.max_body_bytes
     return read_plan(split_lines(read_blocks(plan), longest))
 
 

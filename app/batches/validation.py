@@ -71,7 +71,7 @@ class BatchValidation:
         source = files.open(files.get(batch.input_file_id, batch.tenant))
         keep_s = self._live.settings.batch_window_s + _PLAN_GRACE_S
         with files.open_writer(NewFile(batch.tenant, f"{batch.id}.plan", "batch_plan", keep_s)) as plan:
-            for number, raw in enumerate(split_lines(read_blocks(source), self._live.settings.max_line_bytes), 1):
+            for number, raw in enumerate(split_lines(read_blocks(source), self._live.settings.max_body_bytes), 1):
                 self._lock.keep()
                 if not is_blank(raw):
                     self._read_line(raw, number, plan)

@@ -4,10 +4,12 @@ Owns every read of a body and its limits in bytes. Knows no schema: what the JSO
 """
 
 import codecs
+import functools
+import inspect
 import json
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import orjson
@@ -38,32 +40,81 @@ _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 _GZIP_STEP_BYTES = 4 * 1024
 
 
+# Of a text that no app of ours reads for a request: a line of a batch.
+_MOST_VALUES = 2_000_000
+# Repeated text packs to a tenth or a hundredth; behind such a ratio there is a bomb.
+_MOST_RATIO, _RATIO_FROM_BYTES = 200, 4 * 2**20
+
+
 class ApiRequest(Request):
     """A request whose JSON body is read under our limits and never repaired."""
 
     def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:  # noqa: ARG002, FBT001, FBT002 - Flask's signature
         """Return the body as a JSON object; `silent` is ignored, since a bad body has to be refused."""
-        return read_json(self, current_app.config["MAX_BODY_BYTES"])
+        return read_json(self, current_app.config["MAX_BODY_BYTES"], _body_model(self.endpoint))
 
 
-def read_json(request: Request, limit_bytes: int) -> dict[str, Any]:
-    """Read the whole body and parse it.
+@functools.cache
+def _body_model(endpoint: str | None) -> type[BaseModel] | None:
+    """Return the schema of a route's body, as its view is annotated; None: it has none."""
+    view = current_app.view_functions.get(endpoint or "")
+    parameter = inspect.signature(view).parameters.get("body") if view is not None else None
+    found = parameter.annotation if parameter is not None else None
+    return found if inspect.isclass(found) and issubclass(found, BaseModel) else None
+
+
+def read_json(request: Request, limit_bytes: int, model: type[BaseModel] | None = None) -> dict[str, Any]:
+    """Read the whole body and parse it. What its schema ignores may be missing.
 
     Raises:
         InvalidRequest: it is not a JSON object in UTF-8, or it ended early.
-        TooLarge: it is over the limit, packed or unpacked.
+        LaneFull: too many bytes of bodies are in memory at this moment.
+        TooLarge: it is over the limit, packed or unpacked, or has too many values.
     """
-    return parse_json(b"".join(stream_body(request, limit_bytes)))
+    place, blocks, size_bytes = request.environ.get(PLACE), [], 0
+    for block in stream_body(request, limit_bytes):
+        blocks.append(block)
+        size_bytes += len(block)
+        if place is not None and size_bytes > SMALL_BODY_BYTES:
+            place.hold(size_bytes)
+    body = b"".join(blocks)
+    return parse_json(body) if len(body) <= SMALL_BODY_BYTES else _parse_large(body, place, model)
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object.
+def require_few_values(text: bytes) -> int:
+    """Return how many values a JSON text has at most.
+
+    Raises:
+        TooLarge: more than are taken.
+    """
+    # Its libraries are loaded by the first large text.
+    from app.http.large_json import count_values  # noqa: PLC0415
+
+    most = current_app.config["MAX_JSON_VALUES"] if has_app_context() else _MOST_VALUES
+    values = count_values(text, most // 10)
+    if values > most:
+        message = f"the JSON has {values} values; at most {most} are taken, and more items as NDJSON: POST /v1/jobs"
+        raise TooLarge(message)
+    return values
+
+
+def _parse_large(body: bytes, place: Place | None, model: type[BaseModel] | None) -> dict[str, Any]:
+    from app.http.large_json import VALUE_BYTES, parse_fields  # noqa: PLC0415 - as above
+
+    values = require_few_values(body)
+    if place is not None:
+        place.hold(len(body) + VALUE_BYTES * values)
+    return parse_json(body, functools.partial(parse_fields, model=model))
+
+
+def parse_json(body: bytes, load: Callable[[bytes], Any] | None = None) -> dict[str, Any]:
+    """Parse a JSON object, as `load` does it.
 
     Raises:
         InvalidRequest: broken JSON, invalid UTF-8, NaN, a lone surrogate, too deep, or no object.
     """
     try:
-        value = load_json(body)
+        value = (load or load_json)(body)
     except orjson.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise InvalidRequest(f"the body is not valid JSON in UTF-8: {error.msg} ({where})") from None
@@ -77,7 +128,10 @@ def load_json(text: bytes) -> Any:
 
     Raises:
         orjson.JSONDecodeError: it is not JSON in UTF-8.
+        TooLarge: it has too many values.
     """
+    if len(text) > SMALL_BODY_BYTES:
+        require_few_values(text)
     return orjson.loads(text.removeprefix(codecs.BOM_UTF8))
 
 
@@ -113,7 +167,7 @@ def read_model(request: Request, limit_bytes: int, model: type[M]) -> M:
         InvalidRequest, TooLarge: as `read_json`, or a field does not fit.
     """
     try:
-        return model.model_validate(read_json(request, limit_bytes))
+        return model.model_validate(read_json(request, limit_bytes, model))
     except ValidationError as error:
         raise explain_invalid(error) from None
 
@@ -198,11 +252,17 @@ def _counted(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:
 
 def _unpacked(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Yield unpacked blocks of bounded size, so that a bomb is counted before it is whole in memory."""
-    members = _GzipMembers()
+    members, packed_bytes, unpacked_bytes = _GzipMembers(), 0, 0
     try:
         for block in blocks:
             for start in range(0, len(block), _GZIP_STEP_BYTES):
-                yield from members.unpack(block[start : start + _GZIP_STEP_BYTES])
+                step = block[start : start + _GZIP_STEP_BYTES]
+                packed_bytes += len(step)
+                for unpacked in members.unpack(step):
+                    unpacked_bytes += len(unpacked)
+                    if unpacked_bytes > _RATIO_FROM_BYTES and unpacked_bytes > _MOST_RATIO * packed_bytes:
+                        raise TooLarge(f"the body unpacks to more than {_MOST_RATIO} times its size; send it unpacked")
+                    yield unpacked
         yield members.finish()
     except zlib.error:
         raise InvalidRequest("the body is not valid gzip, or something else stands behind the gzip stream") from None

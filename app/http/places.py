@@ -8,9 +8,10 @@ refuses the others. Knows no route but those that are never refused.
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Self
 
@@ -26,6 +27,8 @@ SMALL_BODY_BYTES = 64 * 1024
 PLACE = "twolane.place"
 _PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _CANCELS = ("/v1/jobs/", "/v1/batches/")
+# Of the places of a kind, the part that one key or the waiting calls of one model may hold.
+_OF_ONE = 3 / 4
 # Of a hold time, how much the newest counts in the mean.
 _NEWEST = 0.1
 
@@ -45,13 +48,14 @@ class Kind(Enum):
     LARGE = Share(1 / 8, "too many large requests are being answered at this moment; POST /v1/jobs queues a large call")
     UPLOAD = Share(1 / 16, "too many bodies of unknown length, or dry runs, arrive at this moment")
     WAIT = Share(1 / 8, "too many callers wait for jobs on this server; poll instead")
-    STREAM = Share(1 / 16, "too many results and files are being read at this moment")
+    STREAM = Share(1 / 32, "too many results and files are being read at this moment")
 
 
 @dataclass(slots=True)
 class _Count:
     most: int
     taken: int = 0
+    by_holder: Counter[str] = field(default_factory=Counter)
     # Of late, in seconds.
     mean_hold_s: float = 1.0
 
@@ -64,12 +68,26 @@ class Place:
         arrived_s: `time.monotonic()` at which its head was read; deadlines count from here.
     """
 
-    __slots__ = ("_places", "_since_s", "arrived_s", "kind")
+    __slots__ = ("_held_bytes", "_holders", "_places", "_since_s", "arrived_s", "kind")
 
     def __init__(self, places: "Places | None", kind: Kind) -> None:
         self._places = places
+        self._holders: tuple[str, ...] = ()
+        self._held_bytes = 0
         self.kind = kind
         self.arrived_s = self._since_s = time.monotonic()
+
+    def join(self, holder: str) -> None:
+        """Count this request as one of a key or of a model, none of which may hold all places of a kind.
+
+        Raises:
+            LaneFull: it holds most of them already.
+        """
+        if self._places is None:
+            return
+        if not self._places.join(self.kind, holder):
+            raise self._places.refuse(self.kind, holder)
+        self._holders = (*self._holders, holder)
 
     def move(self, kind: Kind) -> None:
         """Become a request of another kind: what a request does is not always in its head.
@@ -79,7 +97,7 @@ class Place:
         """
         if self._places is None or kind is self.kind:
             return
-        if not self._places.enter(kind):
+        if not self._places.enter(kind, self._holders):
             raise self._places.refuse(kind)
         self._leave()
         self.kind, self._since_s = kind, time.monotonic()
@@ -99,24 +117,49 @@ class Place:
             self._leave()
             self.kind = before
             if self._places is not None:
-                self._places.enter(before, anyway=True)
+                self._places.enter(before, self._holders, anyway=True)
+
+    def hold(self, size_bytes: int) -> None:
+        """Note how much of its body a request has in memory; what it noted before does not count any more.
+
+        Raises:
+            LaneFull: the bodies of all requests take too much memory; one alone may take any.
+        """
+        if self._places is None:
+            return
+        if not self._places.hold(size_bytes, self._held_bytes):
+            message = "too many large bodies are in memory at this moment; send it again, or as NDJSON: POST /v1/jobs"
+            raise LaneFull(message, retry_after_s=2)
+        self._held_bytes = size_bytes
 
     def release(self) -> None:
         """Give the thread back. Safe to call twice."""
         self._leave()
+        self._forget_body()
         self._places = None
 
     def _leave(self) -> None:
         if self._places is not None:
-            self._places.leave(self.kind, time.monotonic() - self._since_s)
+            self._places.leave(self.kind, self._holders, time.monotonic() - self._since_s)
+
+    def _forget_body(self) -> None:
+        if self._places is not None and self._held_bytes:
+            self._places.hold(0, self._held_bytes)
+            self._held_bytes = 0
 
 
 class Places:
-    """The places of one web process. Thread-safe."""
+    """The places of one web process. Thread-safe.
 
-    def __init__(self, threads: int) -> None:
+    Args:
+        threads: of the web server.
+        memory_bytes: most that the bodies in memory may take together.
+    """
+
+    def __init__(self, threads: int, memory_bytes: int) -> None:
         self._lock = threading.Lock()
-        self._counts = {kind: _Count(int(threads * kind.value.part)) for kind in Kind}
+        self._memory_bytes, self._held_bytes = memory_bytes, 0
+        self._counts = {kind: _Count(max(1, int(threads * kind.value.part))) for kind in Kind}
 
     def take(self, kind: Kind) -> Place | None:
         """Return a place of that kind, to be released once; None: the kind is full."""
@@ -126,24 +169,53 @@ class Places:
         """Return how many places of that kind are taken."""
         return self._counts[kind].taken
 
-    def refuse(self, kind: Kind) -> LaneFull:
+    def refuse(self, kind: Kind, holder: str = "") -> LaneFull:
         """Return the error of a full kind; its `Retry-After` is how long its places were held of late."""
-        return LaneFull(kind.value.refusal, retry_after_s=math.ceil(self._counts[kind].mean_hold_s))
+        whose = f", most of them of {holder}" if holder else ""
+        return LaneFull(kind.value.refusal + whose, retry_after_s=math.ceil(self._counts[kind].mean_hold_s))
 
-    def enter(self, kind: Kind, *, anyway: bool = False) -> bool:
-        """Count a request in, `anyway` above the limit too; False: the kind is full."""
+    def enter(self, kind: Kind, holders: Sequence[str] = (), *, anyway: bool = False) -> bool:
+        """Count a request in, `anyway` above the limits too; False: the kind is full, or for one of its holders."""
         count = self._counts[kind]
         with self._lock:
-            if kind is not Kind.CONTROL and count.taken >= count.most and not anyway:
+            full = count.taken >= count.most or any(self._has_most(count, holder) for holder in holders)
+            if full and kind is not Kind.CONTROL and not anyway:
                 return False
             count.taken += 1
+            count.by_holder.update(holders)
             return True
 
-    def leave(self, kind: Kind, held_s: float) -> None:
+    def join(self, kind: Kind, holder: str) -> bool:
+        """Count a request that is in for a holder, too; False: that one has most of the kind's places."""
+        count = self._counts[kind]
+        with self._lock:
+            if kind is not Kind.CONTROL and self._has_most(count, holder):
+                return False
+            count.by_holder[holder] += 1
+            return True
+
+    @staticmethod
+    def _has_most(count: _Count, holder: str) -> bool:
+        return count.by_holder[holder] >= max(1, int(count.most * _OF_ONE))
+
+    def hold(self, size_bytes: int, before_bytes: int) -> bool:
+        """Count the memory of a request's body anew; False: it does not fit beside the others."""
+        with self._lock:
+            others = self._held_bytes - before_bytes
+            if size_bytes > before_bytes and others and others + size_bytes > self._memory_bytes:
+                return False
+            self._held_bytes = others + size_bytes
+            return True
+
+    def leave(self, kind: Kind, holders: Sequence[str], held_s: float) -> None:
         """Count a request out."""
         count = self._counts[kind]
         with self._lock:
             count.taken -= 1
+            for holder in holders:
+                count.by_holder[holder] -= 1
+                if not count.by_holder[holder]:
+                    del count.by_holder[holder]
             count.mean_hold_s += _NEWEST * (held_s - count.mean_hold_s)
 
 

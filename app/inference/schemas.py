@@ -4,12 +4,12 @@ Owns shapes and types. Limits that are settings are checked where the settings a
 fields are ignored, and null means absent, since clients send both.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
 from app.fields import CutoffLayer, Documents, ModelName, Returns, SparseWeights, Truncate, Vector, refuse
-from app.spellings import translate_embeddings, translate_ranking
+from app.spellings import EMBEDDING_FIELDS, RANKING_FIELDS, translate_embeddings, translate_ranking
 from app.vector_formats import Precision
 
 __all__ = [
@@ -113,6 +113,8 @@ class EmbeddingsRequest(_Body):
         None, alias="return", description="Kinds of vectors that the model's capabilities name. Default: dense."
     )
 
+    spelled: ClassVar[frozenset[str]] = EMBEDDING_FIELDS
+
     @model_validator(mode="before")
     @classmethod
     def _translate(cls, value: Any) -> Any:
@@ -145,6 +147,8 @@ class RerankRequest(_Body):
     max_chunks_per_doc: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Documents are one chunk: more are refused where a document might not fit into one."
     )
+
+    spelled: ClassVar[frozenset[str]] = RANKING_FIELDS
 
     @model_validator(mode="before")
     @classmethod

@@ -11,11 +11,15 @@ from typing import Any
 import orjson
 
 from app.http.bodies import load_json, load_json_with_surrogates
+from app.http.places import SMALL_BODY_BYTES, current_place
 from app.jobs.items import ITEM_FORMS, BadItemError, read_item, refuse_surrogates
 from tasks.errors import InvalidRequest
 from tasks.jobs.chunking import Item
 
 __all__ = ["is_blank", "read_items", "split_lines"]
+
+
+_MOST_BLANK_LINES = 100_000
 
 
 def split_lines(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:
@@ -24,23 +28,28 @@ def split_lines(blocks: Iterator[bytes], limit_bytes: int) -> Iterator[bytes]:
     Raises:
         InvalidRequest: a line is longer than the limit; its number is in the message.
     """
-    rest, number = b"", 0
+    begun, begun_bytes, number, place = [], 0, 0, current_place()
     for block in blocks:
-        lines = (rest + block).split(b"\n")
-        rest = lines.pop()
+        first, *lines = block.split(b"\n")
+        begun.append(first)
+        begun_bytes += len(first)
         for line in lines:
             number += 1
-            yield _check_length(line, number, limit_bytes)
+            _check_length(begun_bytes, number, limit_bytes)
+            yield b"".join(begun)
+            begun, begun_bytes = [line], len(line)
         # Checked before the next block joins it, so that an endless line is never whole in memory.
-        _check_length(rest, number + 1, limit_bytes)
-    if rest:
-        yield _check_length(rest, number + 1, limit_bytes)
+        _check_length(begun_bytes, number + 1, limit_bytes)
+        # A long line takes memory as a body does.
+        place.hold(begun_bytes if begun_bytes > SMALL_BODY_BYTES else 0)
+    if begun_bytes:
+        yield b"".join(begun)
 
 
-def _check_length(line: bytes, number: int, limit_bytes: int) -> bytes:
-    if len(line) > limit_bytes:
-        raise InvalidRequest(f"line {number} is longer than {limit_bytes} bytes", param=f"line {number}")
-    return line
+def _check_length(line_bytes: int, number: int, limit_bytes: int) -> None:
+    if line_bytes > limit_bytes:
+        message = f"line {number} is longer than {limit_bytes} bytes: cut its text, or send it in a JSON body"
+        raise InvalidRequest(message, param=f"line {number}")
 
 
 def read_items(lines: Iterator[bytes], query: str | None, *, rerank: bool) -> Iterator[Item]:
@@ -56,8 +65,12 @@ def read_items(lines: Iterator[bytes], query: str | None, *, rerank: bool) -> It
     Raises:
         InvalidRequest: a line is no item; its number is in the message.
     """
+    blank = 0
     for number, line in enumerate(lines, start=1):
         if is_blank(line):
+            blank += 1
+            if blank > _MOST_BLANK_LINES:
+                raise InvalidRequest(f"more than {_MOST_BLANK_LINES} lines are blank", param=f"line {number}")
             continue
         place = f"line {number}"
         value, whole = _load_line(line, place)

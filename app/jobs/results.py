@@ -4,6 +4,7 @@ Owns the walk over the chunk table. At most one chunk's frame is in memory. How 
 """
 
 import bisect
+import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 _TABLE_PAGE = 256
 # A page is held whole in memory, and an item may have thousands of token vectors.
 _PAGE_VECTORS = 16_384
+# Of a stream, so that a reader who is slow holds little memory.
+_LINES_AT_ONCE = 32
 
 
 class Results:
@@ -139,7 +142,7 @@ class Results:
         return found, False
 
     def lines(self, encoding: VectorFormat, after: int = -1, *, failed: bool = False) -> Iterator[bytes]:
-        """Yield NDJSON, a chunk at a time; a blank line where nothing came for some seconds.
+        """Yield NDJSON, some lines at a time; a blank line where nothing came for some seconds.
 
         A failure in the middle becomes a last line with `error` and no `index`: the status is out already, and an end
         without a word would look like a complete answer.
@@ -156,10 +159,9 @@ class Results:
                     continue
                 chunk = self.read(state).behind(after)
                 lines = (encode_json(row) + b"\n" for row in shape.rows(chunk, failed=failed))
-                if "colbert" in chunk.extras:
-                    yield from lines
-                else:
-                    yield b"".join(lines)
+                at_once = 1 if "colbert" in chunk.extras else _LINES_AT_ONCE
+                while piece := b"".join(itertools.islice(lines, at_once)):
+                    yield piece
             yield self.last_line(last, complete=chunks == self.job.chunks)
         except Exception as error:  # noqa: BLE001 - the edge of a stream: its reader must see that it is not complete
             _log.warning("results of a job could not be read to their end: %s", type(error).__name__)

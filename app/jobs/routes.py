@@ -158,7 +158,9 @@ def _read_ndjson(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, It
     asked = header.webhook()
     described = query.model_dump_json() + (asked.model_dump_json() if asked else "")
     payload = PayloadHash(header.idempotency_key, described.encode(), streamed=True)
-    lines = payload.follow(split_lines(stream_body(request, settings.max_upload_bytes), settings.max_line_bytes))
+    # A dry run reads all and keeps nothing: what it tells of a part holds for the whole.
+    most_bytes = settings.max_body_bytes if query.dry_run else settings.max_upload_bytes
+    lines = payload.follow(split_lines(stream_body(request, most_bytes), settings.max_line_bytes))
     items = read_items(lines, query.query, rerank=operation == "rerank")
     return _add_webhook(make_order(card, operation, query, job=True), asked), items, payload
 

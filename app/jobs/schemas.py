@@ -3,7 +3,7 @@
 Owns shapes and types; limits that are settings are checked in `app.submission.service`.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from app.fields import (
     CutoffLayer,
     Documents,
+    Metadata,
     ModelName,
     QueryParameters,
     Returns,
@@ -20,7 +21,7 @@ from app.fields import (
     document_text,
 )
 from app.jobs.items import MAX_ID_BYTES, BadItemError, read_id, read_item
-from app.spellings import translate_job
+from app.spellings import JOB_FIELDS, translate_job
 from app.vector_formats import Precision
 from tasks.errors import InvalidRequest
 from tasks.jobs.chunking import Item
@@ -43,7 +44,6 @@ __all__ = [
 ]
 
 _MAX_QUERIES = 10_000
-_MAX_METADATA = 16
 
 
 def _check_items(value: Any) -> list[Item]:
@@ -83,7 +83,6 @@ _ITEMS_SCHEMA = {
 Items = Annotated[list[Item], PlainValidator(_check_items), WithJsonSchema(_ITEMS_SCHEMA)]
 WebhookUrl = Annotated[str, Field(max_length=2048)]
 WebhookSecret = Annotated[str, Field(max_length=200)]
-Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=_MAX_METADATA)]
 
 
 class HowToCompute(BaseModel):
@@ -106,6 +105,8 @@ class HowToCompute(BaseModel):
     returns: Returns | None = Field(
         None, alias="return", description="For embeddings: kinds of vectors that the model gives. Default: dense."
     )
+
+    spelled: ClassVar[frozenset[str]] = JOB_FIELDS
 
     @model_validator(mode="before")
     @classmethod

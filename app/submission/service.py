@@ -179,6 +179,7 @@ class SubmissionService:
             reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
         )
         self._require_offered(order.card)
+        current_place().join(f"calls of {order.card.name}")
         try:
             outcomes = self._services.interactive.ask(work, tokens)
         except NoWorker as error:

@@ -23,7 +23,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.connections import Command, PackedConnection, connect
 from tasks.engine import Outcomes, Work
-from tasks.errors import DeadlineExceeded, LaneFull, NoWorker, StoreUnavailable, TwolaneError
+from tasks.errors import DeadlineExceeded, LaneFull, NoWorker, StoreUnavailable, TooLarge, TwolaneError
 from tasks.interactive import protocol
 from tasks.keys import Key
 from tasks.lanes import Lane
@@ -35,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 _BLOCK_S = 0.4  # how long a blocking read waits, and so the longest that a thread takes to notice its end
 _PER_TRIP = 256
+# A large request goes with few others: what happens to its trip happens to all in it.
+_BYTES_PER_TRIP = 2**20
 _RECONNECT_S = 0.1
 # Of the time until its deadline, the part within which a request's answer has to be expected.
 _HOPEFUL = 0.8
@@ -65,12 +67,11 @@ class PushRequestScript(Script):
 class _PendingCall:
     """One call that waits. It is settled once: by a reply or by an error."""
 
-    __slots__ = ("_settled", "body", "error", "expires_s", "lane", "number", "reply", "tokens")
+    __slots__ = ("_settled", "body", "error", "expires_s", "lane", "number", "reply")
 
-    def __init__(self, number: int, lane: Lane, tokens: int, expires_s: float) -> None:
+    def __init__(self, number: int, lane: Lane, expires_s: float) -> None:
         self.number = number
         self.lane = lane
-        self.tokens = tokens
         self.expires_s = expires_s
         self.body = b""
         self.reply: bytes | None = None
@@ -178,6 +179,7 @@ class InteractiveClient:
             tokens: estimate of what it adds to the lane.
 
         Raises:
+            tasks.errors.TooLarge: its texts have more bytes than one call may have.
             tasks.errors.NoWorker: no worker is ready for the model.
             tasks.errors.LaneFull: too many tokens wait already, or more than are computed before the deadline.
             tasks.errors.DeadlineExceeded: no answer in time.
@@ -188,8 +190,9 @@ class InteractiveClient:
         expires_s = work.deadline_s
         if expires_s is None:
             expires_s = time.monotonic() + self._settings.interactive_timeout_s
-        call = _PendingCall(next(self._numbers), Lane(slug_of(work.model), work.service), tokens, expires_s)
+        call = _PendingCall(next(self._numbers), Lane(slug_of(work.model), work.service), expires_s)
         call.body = protocol.encode_request(call.number, self._reply_key, tokens, work)
+        self._require_light(call.body)
         flow, started_s = self._flows[call.lane], time.monotonic()
         ahead = flow.enter(tokens, expires_s - started_s)
         self._calls[call.number] = call
@@ -206,6 +209,12 @@ class InteractiveClient:
         finally:
             self._calls.pop(call.number, None)
             flow.leave(tokens)
+
+    def _require_light(self, body: bytes) -> None:
+        most = self._settings.max_call_bytes
+        if len(body) > most:
+            message = f"this call has {len(body)} bytes of text; one call takes at most {most}, and POST /v1/jobs more"
+            raise TooLarge(message)
 
     def close(self) -> None:
         """End the threads, settle what waits and delete the reply list. Safe to call twice."""
@@ -248,10 +257,11 @@ class InteractiveClient:
     def _collect(self) -> list[_PendingCall]:
         """Wait for one call, then take all that wait with it; empty when closing."""
         batch: list[_PendingCall] = []
-        call = self._outbox.get()
+        size_bytes, call = 0, self._outbox.get()
         while call is not None:
             batch.append(call)
-            if len(batch) >= _PER_TRIP:
+            size_bytes += len(call.body)
+            if len(batch) >= _PER_TRIP or size_bytes >= _BYTES_PER_TRIP:
                 break
             try:
                 call = self._outbox.get_nowait()
@@ -288,8 +298,13 @@ class InteractiveClient:
             # An idle connection is closed by a server that restarted; a new one gets one try. A request that
             # did arrive is computed twice then, and its second reply is dropped.
             answers = self._push(connection, lanes, now_s)
-        for calls, answer in zip(lanes.values(), answers, strict=True):
-            self._admit(calls, answer)
+        for (lane, calls), answer in zip(lanes.items(), answers, strict=True):
+            if isinstance(answer, Exception) and len(calls) > 1:
+                # One of them is to blame, and fails alone.
+                for call in calls:
+                    self._admit([call], self._push(connection, {lane: [call]}, now_s)[0])
+            else:
+                self._admit(calls, answer)
 
     def _push(self, connection: PackedConnection, lanes: dict[Lane, list[_PendingCall]], now_s: float) -> list[Any]:
         commands: list[Command] = []

@@ -3,12 +3,12 @@
 Owns the layout and how an error crosses the wire. Owns no connection.
 
 Request: float64 ms until the deadline, which push_request.lua replaces by the deadline in ms by Redis' clock;
-         uint32 tokens; a frame.
+         uint32 weight in tokens; a frame.
 Reply:   uint64 number of the request, a frame. All little-endian.
 """
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -20,6 +20,7 @@ from tasks.lanes import Service
 from tasks.vectors import pack_extras, unpack_extras
 
 __all__ = [
+    "BYTES_PER_TOKEN",
     "InteractiveRequest",
     "decode_reply",
     "decode_request",
@@ -31,6 +32,8 @@ __all__ = [
 
 _DEADLINE = struct.Struct("<d")
 _TOKENS = struct.Struct("<I")
+# Of a request, as a lane's limit counts it.
+BYTES_PER_TOKEN = 64
 _NUMBER = struct.Struct("<Q")
 _FRAME_AT = _DEADLINE.size + _TOKENS.size
 # They are fields of the request itself, so that web processes and workers of two versions understand each other.
@@ -45,7 +48,7 @@ class InteractiveRequest:
         number: the web process's own number for it; the reply carries it.
         reply_key: the Redis list that the reply goes to.
         deadline_ms: until when it is wanted, by Redis' clock.
-        tokens: what it counts for in the lane.
+        tokens: what it weighs in the lane.
         work: what to compute, still without a deadline.
     """
 
@@ -59,6 +62,9 @@ class InteractiveRequest:
 def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> bytes:
     """Return a request without its first field; `with_time_left` puts that in front when it is sent.
 
+    A query is written once, however many documents it has. What a lane may hold is counted in tokens, and a text
+    may be far longer than what a model reads of it: so many bytes weigh a token, too.
+
     Raises:
         tasks.errors.InvalidRequest: a text is not Unicode (a lone surrogate).
     """
@@ -68,16 +74,33 @@ def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> byte
         "model": work.model,
         "operation": work.operation,
         "texts": list(work.texts),
-        "queries": None if work.queries is None else list(work.queries),
+        **_write_queries(work.queries),
         "service": work.service.value,
         "reuse": work.reuse,
     }
     for name in _PARAMS:
         header[name] = getattr(work.params, name)
     try:
-        return _TOKENS.pack(tokens) + frames.pack(header)
+        frame = frames.pack(header)
     except TypeError as error:
         raise errors.InvalidRequest("a text holds a lone surrogate, which is not Unicode", param="input") from error
+    return _TOKENS.pack(max(tokens, len(frame) // BYTES_PER_TOKEN)) + frame
+
+
+def _write_queries(queries: Sequence[str] | None) -> dict[str, object]:
+    if queries is None:
+        return {"queries": None}
+    unique = {query: place for place, query in enumerate(dict.fromkeys(queries))}
+    if len(unique) == len(queries):
+        return {"queries": list(queries)}
+    return {"queries": list(unique), "query_of": [unique[query] for query in queries]}
+
+
+def _read_queries(header: Mapping[str, Any]) -> list[str] | None:
+    queries: list[str] | None = header["queries"]
+    if queries is None or "query_of" not in header:
+        return queries
+    return [queries[place] for place in header["query_of"]]
 
 
 def with_time_left(body: bytes, left_ms: float) -> bytes:
@@ -96,7 +119,7 @@ def decode_request(element: bytes) -> InteractiveRequest:
         (tokens,) = _TOKENS.unpack_from(element, _DEADLINE.size)
         header = frames.peek(memoryview(element)[_FRAME_AT:])
         return InteractiveRequest(header["number"], header["reply"], deadline_ms, tokens, _work(header))
-    except (struct.error, KeyError, ValueError) as error:
+    except (struct.error, LookupError, ValueError) as error:
         raise frames.FrameError("the bytes are not a request") from error
 
 
@@ -105,7 +128,7 @@ def _work(header: Mapping[str, Any]) -> Work:
         model=header["model"],
         operation=header["operation"],
         texts=header["texts"],
-        queries=header["queries"],
+        queries=_read_queries(header),
         service=Service(header["service"]),
         params=JobParams(**{name: header[name] for name in _PARAMS if name in header}),
         reuse=header.get("reuse", ""),

@@ -16,7 +16,7 @@ from tests.support.web import opened_app, services_of, settings_of
 
 @pytest.fixture(scope="module")
 def app(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flask]:
-    limits = {"max_body_bytes": 100_000, "max_text_chars": 1000, "max_inputs": 100, "max_line_bytes": 2000}
+    limits = {"max_body_bytes": 100_000, "max_text_chars": 1000, "max_inputs": 100, "max_line_bytes": 24_000}
     settings = settings_of(server, tmp_path_factory.mktemp("data"), **limits, max_upload_bytes=200_000)
     with opened_app(settings) as app:
         yield app

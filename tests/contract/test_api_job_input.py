@@ -20,7 +20,9 @@ LINES = b"".join(json.dumps({"id": f"p{i}", "text": f"passage number {i}"}).enco
 
 @pytest.fixture(scope="module")
 def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    return settings_of(server, tmp_path_factory.mktemp("data"), chunk_items=100, max_line_bytes=1000)
+    return settings_of(
+        server, tmp_path_factory.mktemp("data"), chunk_items=100, max_line_bytes=2400, max_text_chars=100
+    )
 
 
 def upload(client: FlaskClient, body: bytes) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def test_a_ranking_takes_documents_and_queries_from_a_file(client: FlaskClient) 
         (b"{", "line 301"),
         (b'{"id": 1}', "line 301"),
         (b'{"id": "\\ud800", "text": "a"}', "line 301"),
-        (b'"' + b"x" * 1000 + b'"', "line 301"),
+        (b'"' + b"x" * 2400 + b'"', "line 301"),
     ],
 )
 def test_a_bad_line_of_a_file_is_named_and_nothing_stays(

@@ -13,7 +13,7 @@ from config.catalog import load_catalog
 from config.settings import Settings
 from tasks import keys
 from tasks.connections import connect
-from tasks.engine import Engine, JobParams, Work
+from tasks.engine import Engine, JobParams, Outcomes, Work
 from tasks.errors import (
     DeadlineExceeded,
     EngineClosed,
@@ -23,9 +23,11 @@ from tasks.errors import (
     NoWorker,
     OutOfMemory,
     StoreUnavailable,
+    TooLarge,
     TwolaneError,
     WorkError,
 )
+from tasks.interactive import protocol
 from tasks.interactive.client import InteractiveClient
 from tasks.interactive.server import serve
 from tasks.lanes import Lane, Service
@@ -170,6 +172,52 @@ def test_a_full_lane_refuses_and_says_when_it_will_have_drained(
         waiting.join()
     asking.close()
     assert isinstance(ended[0], DeadlineExceeded)
+
+
+def test_a_call_whose_answer_would_come_too_late_is_refused_and_an_idle_lane_takes_any(
+    redis: Redis, redis_url: str, client: InteractiveClient
+) -> None:
+    engine = EchoEngine(hold=True)
+    with serving(redis_url, engine):
+        # 100 tokens took half a second: 10,000 take some 50 s.
+        with pytest.raises(DeadlineExceeded):
+            client.ask(work("slow", within_s=0.5), 100)
+        held, ended = ask_in_thread(client, work("first", within_s=5), 10_000)
+        wait_until(lambda: len(engine.seen) == 2)
+        with pytest.raises(LaneFull, match="waits") as refused:
+            client.ask(work("second", within_s=5), 100)
+        assert refused.value.retry_after_s > 10
+        held.join()
+    assert isinstance(ended[0], DeadlineExceeded)
+
+
+def test_one_request_that_redis_refuses_fails_alone(
+    client: InteractiveClient, redis: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = protocol.encode_request
+
+    def encode(number: int, reply_key: str, tokens: int, asked: Work) -> bytes:
+        return b"" if "broken" in asked.texts else whole(number, reply_key, tokens, asked)
+
+    monkeypatch.setattr(protocol, "encode_request", encode)
+    send = client._send
+    monkeypatch.setattr(client, "_send", lambda connection, batch: (time.sleep(0.2), send(connection, batch)))
+    with serving(redis_url, EchoEngine()):
+        calls = [ask_in_thread(client, work(text)) for text in ("first", "broken", "fine", "broken", "well")]
+        for thread, _ in calls:
+            thread.join()
+    assert [type(ended[0]) for _, ended in calls] == [Outcomes, StoreUnavailable, Outcomes, StoreUnavailable, Outcomes]
+
+
+def test_a_call_with_more_bytes_than_one_may_have_is_refused_with_the_way_out(
+    redis_url: str, settings: Settings
+) -> None:
+    asking = InteractiveClient(settings.model_copy(update={"max_call_bytes": 1000}))
+    with serving(redis_url, EchoEngine()):
+        with pytest.raises(TooLarge, match="POST /v1/jobs"):
+            asking.ask(work("x" * 1000), 5)
+        assert asking.ask(work("x" * 100), 5).values.shape == (1, 2)
+    asking.close()
 
 
 def test_an_empty_lane_takes_a_request_above_its_limit(redis_url: str, settings: Settings) -> None:

@@ -20,6 +20,7 @@ from tests.support.batch_requests import GOOD, embed, ndjson
 from tests.support.job_maker import assert_expiry, begin, make_completion, submit
 from tests.support.web import running_scheduler, running_worker, services_of, settings_of, write_keys
 
+ORIGIN = "https://page.example"
 KEYS = {
     "ada": "",
     "bob": "",
@@ -34,7 +35,9 @@ KEYS = {
 def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("data")
     models = ("fake", "all-MiniLM-L6-v2")
-    here = settings_of(server, folder, keys_file=write_keys(folder / "keys.toml", KEYS), chunk_items=20)
+    here = settings_of(
+        server, folder, keys_file=write_keys(folder / "keys.toml", KEYS), chunk_items=20, cors_origins=ORIGIN
+    )
     return here.model_copy(update={"models": models})
 
 
@@ -260,3 +263,17 @@ def test_tokens_are_charged_for_calls_that_are_answered_at_once(working: Flask) 
     assert 1 <= int(refused.headers["Retry-After"]) <= 60
     # What is queued is limited by its own setting.
     assert poor.job(50).status_code == 202
+
+
+def test_pages_of_the_named_origin_may_call_from_browsers_and_no_others(app_here: Flask) -> None:
+    client = app_here.test_client()
+    asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization, content-type"}
+    allowed = client.options("/v1/embeddings", headers={"Origin": ORIGIN, **asks})
+    assert (allowed.status_code, allowed.headers["Access-Control-Allow-Origin"]) == (200, ORIGIN)
+    assert "authorization" in allowed.headers["Access-Control-Allow-Headers"].lower()
+    refused = client.options("/v1/embeddings", headers={"Origin": "https://other.example", **asks})
+    assert "Access-Control-Allow-Origin" not in refused.headers
+    without_key = client.post("/v1/embeddings", headers={"Origin": ORIGIN}, json={"model": "fake", "input": "a"})
+    assert (without_key.status_code, without_key.headers["Access-Control-Allow-Origin"]) == (401, ORIGIN)
+    answer = client.get("/v1/models", headers={"Origin": ORIGIN, "Authorization": "Bearer ada"})
+    assert "x-request-id" in answer.headers["Access-Control-Expose-Headers"]

@@ -125,6 +125,13 @@ def test_a_gzip_bomb_is_refused_before_it_is_whole_in_memory() -> None:
     assert max(seen, default=0) <= 65_536
 
 
+def test_what_unpacks_to_hundreds_of_times_its_size_is_refused_however_much_is_allowed() -> None:
+    with pytest.raises(TooLarge, match="unpacks"):
+        list(stream_body(request(gzip.compress(b"\n" * 50_000_000), Content_Encoding="gzip"), 1_000_000_000))
+    text = b"the same line again, as tests and crawlers send it\n" * 20_000
+    assert b"".join(stream_body(request(gzip.compress(text), Content_Encoding="gzip"), 10_000_000)) == text
+
+
 @pytest.mark.parametrize(
     "body", [b"not gzip", gzip.compress(b'{"a": 1}')[:-9], zlib.compress(b"{}")], ids=["text", "cut off", "zlib"]
 )

@@ -24,6 +24,16 @@ def test_a_request_survives_the_way() -> None:
     assert request.work == work
 
 
+def test_a_query_is_written_once_and_a_long_text_weighs_by_its_bytes() -> None:
+    query = "a long query " * 1000
+    work = Work("fake", "rerank", ["a", "b", "c", "d"], [query, query, "other", query], Service.INTERACTIVE)
+    body = protocol.encode_request(1, "replies", 42, work)
+    assert len(body) < len(query) + 1000
+    request = protocol.decode_request(as_pushed(body))
+    assert request.work.queries == [query, query, "other", query]
+    assert request.tokens == (len(body) - 4) // protocol.BYTES_PER_TOKEN
+
+
 def test_outcomes_survive_the_way() -> None:
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
     outcomes = Outcomes(values, np.array([3, 4], np.int32), np.array([True, False]), {1: ItemError("c", "m")})

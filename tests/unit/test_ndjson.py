@@ -35,6 +35,11 @@ def test_strings_objects_and_blank_lines_and_dos_ends_are_understood() -> None:
     ]
 
 
+def test_an_upload_of_blank_lines_is_refused_before_its_end() -> None:
+    with pytest.raises(InvalidRequest, match="blank"):
+        items(b'"a"\n' + b"\n" * 200_000)
+
+
 def test_byte_order_marks_are_skipped_where_files_were_put_together() -> None:
     assert items(b'\xef\xbb\xbf"a"\n"b"\n\xef\xbb\xbf{"text": "c"}\n\xef\xbb\xbf\n') == [
         Item("a"),

@@ -1,8 +1,11 @@
 """The Prefer header, and the places of requests that hold a thread."""
 
+import contextlib
+from collections.abc import Iterator
+
 import pytest
 
-from app.http.places import Kind, Places, find_kind
+from app.http.places import Kind, Place, Places, find_kind
 from app.http.prefer import Preferences, parse_prefer
 from tasks.errors import LaneFull
 
@@ -30,6 +33,14 @@ def test_the_answer_names_what_was_applied_and_nothing_else() -> None:
     assert Preferences().applied == {}
 
 
+@contextlib.contextmanager
+def places_of(places: Places, kind: Kind) -> Iterator[Place]:
+    place = places.take(kind)
+    assert place is not None
+    yield place
+    place.release()
+
+
 @pytest.mark.parametrize(
     ("head", "kind"),
     [
@@ -49,7 +60,7 @@ def test_a_request_is_sorted_by_its_head(head: dict[str, str], kind: Kind) -> No
 
 
 def test_a_full_kind_takes_nobody_and_leaves_the_others_alone() -> None:
-    places = Places(16)
+    places = Places(16, 1000)
     large = [places.take(Kind.LARGE) for _ in range(2)]
     assert None not in large
     assert places.take(Kind.LARGE) is None
@@ -65,7 +76,7 @@ def test_a_full_kind_takes_nobody_and_leaves_the_others_alone() -> None:
 
 def test_all_kinds_together_leave_threads_to_probes_and_refusals() -> None:
     for threads in (16, 17, 64, 512):
-        places = Places(threads)
+        places = Places(threads, 1000)
         for kind in set(Kind) - {Kind.CONTROL}:
             while places.take(kind) is not None:
                 pass
@@ -73,8 +84,41 @@ def test_all_kinds_together_leave_threads_to_probes_and_refusals() -> None:
         assert threads - sum(places.count(kind) for kind in Kind) >= threads // 8
 
 
+def test_one_holder_leaves_a_quarter_of_the_places_to_others() -> None:
+    places = Places(64, 1000)
+    held = [places.take(Kind.SMALL) for _ in range(25)]
+    for place in held[:24]:
+        assert place is not None
+        place.join("calls of a")
+    last = held[24]
+    assert last is not None
+    with pytest.raises(LaneFull, match="calls of a"):
+        last.join("calls of a")
+    last.join("calls of b")
+    assert held[0] is not None
+    held[0].move(Kind.WAIT)
+    with places_of(places, Kind.SMALL) as another:
+        another.join("calls of a")
+
+
+def test_a_holder_counts_in_the_kind_that_a_request_moves_to() -> None:
+    places = Places(64, 1000)
+    for _ in range(6):
+        with contextlib.suppress(LaneFull):
+            place = places.take(Kind.SMALL)
+            assert place is not None
+            place.join("the keys of a")
+            place.move(Kind.WAIT)
+    assert places.count(Kind.WAIT) == 6
+    with places_of(places, Kind.SMALL) as seventh:
+        seventh.join("the keys of a")
+        with pytest.raises(LaneFull):
+            seventh.move(Kind.WAIT)
+        assert places.count(Kind.SMALL) == 1
+
+
 def test_a_request_that_turns_out_to_be_of_another_kind_gives_its_first_place_back() -> None:
-    places = Places(16)
+    places = Places(16, 1000)
     first, second = places.take(Kind.SMALL), places.take(Kind.SMALL)
     assert first is not None
     assert second is not None
@@ -89,3 +133,19 @@ def test_a_request_that_turns_out_to_be_of_another_kind_gives_its_first_place_ba
         assert free
         assert places.count(Kind.WAIT) == 1
     assert (places.count(Kind.SMALL), places.count(Kind.WAIT)) == (1, 0)
+
+
+def test_bodies_share_the_memory_and_one_alone_may_take_any() -> None:
+    places = Places(64, 1000)
+    with places_of(places, Kind.LARGE) as first, places_of(places, Kind.LARGE) as second:
+        first.hold(600)
+        first.hold(5000)
+        with pytest.raises(LaneFull, match="memory"):
+            second.hold(1)
+        first.hold(600)
+        second.hold(400)
+        with pytest.raises(LaneFull):
+            second.hold(401)
+    with places_of(places, Kind.LARGE) as third, places_of(places, Kind.LARGE) as fourth:
+        third.hold(500)
+        fourth.hold(500)

@@ -131,7 +131,9 @@ def instruct(texts: Sequence[str], instruction: str | None, model: LoadedModel) 
         return texts
     # A card written as TOML may hold the two characters \n where FlagEmbedding's format means a line break.
     form = model.card.query_instruction_format.replace("\\n", "\n")
-    return [form.format(instruction, text) for text in texts]
+    # The query of many documents is one string, and stays one.
+    made = {text: form.format(instruction, text) for text in dict.fromkeys(texts)}
+    return [made[text] for text in texts]
 
 
 def _query_instruction(work: Work, model: LoadedModel) -> str:

@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- Admit interactive requests to a lane's list, all or some, in their order.
--- A Redis that is full of jobs still serves small requests: their bytes are bounded by the lane's limit.
+-- A Redis that is full of jobs still serves small requests: the lane's limit bounds their bytes too, since a token of
+-- their weight stands for 64 bytes at most (tasks/interactive/protocol.py).
 -- Returns three integers for each request that was refused: its place (0 is the first), then 1 0: no worker is ready,
 -- or 2 n: the lane is full for about n ms.
 local time = redis.call('TIME')
