@@ -83,7 +83,7 @@ class Place:
         Raises:
             LaneFull: it holds most of them already.
         """
-        if self._places is None:
+        if self._places is None or holder in self._holders:
             return
         if not self._places.join(self.kind, holder):
             raise self._places.refuse(self.kind, holder)

@@ -13,7 +13,9 @@ from flask import Response, request, stream_with_context
 
 from app.access.auth import current_tenant
 from app.http.errors import raise_item_errors
+from app.http.places import Kind, current_place
 from app.http.responses import encode_json
+from app.http.slow_clients import paced
 from app.inference.rendering import count_usage, embedding_entries
 from app.inference.schemas import EmbeddingsRequest
 from app.services import services
@@ -45,6 +47,7 @@ def stream_embeddings(order: Order, items: Sequence[Item], body: EmbeddingsReque
     """
     if request.headers.get("Prefer"):
         raise InvalidRequest("stream is for calls that are answered at once: send it without Prefer", param="stream")
+    current_place().move(Kind.LARGE)
     parts = SubmissionService(services(), current_tenant()).answer_in_parts(order, items, _PART_ITEMS)
     first = next(parts)
     if body.on_error != "item":
@@ -52,7 +55,9 @@ def stream_embeddings(order: Order, items: Sequence[Item], body: EmbeddingsReque
     as_events = request.accept_mimetypes.best_match([_NDJSON, _SSE], default=_NDJSON) == _SSE
     values = _values(itertools.chain([first], parts), body)
     pieces = (_event(value) if as_events else encode_json(value) + b"\n" for value in values)
-    response = Response(stream_with_context(pieces), mimetype=_SSE if as_events else _NDJSON)
+    settings = services().settings
+    stream = paced(stream_with_context(pieces), settings.min_client_bytes_s, settings.stream_timeout_s)
+    response = Response(stream, mimetype=_SSE if as_events else _NDJSON)
     response.headers["x-model-fingerprint"] = first.fingerprint
     response.headers["Cache-Control"] = "no-store"
     response.headers["X-Accel-Buffering"] = "no"

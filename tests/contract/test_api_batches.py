@@ -18,13 +18,18 @@ from tests.support.batch_requests import EMBED, GOOD, RERANK, body_of, embed, li
 from tests.support.web import running_scheduler, services_of, settings_of
 
 
+LIMITS = {"max_text_chars": 100_000, "max_body_bytes": 2_400_000}
+
+
 @pytest.fixture(scope="module")
 def settings_here(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     folder = tmp_path_factory.mktemp("data")
     card = 'source = "none:"\nfamily = "fake"\nbackend = "fake"\ncapabilities = ["dense", "rerank"]\n'
     card += 'rerank_by = "similarity"\ndimension = 16\nmax_tokens = 8\npooling = "mean"\n'
     (folder / "models.toml").write_text(f'[[models]]\nname = "fake-two"\n{card}')
-    here = settings_of(server, folder, chunk_items=20, catalog_file=folder / "models.toml", batch_max_requests=1000)
+    here = settings_of(
+        server, folder, chunk_items=20, catalog_file=folder / "models.toml", batch_max_requests=1000, **LIMITS
+    )
     return here.model_copy(update={"models": ("fake", "fake-two")})
 
 
@@ -191,7 +196,7 @@ def test_all_bad_lines_are_told_up_to_a_hundred(client: FlaskClient) -> None:
         ([b"\n \n"], "empty_file"),
         ([embed(f"l{i}", "x") for i in range(1001)], "request_too_large"),
         ([embed(f"l{i}", "x", instruction=f"do {i}") for i in range(33)], "too_many_groups"),
-        ([b'{"custom_id": "' + b"x" * (4 << 20) + b'"}\n'], "invalid_value"),
+        ([b'{"custom_id": "' + b"x" * (3 << 20) + b'"}\n'], "invalid_value"),
     ],
 )
 def test_a_file_beyond_the_limits_fails_the_batch(client: FlaskClient, lines: list[Any], code: str) -> None:
