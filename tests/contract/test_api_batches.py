@@ -17,7 +17,6 @@ from stack.embedded_redis import EmbeddedServer
 from tests.support.batch_requests import EMBED, GOOD, RERANK, body_of, embed, line_of, read, run, start, wait
 from tests.support.web import running_scheduler, services_of, settings_of
 
-
 LIMITS = {"max_text_chars": 100_000, "max_body_bytes": 2_400_000}
 
 
