@@ -21,7 +21,7 @@ from app.inference import embeddings, models, rerank
 from app.jobs import events_routes, results_routes
 from app.jobs import routes as jobs_routes
 from app.jobs.schemas import JobEstimate, JobRequest, ResultPage
-from app.ops import health, metrics, pages
+from app.ops import health, metrics, model_routes, pages
 from app.ops.metrics import Metrics, install_metrics
 from app.services import build_services, install_services
 from config.settings import Settings
@@ -57,7 +57,7 @@ def create_app(settings: Settings) -> Flask:
     protect(app, authenticator)
     if settings.keys_file is not None:
         limit(app, Limiter(live.redis))
-    for routes in (embeddings, rerank, *_JOBS, *_BATCHES, models, health):
+    for routes in (embeddings, rerank, *_JOBS, *_BATCHES, models, model_routes, health):
         app.register_api(routes.blueprint)
     app.register_api(admin_routes.blueprint)
     app.register_api(key_routes.blueprint)

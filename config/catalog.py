@@ -90,6 +90,8 @@ class ModelCard(BaseModel):
     # Layers after which a layerwise reranker can score; callers choose one, and the last is the default.
     cutoff_layers: tuple[int, ...] = ()
     token_ids: Literal["cl100k", "model", "reject"] = "cl100k"
+    # Workers that load it, as `gpu0@host`, or `gpu0` for those of all machines; empty: all.
+    devices: tuple[str, ...] = ()
     # Backend-specific values; only the fake backend reads them.
     knobs: dict[str, float | str] = Field(default_factory=dict)
 
@@ -207,6 +209,9 @@ class Catalog:
     def find(self, name: str) -> ModelCard | None:
         """Return the card of that name or alias, or None."""
         return self._by_name.get(name.lower())
+
+    def want(self, card: ModelCard) -> None:
+        """Note that somebody waits for a card that is not complete; a catalogue that learns of cards can use it."""
 
     def nearest(self, name: str, among: Iterable[ModelCard] | None = None, most: int = 3) -> list[str]:
         """Return the names of cards, by default of all, that look most like this one, best first."""

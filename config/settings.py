@@ -91,6 +91,23 @@ class Settings(BaseSettings):
         description="Let callers cut vectors to any length, also of models that were not trained for it; false: such a "
         "request is answered 400 with the lengths that the model offers.",
     )
+    model_memory: Annotated[int, Field(ge=0)] = Field(
+        0,
+        description="Memory in bytes that the models of one worker may take together, weights and working memory as "
+        "measured; where it is short, the least recently used goes. 0: no limit.",
+    )
+    pinned_models: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("all",),
+        description="Models that are unloaded on an admin's order only, comma-separated; all: those of TWOLANE_MODELS; "
+        "none: none.",
+    )
+    model_idle_s: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="A model that is not pinned is unloaded when no work came for this long; 0: never."
+    )
+    load_on_demand: bool = Field(
+        False,  # noqa: FBT003 - a field's default has no name
+        description="Whether a call or a job loads a model that is set up and not loaded; set it for web and workers.",
+    )
 
     # -- web tier ----------------------------------------------------------------------------------------
     web_workers: Count = Field(1, description="Web processes.")
@@ -288,9 +305,10 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _split_models(cls, values: dict[str, object]) -> dict[str, object]:
-        models = values.get("models")
-        if isinstance(models, str):
-            values["models"] = tuple(name.strip() for name in models.split(",") if name.strip())
+        for field in ("models", "pinned_models"):
+            names = values.get(field)
+            if isinstance(names, str):
+                values[field] = tuple(name.strip() for name in names.split(",") if name.strip())
         return values
 
     @model_validator(mode="after")

@@ -19,7 +19,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.lanes import Lane, Service
 
-__all__ = ["app", "celery_config", "make_app", "publisher"]
+__all__ = ["app", "bulk_queue", "celery_config", "make_app", "publisher"]
 
 _log = logging.getLogger(__name__)
 
@@ -113,8 +113,12 @@ def _describe_broker(url: str) -> dict[str, Any]:
 def bulk_queues(settings: Settings) -> list[Queue]:
     """Return the queue of each served model's bulk lane."""
     served = load_catalog(settings.catalog_file, settings.models).served
-    names = [Lane(card.slug, Service.BULK).queue for card in served]
-    return [Queue(name, routing_key=name) for name in names]
+    return [bulk_queue(Lane(card.slug, Service.BULK)) for card in served]
+
+
+def bulk_queue(lane: Lane) -> Queue:
+    """Return the queue of a bulk lane, of a model that the settings name or of one that was loaded later."""
+    return Queue(lane.queue, routing_key=lane.queue)
 
 
 def make_app(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_TIMEOUT_S) -> Celery:

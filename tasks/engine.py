@@ -75,6 +75,7 @@ class Work:
         service: interactive or bulk.
         params: how to compute them.
         reuse: scope of the cache in which values may be looked up, see `tasks.cache.values`; empty: none.
+        fingerprint: that the model has to have, so that a job is computed by one; empty: any.
         deadline_s: `time.monotonic()` after which the result is of no use any more; None never.
     """
 
@@ -85,6 +86,7 @@ class Work:
     service: Service = Service.BULK
     params: JobParams = field(default_factory=JobParams)
     reuse: str = ""
+    fingerprint: str = ""
     deadline_s: float | None = None
 
 
@@ -122,7 +124,7 @@ class Engine(Protocol):
         `EngineClosed` when the worker goes away. Cancelling the future frees its place in the queue.
 
         Raises:
-            tasks.errors.ModelNotFound: this worker has no such model.
+            tasks.errors.NoWorker: the model is not loaded here, or not with the fingerprint that the work asks for.
             tasks.errors.LaneFull: more tokens wait than `Settings.engine_max_tokens`.
             tasks.errors.EngineClosed: the worker is going away.
         """

@@ -161,14 +161,29 @@ def lane_workers(model: str) -> Key:
     return Key(f"{_PREFIX}:workers:{model}")
 
 
-def model_reporters(model: str) -> Key:
-    """Sorted set: workers that were asked to serve a model, by the time (ms) at which their report is over."""
-    return Key(f"{_PREFIX}:model-reporters:{model}")
+def model_reporters() -> Key:
+    """Sorted set: workers that say what becomes of their models, by the time (ms) at which their report is over."""
+    return Key(f"{_PREFIX}:model-reporters")
 
 
-def model_reports(model: str) -> Key:
-    """Hash: what became of the model in each worker (JSON), by worker id."""
-    return Key(f"{_PREFIX}:model-reports:{model}")
+def model_reports() -> Key:
+    """Hash: what became of each model in a worker (JSON), by worker ID."""
+    return Key(f"{_PREFIX}:model-reports")
+
+
+def model_orders() -> Key:
+    """Hash: what an admin wants of each model (JSON), by model and worker; the field `last` counts them."""
+    return Key(f"{_PREFIX}:model-orders")
+
+
+def model_wanted(model: str) -> Key:
+    """String: present while a call waits for a model that no worker has loaded."""
+    return Key(f"{_PREFIX}:model-wanted:{model}")
+
+
+def model_loader(model: str) -> Key:
+    """String: the worker that loads a model because somebody wants it, so that not all of them do."""
+    return Key(f"{_PREFIX}:model-loader:{model}")
 
 
 def model_card(model: str) -> Key:

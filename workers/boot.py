@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from celery import bootsteps, signals
 from celery.platforms import SecurityWarning
 from pydantic import ValidationError
 
-from config.catalog import ModelCard, load_catalog
+from config.catalog import Catalog, load_catalog
 from config.logging import configure_logging
 from config.settings import Settings
 from config.supervisor import EXIT_CONFIG
@@ -37,12 +36,13 @@ from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo
 from workers.cores import plan_cores
 from workers.fleet_reporter import FleetReporter
 from workers.hardware import choose_devices
-from workers.loading import load_and_warm
+from workers.loading import LoadedModels, ModelSet
+from workers.model_control import ModelControl
 from workers.reporting import ModelReporting
+from workers.served_lanes import QueueFollower, ServedLanes, select_queues
 
 if TYPE_CHECKING:  # the engine's libraries are imported only after the cores were chosen
     from workers.engine import DeviceEngine
-    from workers.models.loaded import LoadedModel
 
 __all__ = ["ModelsStep", "app"]
 
@@ -81,8 +81,8 @@ class ModelsStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no
             raise SystemExit(1) from error
         signal.signal(signal.SIGTERM, stop_handler)
         # Tickets of a model that this worker lacks are for others.
-        worker.app.amqp.queues.deselect(self._services.unserved)
-        self._services.start(partial(_leave_queues, worker))
+        select_queues(worker.app, self._services.lanes.cards)
+        self._services.start(QueueFollower(worker))
 
     def close(self, worker: Any) -> None:  # noqa: ARG002
         """Withdraw, so that no new request counts on this worker."""
@@ -103,45 +103,54 @@ class _WorkerServices:
     """The live objects of one worker."""
 
     def __init__(self, settings: Settings, worker_id: str) -> None:
-        cards = _cards(settings)
+        catalog = _read_catalog(settings)
         settings = _choose_hardware(settings)
-        self._worker_id = worker_id
+        self._worker_id, self._device = worker_id, settings.device
         heartbeat_redis = connect(settings.redis_url, name="announce")
-        self._reports = ModelReporting(heartbeat_redis, worker_id, cards, settings)
+        self._reports = ModelReporting(heartbeat_redis, worker_id, settings)
         self._fleet = FleetReporter(heartbeat_redis, worker_id, self._reports.states, settings)
-        loaded = load_and_warm(cards, settings, self._reports.fail)
-        self._models, self.engine = loaded.models, loaded.engine
-        self._reports.complete(self._models)
-        cards = [model.card for model in self._models.values()]
-        self.unserved = [_queue_of(card) for card in self._reports.failed_cards()]
+        self.engine = _start_engine(settings)
+        self.lanes = ServedLanes(heartbeat_redis, self._describe)
+        self._models = ModelSet(settings, self.engine, self.lanes, self._reports)
+        self._control = ModelControl(heartbeat_redis, settings, catalog, self._models, self._reports)
+        self._models.start(self._control.wanted())
+        loaded = LoadedModels(self._models, self.engine)
         redis = connect(settings.redis_url, name="worker", timeout_s=_REDIS_TIMEOUT_S, retries=1)
-        leases = Leases(redis, settings, {model.card.slug: model.fingerprint for model in self._models.values()})
-        engine = _reuse(settings, self._models, self.engine)
-        dimensions = {card.name: card.dimension or 0 for card in cards}
+        leases = Leases(redis, settings, loaded.fingerprints_by_slug)
+        cache = ContentCache(connect(settings.redis_url, name="cache"), settings)
+        engine = CachingEngine(self.engine, loaded.fingerprints, cache)
         app.twolane = WorkerContext(
-            leases, open_blobs(redis, settings), engine, settings, worker_id, dimensions=dimensions
+            leases,
+            open_blobs(redis, settings),
+            engine,
+            settings,
+            worker_id,
+            dimensions=loaded.dimensions,
+            serves=self.lanes.serves,
         )
-        self._server = InteractiveServer(settings, cards, engine)
-        lanes = [Lane(card.slug, Service.BULK) for card in cards]
-        self._reaper = PeriodicThread(partial(_reap_all, leases, lanes), _REAP_EVERY_S, "reaper")
-        self._heartbeat = WorkerHeartbeat(heartbeat_redis, worker_id, self._describe_models, settings.worker_ttl_s)
+        self._server = InteractiveServer(settings, self.lanes.cards, engine)
+        self._reaper = PeriodicThread(partial(_reap_all, leases, self.lanes), _REAP_EVERY_S, "reaper")
+        self._heartbeat = WorkerHeartbeat(heartbeat_redis, worker_id, self.lanes.describe, settings.worker_ttl_s)
 
-    def start(self, leave_queues: Callable[[], None]) -> None:
+    def start(self, queues: QueueFollower) -> None:
         self._server.start()
         self._reaper.start()
+        self.lanes.announce, self.lanes.on_open, self.lanes.on_close = self._heartbeat.beat, queues.take, queues.leave
         self._heartbeat.start()
-        self._reports.start(self.engine.well_models)
+        self._reports.start(self.engine.well_models, self.engine.idle_s)
+        self._control.start()
 
         def drain() -> None:
-            leave_queues()
+            self._control.stop()
+            queues.leave_all()
             self._heartbeat.stop()
             self._server.stop()
 
-        device = next(iter(self._models.values())).backend.device
-        self._fleet.serve(self.engine, device, drain)
-        _log.info("worker %s is ready: %s", self._worker_id, ", ".join(self._models))
+        self._fleet.serve(self.engine, self._device, drain)
+        _log.info("worker %s is ready: %s", self._worker_id, ", ".join(self._models.loaded) or "no model is loaded")
 
     def withdraw(self) -> None:
+        self._control.stop()
         self._reports.stop()
         self._heartbeat.stop()
 
@@ -151,13 +160,11 @@ class _WorkerServices:
         self._server.stop()
         self._fleet.stop()
 
-    def _describe_models(self) -> Mapping[str, WorkerInfo]:
-        well = self.engine.well_models()
-        rate = self.engine.stats()["tokens_per_s"]
-        return {model.card.slug: self._describe(model, rate) for name, model in self._models.items() if name in well}
-
-    def _describe(self, model: "LoadedModel", rate: float) -> WorkerInfo:
-        calls = self.engine.call_latency(model.card.name)
+    def _describe(self, name: str) -> WorkerInfo | None:
+        model = self.engine.loaded(name)
+        if model is None or name not in self.engine.well_models():
+            return None
+        calls = self.engine.call_latency(name)
         return WorkerInfo(
             worker_id=self._worker_id,
             host=socket.gethostname(),
@@ -165,7 +172,7 @@ class _WorkerServices:
             device=model.backend.device,
             dtype=model.backend.dtype,
             fingerprint=model.fingerprint,
-            tokens_per_s=rate,
+            tokens_per_s=self.engine.stats()["tokens_per_s"],
             backend=model.backend.kind,
             fallback=model.fallback,
             call_target_ms=calls.target_ms,
@@ -174,31 +181,26 @@ class _WorkerServices:
         )
 
 
-def _cards(settings: Settings) -> list[ModelCard]:
+def _read_catalog(settings: Settings) -> Catalog:
     try:
         catalog = load_catalog(settings.catalog_file, settings.models)
     except (OSError, ValueError) as error:
         raise ConfigError(f"the catalogue cannot be used: {error}") from error
     if unknown := [catalog.describe_unknown(name) for name in settings.models if catalog.find(name) is None]:
         raise ConfigError(f"TWOLANE_MODELS: {'; '.join(unknown)}")
-    return list(catalog.served)
+    return catalog
 
 
-def _reap_all(leases: Leases, lanes: Sequence[Lane]) -> None:
+def _start_engine(settings: Settings) -> "DeviceEngine":
+    from workers.engine import DeviceEngine  # noqa: PLC0415 - its libraries start threads, see `_choose_hardware`
+
+    return DeviceEngine(settings, {}, on_cpu=settings.device == "cpu")
+
+
+def _reap_all(leases: Leases, lanes: ServedLanes) -> None:
     """Take back the claims of dead workers and fill the windows; any number of workers may do it at the same time."""
-    for lane in lanes:
-        reap(leases, lane)
-
-
-def _leave_queues(worker: Any) -> None:
-    """Have the worker take no further chunk messages; those that it has are worked off."""
-    consumer = worker.consumer
-    for queue in list(worker.app.amqp.queues.consume_from):
-        consumer.call_soon(consumer.cancel_task_queue, queue)
-
-
-def _queue_of(card: ModelCard) -> str:
-    return Lane(card.slug, Service.BULK).queue
+    for card in tuple(lanes.cards):
+        reap(leases, Lane(card.slug, Service.BULK))
 
 
 def _choose_hardware(settings: Settings) -> Settings:
@@ -219,11 +221,6 @@ def _choose_hardware(settings: Settings) -> Settings:
         os.environ.setdefault(name, value)
     cores.pin()
     return settings.model_copy(update={"threads": cores.threads})
-
-
-def _reuse(settings: Settings, models: "Mapping[str, LoadedModel]", engine: "DeviceEngine") -> CachingEngine:
-    fingerprints = {name: model.fingerprint for name, model in models.items()}
-    return CachingEngine(engine, fingerprints, ContentCache(connect(settings.redis_url, name="cache"), settings))
 
 
 def close_engine(**_: object) -> None:

@@ -126,7 +126,7 @@ class FleetReporter:
         if self._engine is not None:
             card = self._read_engine(card, self._engine.stats())
             # A model that was loaded since takes memory, which is no growth.
-            if card.memory_ready_bytes == 0 or models.keys() != card.models.keys():
+            if card.memory_ready_bytes == 0 or models != card.models:
                 card = replace(card, memory_ready_bytes=memory_bytes)
         return replace(card, models=models)
 

@@ -11,21 +11,27 @@ from config.catalog import load_catalog
 from config.settings import Settings
 from tasks.connections import connect
 from tasks.errors import StoreUnavailable
+from tasks.presence.model_states import ModelReports
 from tasks.presence.worker_registry import WorkerRegistry
 
 __all__ = ["find_unready_models", "main"]
 
 
 def find_unready_models(settings: Settings, host: str) -> list[str]:
-    """Return the models of the settings, by slug, for which no healthy worker is ready on this host.
+    """Return the models of the settings, by slug, for which no healthy worker is ready here, but for unloaded ones.
 
     Raises:
         tasks.errors.StoreUnavailable: the server does not answer.
     """
     slugs = [card.slug for card in load_catalog(settings.catalog_file, settings.models).served]
     with connect(settings.redis_url, name="health") as redis:
-        ready = WorkerRegistry(redis, slugs).ready_models()
-    return [slug for slug in slugs if not any(one.host == host and one.healthy for one in ready.get(slug, []))]
+        ready, reports = WorkerRegistry(redis, slugs).ready_models(), ModelReports(redis)
+        idle = {slug for slug in slugs for one in reports.of(slug) if (one.host, one.state) == (host, "unloaded")}
+    return [
+        slug
+        for slug in slugs
+        if slug not in idle and not any(one.host == host and one.healthy for one in ready.get(slug, []))
+    ]
 
 
 def main() -> int:

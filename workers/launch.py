@@ -79,7 +79,7 @@ class Launcher:
         elif code is not None:
             how = f"by signal {-code}" if code < 0 else f"with code {code}"
             _log.warning("worker %s ended %s, it starts again in %.1f s", name, how, worker.delay_s)
-            self._note_end(f"{name}-{os.getpid()}@{socket.gethostname()}#{pid}", f"ended {how}")
+            self._note_end(f"{name}.{os.getpid()}@{socket.gethostname()}#{pid}", f"ended {how}")
 
     def _note_end(self, worker_id: str, reason: str) -> None:
         if self._fleet is None:
@@ -96,7 +96,7 @@ def _program(device: Device, cores: Cores) -> Program:
 
 def _command(device: Device) -> list[str]:
     # The launcher's process id makes the name unique where several launchers share a machine.
-    name = f"{device.name}-{os.getpid()}@%h"
+    name = f"{device.name}.{os.getpid()}@%h"
     return [
         *(sys.executable, "-m", "celery", "--quiet", "--app", "workers.boot", "worker"),
         *("--hostname", name, "--pool", "threads", "--without-mingle", "--without-gossip"),

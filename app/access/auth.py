@@ -31,6 +31,7 @@ __all__ = [
     "hash_key",
     "look_up_card",
     "protect",
+    "require_admin",
     "visible_cards",
 ]
 
@@ -192,8 +193,8 @@ def protect(app: Flask, authenticator: Authenticator) -> None:
         set_origin(Origin(tenant.actor, current_request_id()))
         if tenant is not OPEN_TENANT:
             current_place().join(f"the keys of {tenant.name}")
-        if (request.path in _ADMIN_PATHS or request.path.startswith(_ADMIN_FOLDER)) and not tenant.admin:
-            raise PermissionDenied("This needs a key with `admin = true`.")
+        if request.path in _ADMIN_PATHS or request.path.startswith(_ADMIN_FOLDER):
+            require_admin()
         if tenant.read_only and request.method not in _SAFE_METHODS:
             raise PermissionDenied("This key has `read_only = true`: it may look and not change.")
 
@@ -204,6 +205,16 @@ def protect(app: Flask, authenticator: Authenticator) -> None:
 def current_authenticator() -> Authenticator:
     """Return that of the app that handles the request in progress."""
     return cast("Authenticator", current_app.extensions[_KEY])
+
+
+def require_admin() -> None:
+    """Let only an operator's key pass.
+
+    Raises:
+        PermissionDenied: the key of the request in progress is a tenant's.
+    """
+    if not current_tenant().admin:
+        raise PermissionDenied("This needs a key with `admin = true`.")
 
 
 def current_tenant() -> Tenant:
@@ -227,6 +238,7 @@ def find_card(catalog: Catalog, name: str, tenant: Tenant | None = None) -> Mode
     """
     card = look_up_card(catalog, name, tenant)
     if not card.complete:
+        catalog.want(card)
         raise NoWorker(f"no worker has loaded {card.name} yet", retry_after_s=5)
     return card
 

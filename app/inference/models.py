@@ -15,6 +15,7 @@ from app.inference.schemas import ModelList, ModelObject
 from app.services import Services, services
 from config.catalog import ModelCard
 from tasks.errors import ModelNotFound
+from tasks.presence.model_states import ModelReport
 from tasks.presence.worker_registry import WorkerInfo
 
 __all__ = ["blueprint"]
@@ -33,9 +34,9 @@ class _ModelPath(BaseModel):
 def list_models() -> Response:
     """List the models that this server is set up for or has a worker for."""
     live = services()
-    ready = live.presence.ready_models()
-    offered = {card.name for card in live.catalog.served}
-    cards = [card for card in visible_cards(live.catalog) if card.name in offered or card.slug in ready]
+    ready, reported = live.presence.ready_models(), live.reports.all()
+    offered = {card.slug for card in live.catalog.served} | ready.keys() | reported.keys()
+    cards = [card for card in visible_cards(live.catalog) if card.slug in offered]
     return json_response({"object": "list", "data": [_view(live, card, ready) for card in cards]})
 
 
@@ -69,8 +70,24 @@ def _view(live: Services, card: ModelCard, ready: Mapping[str, Sequence[WorkerIn
         "document_instruction": card.document_instruction,
         "fingerprints": sorted({worker.fingerprint for worker in ready.get(card.slug, ())}),
         "ready": card.slug in ready,
-        "workers": [
-            {"worker": report.worker_id, "state": report.state, "reason": report.reason}
-            for report in live.reports.of(card.slug)
-        ],
+        "workers": [_view_worker(report, ready.get(card.slug, ())) for report in live.reports.of(card.slug)],
+    }
+
+
+def _view_worker(report: ModelReport, ready: Sequence[WorkerInfo]) -> dict[str, Any]:
+    fingerprints = {worker.worker_id: worker.fingerprint for worker in ready}
+    return {
+        "worker": report.worker_id,
+        "name": report.worker,
+        "state": report.state,
+        "reason": report.reason,
+        "step": report.step,
+        "progress": report.progress,
+        "order": report.order,
+        "memory_bytes": report.memory_bytes,
+        "pinned": report.pinned,
+        "idle_s": round(report.idle_s, 1),
+        "load_s": report.load_s,
+        "since_s": round(report.since_s, 1),
+        "fingerprint": fingerprints.get(report.worker_id),
     }

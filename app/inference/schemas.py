@@ -220,6 +220,24 @@ class RerankResponse(BaseModel):
     meta: dict[str, Any]
 
 
+class ModelWorker(BaseModel):
+    """What one worker says of a model that it is set up for."""
+
+    worker: str = Field(description="Its ID, new at each start.")
+    name: str = Field(description="The name that it keeps: device and machine. Orders to one worker use it.")
+    state: Literal["unloaded", "loading", "ready", "failed"]
+    reason: str = Field(description="Why it failed or was unloaded, or why it could not be reloaded.")
+    step: str = Field(description="What is done with the model now; empty: nothing.")
+    progress: float | None = Field(description="How much of the step is done, from 0 to 1; null: not known.")
+    order: int = Field(description="The last order to load, unload or reload that was followed; 0: none.")
+    memory_bytes: int = Field(description="What it takes there, as measured when it was loaded.")
+    pinned: bool = Field(description="Whether it is unloaded on an order only.")
+    idle_s: float = Field(description="How long no work has come for it.")
+    load_s: float = Field(description="How long it took to load last; 0: not known.")
+    since_s: float = Field(description="How long it has been in this state.")
+    fingerprint: str | None = Field(description="What decides the numbers, while it is ready.")
+
+
 class ModelObject(BaseModel):
     """One model."""
 
@@ -244,7 +262,7 @@ class ModelObject(BaseModel):
     document_instruction: str
     fingerprints: list[str] = Field(description="What decides the numbers, of each ready worker; equal ones compare.")
     ready: bool = Field(description="Whether a worker is ready for it now.")
-    workers: list[dict[str, str]] = Field(description="Workers that were asked to serve it: state, and why it failed.")
+    workers: list[ModelWorker] = Field(description="Workers that are set up for it.")
 
 
 class ModelList(BaseModel):

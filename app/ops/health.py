@@ -49,7 +49,8 @@ def livez() -> Response:
 def readyz() -> Response:
     """Tell whether every model of the settings has a worker that has loaded and warmed it.
 
-    A model that no worker can serve does not take the others down with it: then the status is `degraded`, with 200.
+    A model that no worker can serve does not take the others down with it: then the status is `degraded`, with 200. One
+    that was unloaded, by an admin or because it was idle, counts as ready.
     """
     return _render(_measure(services()))
 
@@ -95,8 +96,10 @@ def _shown(live: Services, name: str) -> str:
 def _sum_up(models: dict[str, dict[str, Any]]) -> str:
     if all(model["ready"] for model in models.values()):
         return "ready"
-    settled = all(model["ready"] or model.get("given_up") for model in models.values())
-    return "degraded" if settled and any(model["ready"] for model in models.values()) else "waiting"
+    if not all(model["ready"] or model.get("given_up") or model.get("unloaded") for model in models.values()):
+        return "waiting"
+    failed = [name for name, model in models.items() if model.get("given_up")]
+    return ("waiting" if len(failed) == len(models) else "degraded") if failed else "ready"
 
 
 def _describe(live: Services, name: str, ready: dict[str, list[Any]], store: str) -> dict[str, Any]:
@@ -110,6 +113,8 @@ def _describe(live: Services, name: str, ready: dict[str, list[Any]], store: str
         return {"ready": True, "workers": workers, **more}
     if failed and live.reports.given_up(card.slug):
         return {"ready": False, "workers": 0, "given_up": True, "waits_for": "its folder or card to be mended", **more}
+    if store == "ok" and live.reports.unloaded(card.slug):
+        return {"ready": False, "workers": 0, "unloaded": True, **more}
     missing = "a worker that has loaded and warmed it" if store == "ok" else "Redis"
     return {"ready": False, "workers": 0, "waits_for": missing, **more}
 

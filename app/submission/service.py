@@ -17,6 +17,7 @@ from app.access.limits import charge_tokens
 from app.http.places import Kind, current_place
 from app.services import Services
 from app.submission.chunk_upload import ChunkUpload
+from app.submission.model_waiting import await_model, explain_no_worker
 from app.submission.orders import (
     Estimate,
     Order,
@@ -168,25 +169,30 @@ class SubmissionService:
     def _ask(self, order: Order, items: Sequence[Item], tokens: int, service: Service) -> Outcomes:
         small = service is Service.INTERACTIVE
         timeout_s = self._settings.interactive_timeout_s if small else self._settings.large_call_timeout_s
+        until_s = current_place().arrived_s + timeout_s
         work = Work(
             model=order.card.name,
             operation=order.operation,
             texts=[item.text for item in items],
             queries=[item.query or "" for item in items] if order.operation == "rerank" else None,
             service=service,
-            deadline_s=current_place().arrived_s + timeout_s,
+            deadline_s=until_s,
             params=order.params,
             reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
         )
         self._require_offered(order.card)
         current_place().join(f"calls of {order.card.name}")
-        try:
-            outcomes = self._services.interactive.ask(work, tokens)
-        except NoWorker as error:
-            raise self._explain(order.card, error) from error
+        outcomes = self._have_computed(order, work, tokens)
         if small:
             self._services.activity.note_call(time.monotonic() - current_place().arrived_s)
         return outcomes
+
+    def _have_computed(self, order: Order, work: Work, tokens: int) -> Outcomes:
+        while True:
+            try:
+                return self._services.interactive.ask(work, tokens)
+            except NoWorker:
+                await_model(self._services, order.card, work.deadline_s or 0.0)
 
     def _serve(self, order: Order, items: Sequence[Item], tokens: int, settle: Settle) -> Submission:
         """Answer a small job and keep it like any other."""
@@ -292,22 +298,15 @@ class SubmissionService:
         """A job for a model that no worker of this installation can serve would wait for ever."""
         self._require_offered(card)
         if self._services.reports.given_up(card.slug):
-            raise self._explain(card, NoWorker("no worker can serve this model", retry_after_s=60))
+            raise explain_no_worker(self._services, card)
 
     def _require_offered(self, card: ModelCard) -> None:
         live = self._services
         if any(card.name == served.name for served in live.catalog.served):
             return
-        if card.slug not in live.presence.ready_models():
+        if card.slug not in live.presence.ready_models() and not live.reports.of(card.slug):
             message = f"The model `{card.name}` is in the catalogue, but this server is not set up for it."
             raise ModelNotFound(f"{message} Its operator adds it to TWOLANE_MODELS.", param="model")
-
-    def _explain(self, card: ModelCard, error: NoWorker) -> NoWorker:
-        """Return the error with what workers say of the model, if none of them serves it."""
-        if not self._services.reports.given_up(card.slug):
-            return error
-        reason = self._services.reports.failures(card.slug)[0].reason
-        return NoWorker(f"{card.name} cannot be served: {reason}", retry_after_s=60)
 
     def require_few(self, order: Order, items: int) -> None:
         """Refuse more items than one call takes.

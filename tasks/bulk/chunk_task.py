@@ -6,7 +6,7 @@ is always acknowledged: what is still to be done is in the job record.
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from kombu.exceptions import KombuError
@@ -17,7 +17,7 @@ from tasks import keys
 from tasks.bulk.compute import ChunkWork, Stopped
 from tasks.bulk.device_sharing import DeviceSharing
 from tasks.bulk.outcomes import ChunkOutcomes
-from tasks.celery import app, publisher
+from tasks.celery import app, bulk_queue, publisher
 from tasks.engine import Engine, ItemError
 from tasks.errors import CapacityError, EngineClosed, InputLost
 from tasks.jobs.blobs import Blobs, open_blobs
@@ -48,6 +48,8 @@ class WorkerContext:
     sharing: DeviceSharing = field(default_factory=DeviceSharing)
     # Length of a vector by name of the card; a model that gives scores has 0.
     dimensions: Mapping[str, int] = field(default_factory=dict)
+    # Whether a model (its slug) is loaded here now.
+    serves: Callable[[str], bool] = lambda _: True
 
 
 @app.task(name=RUN_CHUNK, Request="tasks.celery_fixes:ForgivingRequest")  # type: ignore[untyped-decorator]  # Celery has no types
@@ -59,6 +61,8 @@ def run_chunk(job_id: str, chunk: int) -> None:
         _log.warning("chunk %s of %s is left to other workers: the device seems to hang", chunk, job_id)
         return
     try:
+        if _pass_on(context, job_id, chunk):
+            return
         claim = context.leases.claim(job_id, chunk, context.worker_id, device.lease_s(context.settings))
         if claim.code is ClaimCode.MISFIT:
             _log.info("chunk %s of %s waits for a worker with the model that its job began with", chunk, job_id)
@@ -69,6 +73,17 @@ def run_chunk(job_id: str, chunk: int) -> None:
                 publish_tickets(context.leases, job.lane, head)
     except RedisError as error:
         _log.warning("chunk %s of %s is left to the reaper: %s", chunk, job_id, error)
+
+
+def _pass_on(context: WorkerContext, job_id: str, chunk: int) -> bool:
+    """Publish the message again if its model was unloaded here after this worker had taken it; return whether."""
+    job = context.leases.find(job_id)
+    if job is None or context.serves(job.lane.model):
+        return False
+    # It may come back to this worker until the consumer has let the queue go.
+    time.sleep(_BUSY_DELAY_S)
+    _publish(context.settings, job.lane, [Ticket(job_id, chunk)])
+    return True
 
 
 def publish_tickets(leases: Leases, lane: Lane, head: str | None = None) -> int:
@@ -107,7 +122,8 @@ def _publish(settings: Settings, lane: Lane, tickets: Iterable[Ticket]) -> int:
     for ticket in tickets:
         try:
             priority = keys.AGAIN if ticket.again else keys.ORDINARY
-            publisher(settings).send_task(RUN_CHUNK, (ticket.job_id, ticket.chunk), queue=lane.queue, priority=priority)
+            arguments = (ticket.job_id, ticket.chunk)
+            publisher(settings).send_task(RUN_CHUNK, arguments, queue=bulk_queue(lane), priority=priority)
         # AttributeError: kombu 5.7, when another thread has just closed the lost connection of this channel.
         except (KombuError, RedisError, OSError, AttributeError) as error:
             _log.warning("chunk messages cannot be published, the reaper will try again: %s", error)

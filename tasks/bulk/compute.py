@@ -136,6 +136,7 @@ class ChunkWork:
             queries=None if items.queries is None else [items.queries[position] for position in positions],
             params=claim.params,
             reuse=_scope(claim),
+            fingerprint=claim.fingerprint,
         )
 
 

@@ -15,7 +15,7 @@ from redis import RedisError
 
 from tasks.cache.values import CachedValue, ContentCache, digest_items
 from tasks.engine import Engine, Outcomes, Work
-from tasks.errors import EngineClosed
+from tasks.errors import EngineClosed, NoWorker
 from tasks.vectors import DENSE_ONLY
 
 __all__ = ["CachingEngine"]
@@ -80,7 +80,7 @@ class CachingEngine:
 
     Args:
         engine: computes.
-        fingerprints: of its models, by card name; values of a model without one are not kept.
+        fingerprints: of its models as they are loaded now, by card name; values of a model without one are not kept.
         cache: keeps.
     """
 
@@ -97,6 +97,17 @@ class CachingEngine:
         # Entries hold one vector or score; work that wants other kinds is computed.
         if not work.reuse or fingerprint is None or work.params.returns != DENSE_ONLY:
             return self._engine.submit(work)
+        if work.fingerprint not in {"", fingerprint}:
+            raise NoWorker(f"this worker has {work.model} by now as {fingerprint}")
+        try:
+            return self._reuse(work, fingerprint)
+        except NoWorker:
+            # The model was swapped just now: what was found belongs to the one before.
+            if work.fingerprint or self._fingerprints.get(work.model) in {None, fingerprint}:
+                raise
+            return self.submit(work)
+
+    def _reuse(self, work: Work, fingerprint: str) -> Future[Outcomes]:
         digests = digest_items(work, fingerprint)
         found = self._find(work.reuse, digests)
         missing = [position for position, digest in enumerate(digests) if digest not in found]
@@ -125,7 +136,8 @@ class CachingEngine:
 
     def _compute(self, join: _Join) -> Future[Outcomes]:
         outer = Future[Outcomes]()
-        inner = self._engine.submit(replace(_select(join.work, join.missing), reuse=""))
+        missing = replace(_select(join.work, join.missing), reuse="", fingerprint=join.fingerprint)
+        inner = self._engine.submit(missing)
         inner.add_done_callback(lambda ended: self._settling.submit(self._finish, join, ended, outer))
         outer.add_done_callback(lambda ended: inner.cancel() if ended.cancelled() else None)
         return outer

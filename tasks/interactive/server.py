@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import cast
@@ -24,7 +24,7 @@ from config.settings import Settings
 from tasks import keys
 from tasks.connections import Command, PackedConnection, connect
 from tasks.engine import Engine, Outcomes
-from tasks.errors import EngineClosed, LaneFull
+from tasks.errors import EngineClosed, LaneFull, NoWorker
 from tasks.frames import FrameError
 from tasks.interactive import protocol
 from tasks.interactive.protocol import InteractiveRequest
@@ -103,7 +103,7 @@ def serve(redis: Redis, cards: Sequence[ModelCard], engine: Engine, stop: thread
 
     Args:
         redis: a client for blocking commands, see `connect(block_s=1)`.
-        cards: models that the engine has.
+        cards: models that the engine has now; looked at before each trip, so their owner may change them.
         engine: where the work goes.
         stop: ends it.
     """
@@ -204,10 +204,10 @@ class _Receiver:
     """Takes the requests of one class of service off their lists and gives them to the engine."""
 
     def __init__(
-        self, redis: Redis, cards: Iterable[ModelCard], service: Service, engine: Engine, replies: _ReplySender
+        self, redis: Redis, cards: Sequence[ModelCard], service: Service, engine: Engine, replies: _ReplySender
     ) -> None:
         self._connection = PackedConnection(redis)
-        self._lanes = [Lane(card.slug, service) for card in cards]
+        self._cards, self._service, self._turn = cards, service, 0
         self._engine = engine
         self._replies = replies
         self._unsettled: tuple[Lane, int, list[bytes]] | None = None
@@ -218,7 +218,10 @@ class _Receiver:
         failing = False
         while not stop.is_set():
             try:
-                self._trip()
+                if lanes := self._order_lanes():
+                    self._trip(lanes)
+                else:
+                    stop.wait(_BLOCK_S)
                 failing = False
             except Exception as error:  # noqa: BLE001 - the edge of this thread: it must outlive failures of Redis
                 if not isinstance(error, RedisError):
@@ -232,10 +235,14 @@ class _Receiver:
         with contextlib.suppress(RedisError):
             self._connection.trip(*self._settlement())
 
-    def _trip(self) -> None:
-        # Rotated each time: Redis looks at the lists in this order, and no model may starve another.
-        self._lanes.append(self._lanes.pop(0))
-        names = [keys.lane_requests(lane) for lane in self._lanes]
+    def _order_lanes(self) -> list[Lane]:
+        """Return the lanes, rotated each time: Redis looks at the lists in order, and no model may starve another."""
+        lanes = [Lane(card.slug, self._service) for card in self._cards]
+        self._turn = (self._turn + 1) % max(1, len(lanes))
+        return lanes[self._turn :] + lanes[: self._turn]
+
+    def _trip(self, lanes: Sequence[Lane]) -> None:
+        names = [keys.lane_requests(lane) for lane in lanes]
         block: Command = ("BLMPOP", _BLOCK_S, len(names), *names, "LEFT", "COUNT", _PER_TRIP)
         before = self._settlement()
         popped, *clock = self._connection.trip(*before, block, *self._ask_time())[len(before) :]
@@ -248,7 +255,7 @@ class _Receiver:
         if not popped:
             return
         name, elements = cast("tuple[bytes, list[bytes]]", popped)
-        lane = self._lanes[names.index(Key(name.decode()))]
+        lane = lanes[names.index(Key(name.decode()))]
         tokens, refused = self._take(elements)
         self._unsettled = (lane, tokens, refused)
         if refused:
@@ -291,7 +298,7 @@ class _Receiver:
         """Give one request to the engine; False: it takes none now."""
         try:
             future = self._engine.submit(replace(request.work, deadline_s=deadline_s))
-        except (LaneFull, EngineClosed):
+        except (LaneFull, EngineClosed, NoWorker):
             return False
         except Exception as error:  # noqa: BLE001 - one request's failure is that request's answer
             self._replies.fail(request, error)

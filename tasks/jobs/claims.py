@@ -50,6 +50,7 @@ class Claim:
         outside: whether the job is so large that its results do not belong into Redis.
         tenant: whose job it is.
         redo: only the items that failed before are to be computed; the frame at `pointer` has the others.
+        fingerprint: of the model that it was made with: what is computed under it has the same; empty: not compared.
     """
 
     code: ClaimCode
@@ -68,6 +69,7 @@ class Claim:
     tenant: str = ""
     redo: bool = False
     pointer: str = ""
+    fingerprint: str = ""
 
     @property
     def held(self) -> bool:

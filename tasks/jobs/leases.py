@@ -6,6 +6,7 @@ is in `tasks.bulk.chunk_task`.
 
 import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import orjson
@@ -51,14 +52,15 @@ class Leases:
     Args:
         redis: client without `decode_responses`.
         settings: window, lease and time limits.
-        fingerprints: of the models that this process computes with, by slug; a model that is not there is not compared.
+        fingerprints: of the models that this process computes with now, by slug; one that is not there is not compared.
     """
 
     def __init__(self, redis: Redis, settings: Settings, fingerprints: Mapping[str, str] | None = None) -> None:
         self.redis = redis
         self.settings = settings
         self._scripts = Scripts(redis)
-        self._fingerprints = fingerprints or {}
+        # Read anew at each claim, since models are loaded and unloaded.
+        self._fingerprints = {} if fingerprints is None else fingerprints
         self._refs: dict[str, JobRef] = {}
 
     def dispatch(self, lane: Lane, head: str | None = None) -> list[Ticket]:
@@ -92,6 +94,7 @@ class Leases:
         job = self.find(job_id)
         if job is None:
             return Claim(ClaimCode.GONE, job_id, chunk)
+        fingerprint = self._fingerprints.get(job.lane.model, "")
         call = ClaimScript(
             self._keys(job),
             number=chunk,
@@ -99,9 +102,9 @@ class Leases:
             nonce=secrets.token_hex(4),
             lease_ms=self._lease_ms(lease_s),
             max_attempts=self.settings.max_attempts * _CEILING_FACTOR,
-            fingerprint=self._fingerprints.get(job.lane.model, ""),
+            fingerprint=fingerprint,
         )
-        return read_claim(job_id, chunk, self._scripts.call(call))
+        return replace(read_claim(job_id, chunk, self._scripts.call(call)), fingerprint=fingerprint)
 
     def heartbeat(self, claim: Claim, progress: int, lease_s: float | None = None) -> bool:
         """Renew the lease if `progress`, counted from the claim, has grown; return whether to stop."""
@@ -152,7 +155,7 @@ class Leases:
             frame=completion.frame if pointer == IN_REDIS else b"",
             error=completion.error,
             cached=completion.cached,
-            fingerprint=self._fingerprints.get(job.lane.model, ""),
+            fingerprint=claim.fingerprint,
             failures=orjson.dumps(completion.failures),
         )
         code, _, head = self._scripts.call(call)

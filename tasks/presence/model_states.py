@@ -1,16 +1,19 @@
-"""What becomes of the models that workers were asked to serve: loading, ready or failed, and why.
+"""What becomes of the models that workers are set up for: unloaded, loading, ready or failed, and why.
 
 Owns the reports of workers and a short cache of the reader, and the cards that workers have completed: the web tier
-learns of a model that was named by ID or folder what it can do. Who is ready is `worker_registry`'s business.
+learns of a model that was named by ID or folder what it can do. Who is ready is `worker_registry`'s business, what an
+admin wants that of `model_orders`.
 """
 
 import logging
 import re
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Literal
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
 
 import orjson
 from pydantic import ValidationError
@@ -31,26 +34,47 @@ _PERIOD_S = 1.0
 _CACHE_S = 0.5
 # How long a completed card is believed, and how long one is looked for in vain before the next look.
 _KNOWN_S, _UNKNOWN_S = 5.0, 0.5
+# How long the sign holds that somebody wants a model.
+_WANTED_S = 5
 _FOLDERS = re.compile(r"(?<![\w.])~?(?:/[^\s/:,;()]+)+/(?=[^\s/:,;()])")
 
-ModelState = Literal["loading", "ready", "failed"]
+ModelState = Literal["unloaded", "loading", "ready", "failed"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReport:
-    """What a worker says of a model that it was asked to serve.
+    """What a worker says of a model that it is set up for.
 
     Attributes:
         worker_id: unique among all workers.
         host: name of its machine.
-        state: loading, ready, or failed: then it is served by others, if at all.
-        reason: why it failed; folders are cut to their last part, since strangers may read it.
+        state: ready; or, while others may serve it: unloaded, loading, failed.
+        reason: why it failed or was unloaded, or why it could not be reloaded; folders are cut to their last part,
+            since strangers may read it.
+        worker: the name that it keeps over restarts: its device and machine.
+        step: what is done with it now; empty: nothing.
+        progress: how much of the step is done, from 0 to 1; None: not known.
+        order: the last order of an admin that was followed, see `model_orders`; 0: none.
+        memory_bytes: what it takes, weights and working memory, as measured when it was loaded; 0 unless loaded.
+        pinned: whether it is unloaded on an admin's order only.
+        idle_s: how long no work has come for it.
+        load_s: how long it took to load, here and last; 0: not known.
+        since_s: how long it has been in this state.
     """
 
     worker_id: str
     host: str
     state: ModelState
     reason: str = ""
+    worker: str = ""
+    step: str = ""
+    progress: float | None = None
+    order: int = 0
+    memory_bytes: int = 0
+    pinned: bool = False
+    idle_s: float = 0.0
+    load_s: float = 0.0
+    since_s: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reason", _FOLDERS.sub("", self.reason))
@@ -91,9 +115,8 @@ class ModelReporter:
         """Withdraw and end the thread. Safe to call twice."""
         self._thread.stop(2 * _PERIOD_S + 1)
         try:
-            for model in self._reports():
-                self._redis.zrem(keys.model_reporters(model), self._worker_id)
-                self._redis.hdel(keys.model_reports(model), self._worker_id)
+            self._redis.zrem(keys.model_reporters(), self._worker_id)
+            self._redis.hdel(keys.model_reports(), self._worker_id)
         except RedisError:
             _log.debug("the reports stay until their expiry")
 
@@ -104,10 +127,10 @@ class ModelReporter:
             redis.RedisError: the server does not answer.
         """
         pipeline = self._redis.pipeline(transaction=False)
-        for model, report in self._reports().items():
-            names = keys.model_reporters(model), keys.model_reports(model)
-            call = WorkerHeartbeatScript(*names, self._worker_id, self._ttl_ms, orjson.dumps(asdict(report)))
-            pipeline.execute_command(*command(call))  # type: ignore[no-untyped-call]
+        reports = orjson.dumps({model: asdict(report) for model, report in self._reports().items()})
+        names = keys.model_reporters(), keys.model_reports()
+        call = WorkerHeartbeatScript(*names, self._worker_id, self._ttl_ms, reports)
+        pipeline.execute_command(*command(call))  # type: ignore[no-untyped-call]
         for card in self._cards():
             pipeline.set(keys.model_card(card.slug), card.model_dump_json(), ex=self._card_ttl_s)
         pipeline.execute()
@@ -119,16 +142,20 @@ class ModelReports:
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._lock = threading.Lock()
-        self._read: dict[str, tuple[float, list[ModelReport]]] = {}
+        self._read_at_s = float("-inf")
+        self._reports: Mapping[str, list[ModelReport]] = {}
+
+    def all(self) -> Mapping[str, list[ModelReport]]:
+        """Return the reports by model (a slug); none where the server does not answer, which others notice."""
+        with self._lock:
+            if time.monotonic() - self._read_at_s > _CACHE_S:
+                self._reports = self._ask()
+                self._read_at_s = time.monotonic()
+            return self._reports
 
     def of(self, model: str) -> list[ModelReport]:
-        """Return the reports of the model (a slug); none where the server does not answer, which others notice."""
-        with self._lock:
-            at_s, reports = self._read.get(model, (float("-inf"), []))
-            if time.monotonic() - at_s > _CACHE_S:
-                reports = self._ask(model)
-                self._read[model] = time.monotonic(), reports
-            return reports
+        """Return the reports of the model (a slug)."""
+        return self.all().get(model, [])
 
     def failures(self, model: str) -> list[ModelReport]:
         """Return the reports of workers that cannot serve the model."""
@@ -139,13 +166,27 @@ class ModelReports:
         reports = self.of(model)
         return bool(reports) and all(report.state == "failed" for report in reports)
 
-    def _ask(self, model: str) -> list[ModelReport]:
-        names = [keys.model_reporters(model), keys.model_reports(model)]
+    def unloaded(self, model: str) -> bool:
+        """Return whether workers are set up for the model, none serves or loads it, and not because it failed."""
+        states = {report.state for report in self.of(model)}
+        return "unloaded" in states and states <= {"unloaded", "failed"}
+
+    def _ask(self) -> Mapping[str, list[ModelReport]]:
+        call = ReadyWorkersScript([keys.model_reporters(), keys.model_reports()])
         try:
-            (lines,) = self._redis.execute_command(*command(ReadyWorkersScript(names)))  # type: ignore[no-untyped-call]
+            (lines,) = self._redis.execute_command(*command(call))  # type: ignore[no-untyped-call]
         except RedisError:
-            return []
-        return [ModelReport(**orjson.loads(line)) for line in lines]
+            return {}
+        found = defaultdict[str, list[ModelReport]](list)
+        for line in lines:
+            for model, report in orjson.loads(line).items():
+                found[model].append(_read_report(report))
+        return dict(found)
+
+
+def _read_report(report: Mapping[str, Any]) -> ModelReport:
+    # A newer worker may send more fields than this process knows.
+    return ModelReport(**{field.name: report[field.name] for field in fields(ModelReport) if field.name in report})
 
 
 class LearningCatalog(Catalog):
@@ -165,6 +206,11 @@ class LearningCatalog(Catalog):
         """Return the card of that name or alias, completed if any worker has seen its folder; None: there is none."""
         card = super().find(name)
         return None if card is None else self._complete(card)
+
+    def want(self, card: ModelCard) -> None:
+        """See `Catalog.want`: where models are loaded on demand, a worker then loads it."""
+        with suppress(RedisError):
+            self._redis.set(keys.model_wanted(card.slug), 1, ex=_WANTED_S)
 
     def _complete(self, card: ModelCard) -> ModelCard:
         if card.complete:

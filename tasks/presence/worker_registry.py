@@ -96,7 +96,8 @@ class WorkerHeartbeat:
         self._describe = describe
         self._ttl_ms = int(ttl_s * 1000)
         self._registered: set[str] = set()
-        self._thread = PeriodicThread(self._beat, _PERIOD_S, "heartbeat")
+        self._lock = threading.Lock()
+        self._thread = PeriodicThread(self.beat, _PERIOD_S, "heartbeat")
 
     def start(self) -> None:
         """Start the thread."""
@@ -110,8 +111,14 @@ class WorkerHeartbeat:
         except RedisError:
             _log.debug("the worker stays registered until its heartbeat expires")
 
-    def _beat(self) -> None:
-        self._send(self._describe())
+    def beat(self) -> None:
+        """Send a heartbeat now: a model was loaded or unloaded.
+
+        Raises:
+            redis.RedisError: the server does not answer.
+        """
+        with self._lock:
+            self._send(self._describe())
 
     def _send(self, described: Mapping[str, WorkerInfo]) -> None:
         pipeline = self._redis.pipeline(transaction=False)

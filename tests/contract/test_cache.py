@@ -14,7 +14,7 @@ from tasks.cache.caching_engine import CachingEngine
 from tasks.cache.values import CachedValue, ContentCache, digest_items, job_scope, tenant_scope
 from tasks.connections import connect
 from tasks.engine import JobParams, Work
-from tasks.errors import EngineClosed, ModelNotFound
+from tasks.errors import EngineClosed, NoWorker
 from tests.support.fakes import GatedBackend, fake_model
 from tests.support.job_maker import assert_expiry
 from workers.engine.device import DeviceEngine
@@ -183,7 +183,7 @@ def test_a_cache_that_does_not_answer_is_done_without(
 
 
 def test_errors_and_cancellation_pass_through(engine: CachingEngine, backend: GatedBackend) -> None:
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(NoWorker):
         engine.submit(Work("other", "embeddings", ["a"], reuse=A))
     backend.gate.clear()
     running = engine.submit(work(["a"]))

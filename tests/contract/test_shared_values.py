@@ -27,7 +27,9 @@ class Worker:
         self.model: LoadedModel = fake_model(gated=True)
         assert isinstance(self.model.backend, GatedBackend)
         self.backend = self.model.backend
-        self.engine = CachingEngine(DeviceEngine(settings, {"fake": self.model}), {"fake": "one print"}, cache)
+        self.engine = CachingEngine(
+            DeviceEngine(settings, {"fake": self.model}), {"fake": self.model.fingerprint}, cache
+        )
 
     @property
     def rows(self) -> int:

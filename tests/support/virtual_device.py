@@ -23,7 +23,7 @@ from workers.engine.passes import Passes
 from workers.engine.pending import Batch, PendingWork
 from workers.engine.queue import WorkQueue
 from workers.engine.scheduler import Limits, Scheduler
-from workers.engine.warmup import warm_up
+from workers.engine.warmup import warm_up_steps
 from workers.engine.watchdog import Watchdog
 from workers.models.backends.fake import FakeBackend, FakeTokenizer
 from workers.models.loaded import LoadedModel
@@ -84,7 +84,8 @@ class VirtualDevice(FakeBackend):
         self.scheduler = Scheduler(self.queue, {card.name: self.model}, limits, share)
         self.watchdog = Watchdog(limits.pass_timeout_s)
         self.runner = Passes(self.scheduler.cost, self.scheduler.sizes, self.watchdog, lambda: self.now_s)
-        warm_up(self.model, self.runner, BATCH_TOKENS)
+        for step in warm_up_steps(self.model, self.runner, BATCH_TOKENS):
+            step()
 
     def run(self, rows: Sequence[Tokens]) -> NDArray[np.float32]:
         """Let the time of a pass go by."""

@@ -10,7 +10,7 @@ import pytest
 from tasks.engine import Outcomes, Work
 from tasks.errors import (
     InvalidRequest,
-    ModelNotFound,
+    NoWorker,
     WrongCapability,
 )
 from tasks.lanes import Service
@@ -149,7 +149,7 @@ def test_a_cross_encoder_scores_pairs(build: Build) -> None:
 
 def test_wrong_work_is_refused_before_it_is_queued(build: Build) -> None:
     engine = build()
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(NoWorker):
         engine.submit(Work("nobody", "embeddings", ["a"]))
     with pytest.raises(InvalidRequest):
         submit(engine, ["a", "b"], operation="rerank", queries=["q"])

@@ -4,6 +4,9 @@ Owns putting the parts together and the limits that follow from settings and dev
 and meanings, is `tasks.engine`.
 """
 
+import threading
+import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -12,14 +15,14 @@ from typing import Self
 
 from config.settings import Settings
 from tasks.engine import Outcomes, Work
-from tasks.errors import EngineClosed, ModelNotFound
+from tasks.errors import EngineClosed, NoWorker
 from tasks.lanes import Service
 from workers.engine.admission import admit
 from workers.engine.fair_share import FairShare
 from workers.engine.loop import DeviceLoop
 from workers.engine.queue import WorkQueue
 from workers.engine.scheduler import Limits
-from workers.engine.warmup import warm_up
+from workers.engine.warmup import warm_up_steps
 from workers.models.loaded import LoadedModel
 
 __all__ = ["CallLatency", "DeviceEngine"]
@@ -31,6 +34,7 @@ _CPU_P99_MS, _GPU_P99_MS = 50.0, 20.0
 # Bulk rows are sorted by length among so many passes' worth of tokens.
 _WINDOW_PASSES = 32
 _CLOSE_S = 10.0
+_POLL_S = 0.02
 _LEAST_RETRY_S, _MOST_RETRY_S = 1.0, 60.0
 
 
@@ -52,13 +56,23 @@ class CallLatency:
 class DeviceEngine:
     """See `tasks.engine.Engine`. Thread-safe; also a context manager that closes itself."""
 
-    def __init__(self, settings: Settings, models: Mapping[str, LoadedModel]) -> None:
-        """Start the device's thread for the loaded models, by card name."""
-        self._models = models
-        self._lanes = settings.lanes
-        self._limits = _limits(settings, models)
+    def __init__(self, settings: Settings, models: Mapping[str, LoadedModel], *, on_cpu: bool = True) -> None:
+        """Start the device's thread for the loaded models, by card name; `on_cpu` counts while there are none."""
+        # What serves each name. One that was replaced is still in the loops until its rows are computed.
+        self._models = dict(models)
+        self._lock = threading.Lock()
+        self._open = Counter[str]()
+        self._used_s = dict.fromkeys(models, time.monotonic())
+        self._settings = settings
+        self._limits = _limits(settings, models, on_cpu=on_cpu)
         self._queue = WorkQueue(settings.engine_max_tokens, _WINDOW_PASSES * self._limits.batch_tokens)
-        self._loops = self._start_loops(FairShare(settings.bulk_min_share, self._limits.pass_ms / 1000))
+        self._fair_share = FairShare(settings.bulk_min_share, self._limits.pass_ms / 1000)
+        # One thread for the device, and a second for the interactive rows of models with a latency stream.
+        self._loops: tuple[DeviceLoop, ...] = (
+            self._start_loop({model.key: model for model in models.values()}, interactive_only=False),
+        )
+        for model in models.values():
+            self._add_stream(model)
         self._closed = False
 
     def __enter__(self) -> Self:
@@ -71,40 +85,88 @@ class DeviceEngine:
         """See `tasks.engine.Engine.submit`. Tokenizes in the calling thread.
 
         Raises:
-            tasks.errors.ModelNotFound: this worker has no such model.
+            tasks.errors.NoWorker: the model is not loaded here, or not the one whose fingerprint the work asks for.
             tasks.errors.WrongCapability: the model cannot do the operation.
             tasks.errors.InvalidRequest: the work contradicts itself or the model.
             tasks.errors.LaneFull: more tokens of this class wait than `Settings.engine_max_tokens`.
             tasks.errors.EngineClosed: the worker is going away.
         """
-        model = self._models.get(work.model)
-        if model is None:
-            raise ModelNotFound(f"this worker has no model {work.model}", param="model")
         if self._closed:
             raise EngineClosed("this worker is going away")
-        if not self._lanes:
+        if not self._settings.lanes:
             work = replace(work, service=Service.BULK)
-        request = admit(work, model)
-        if request.rows:
-            self._queue.put(request, self._retry_after_s)
-        else:
+        model = self._hold(work)
+        try:
+            request = admit(work, model)
+            if request.rows:
+                self._queue.put(request, self._retry_after_s)
+        except BaseException:
+            self._let_go(model)
+            raise
+        request.future.add_done_callback(lambda _: self._let_go(model))
+        if not request.rows:
             request.finish_if_complete()
         return request.future
+
+    def loaded(self, model: str) -> LoadedModel | None:
+        """Return a model as it is loaded now; None: it is not."""
+        return self._models.get(model)
+
+    def idle_s(self, model: str) -> float:
+        """Return how long ago work came for a model, or since when it is loaded."""
+        return time.monotonic() - self._used_s.get(model, 0.0)
 
     def warm_up(self) -> dict[str, Exception]:
         """Run every model at the shapes that will come, and return the errors of those that cannot make a vector."""
         failed: dict[str, Exception] = {}
-        for loop in self._loops:
-            for name, model in loop.models.items():
-                if name in failed:
-                    continue
-                try:
-                    loop.call(partial(warm_up, model, loop.passes, self._limits.batch_tokens)).result()
-                except Exception as error:  # noqa: BLE001 - the edge of one model; the caller decides
-                    failed[name] = error
-                # The largest shapes that fit were tried: what they needed is not needed now.
-                loop.call(model.backend.free_memory).result()
+        for name, model in self._models.items():
+            try:
+                self._warm_up(model)
+            except Exception as error:  # noqa: BLE001 - the edge of one model; the caller decides
+                failed[name] = error
         return failed
+
+    def add(self, model: LoadedModel) -> LoadedModel | None:
+        """Warm up a model beside the others, then let it serve its name; return what served it, to be retired.
+
+        Rows that wait for that one are still computed by it, until it is retired.
+
+        Raises:
+            WorkError: the model cannot make a vector; all is as it was.
+            tasks.errors.EngineClosed: the worker is going away.
+        """
+        name = model.card.name
+        current = self._models.get(name)
+        # Two loads of a card exist for a moment: each has rows of its own.
+        model = replace(model, key=f"{name}~" if current is not None and current.key == name else name)
+        self._bound_passes({**self._models, name: model})
+        self._loops[0].call(partial(self._loops[0].add, model)).result()
+        try:
+            self._add_stream(model)
+            self._warm_up(model)
+        except BaseException:
+            self._forget(model)
+            raise
+        with self._lock:
+            self._models[name], self._used_s[name] = model, time.monotonic()
+        return current
+
+    def remove(self, name: str) -> LoadedModel:
+        """Take no more work for a model, and return it to be retired."""
+        with self._lock:
+            return self._models.pop(name)
+
+    def retire(self, model: LoadedModel, within_s: float) -> None:
+        """Wait until a model that takes no more work has computed what it has, and forget it.
+
+        What is not computed in time ends with `NoWorker`, which gives chunks back to others.
+        """
+        until_s = time.monotonic() + within_s
+        while self._open[model.key]:
+            if time.monotonic() > until_s:
+                self._queue.end_all(NoWorker(f"{model.card.name} is being unloaded"), model.key)
+            time.sleep(_POLL_S)
+        self._forget(model)
 
     def healthy(self) -> bool:
         """Return whether the engine can make vectors now, as its last pass or probe showed. Costs nothing."""
@@ -114,7 +176,8 @@ class DeviceEngine:
         """Return the models that made a vector in their last pass or probe; empty while the device is not well."""
         if not self.healthy():
             return set()
-        return set(self._models).difference(*(loop.failing_models() for loop in self._loops))
+        failing = set[str]().union(*(loop.failing_models() for loop in self._loops))
+        return {name for name, model in self._models.copy().items() if model.key not in failing}
 
     def stats(self) -> dict[str, float]:
         """Return what an operator wants to see: waiting tokens by class, passes, what they took, the rate."""
@@ -131,11 +194,13 @@ class DeviceEngine:
 
     def call_latency(self, model: str) -> CallLatency:
         """Return what calls of a model should take, did take and can expect."""
-        loop = next(loop for loop in self._loops if loop.scheduler.serves(model, Service.INTERACTIVE))
+        loaded = self._models.get(model)
+        key = model if loaded is None else loaded.key
+        loops = [loop for loop in self._loops if loop.scheduler.serves(key, Service.INTERACTIVE)]
         return CallLatency(
             target_ms=self._limits.p99_ms,
             p99_ms=self._queue.call_p99_s(model) * 1000,
-            expected_ms=loop.scheduler.expected_ms(model),
+            expected_ms=loops[0].scheduler.expected_ms(key) if loops else 0.0,
         )
 
     def progress(self) -> int:
@@ -149,27 +214,70 @@ class DeviceEngine:
         for loop in self._loops:
             loop.close(_CLOSE_S)
 
-    def _start_loops(self, fair_share: FairShare) -> tuple[DeviceLoop, ...]:
-        """Start one thread for the device, and a second for the interactive rows of models with a latency stream."""
-        loops = [DeviceLoop(self._queue, self._models, self._limits, fair_share, interactive_only=False)]
-        if streams := _latency_streams(self._models):
-            loops.append(DeviceLoop(self._queue, streams, self._limits, fair_share, interactive_only=True))
-        return tuple(loops)
+    def _hold(self, work: Work) -> LoadedModel:
+        """Return the model that computes the work; it is not forgotten before `_let_go`."""
+        with self._lock:
+            model = self._models.get(work.model)
+            if model is None:
+                raise NoWorker(f"{work.model} is not loaded in this worker")
+            if work.fingerprint not in {"", model.fingerprint}:
+                raise NoWorker(f"this worker has {work.model} by now as {model.fingerprint}")
+            self._open[model.key] += 1
+            self._used_s[work.model] = time.monotonic()
+            return model
+
+    def _let_go(self, model: LoadedModel) -> None:
+        with self._lock:
+            self._open[model.key] -= 1
+
+    def _warm_up(self, model: LoadedModel) -> None:
+        for loop in self._loops:
+            own = loop.models.get(model.key)
+            if own is None:
+                continue
+            try:
+                for step in warm_up_steps(own, loop.passes, self._limits.batch_tokens):
+                    loop.call(step).result()
+            finally:
+                # The largest shapes that fit were tried: what they needed is not needed now.
+                loop.call(own.backend.free_memory).result()
+
+    def _bound_passes(self, models: Mapping[str, LoadedModel]) -> None:
+        """Let the limits of passes follow the models."""
+        self._limits = _limits(self._settings, models, on_cpu=True)
+        self._queue.window_tokens = _WINDOW_PASSES * self._limits.batch_tokens
+        for loop in self._loops:
+            loop.call(partial(loop.scheduler.bound, self._limits)).result()
+
+    def _start_loop(self, models: Mapping[str, LoadedModel], *, interactive_only: bool) -> DeviceLoop:
+        return DeviceLoop(self._queue, models, self._limits, self._fair_share, interactive_only=interactive_only)
+
+    def _add_stream(self, model: LoadedModel) -> None:
+        """Serve the model's interactive rows by its latency stream, if it has one."""
+        stream = model.backend.latency_stream
+        if stream is None:
+            return
+        own = replace(model, backend=stream)
+        if len(self._loops) == 1:
+            self._loops = (*self._loops, self._start_loop({own.key: own}, interactive_only=True))
+        else:
+            self._loops[1].call(partial(self._loops[1].add, own)).result()
+
+    def _forget(self, model: LoadedModel) -> None:
+        """Remove a model that has no rows from the loops, and free what its device keeps for it."""
+        for loop in self._loops:
+            loop.call(partial(loop.remove, model.key)).result()
+        self._loops[0].call(model.backend.free_memory).result()
+        self._queue.drop_lanes(model.key)
 
     def _retry_after_s(self, tokens: int) -> float:
         rate = self._loops[0].passes.tokens_per_s
         return min(max(tokens / rate, _LEAST_RETRY_S), _MOST_RETRY_S) if rate else _LEAST_RETRY_S
 
 
-def _latency_streams(models: Mapping[str, LoadedModel]) -> dict[str, LoadedModel]:
-    """Return the models that have a latency stream, with that for a backend."""
-    streams = {name: model.backend.latency_stream for name, model in models.items()}
-    return {name: replace(models[name], backend=stream) for name, stream in streams.items() if stream is not None}
-
-
-def _limits(settings: Settings, models: Mapping[str, LoadedModel]) -> Limits:
-    on_cpu = all(model.backend.device == "cpu" for model in models.values())
-    streams = max(model.backend.parallel for model in models.values())
+def _limits(settings: Settings, models: Mapping[str, LoadedModel], *, on_cpu: bool) -> Limits:
+    on_cpu = all(model.backend.device == "cpu" for model in models.values()) if models else on_cpu
+    streams = max((model.backend.parallel for model in models.values()), default=settings.threads)
     cpu_tokens = max(_CPU_BATCH_TOKENS, _CPU_STREAM_TOKENS * streams)
     return Limits(
         batch_tokens=settings.max_batch_tokens or (cpu_tokens if on_cpu else _GPU_BATCH_TOKENS),

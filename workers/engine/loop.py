@@ -24,6 +24,7 @@ from workers.engine.queue import WorkQueue
 from workers.engine.scheduler import RECENT_S, Limits, Scheduler
 from workers.engine.watchdog import DeviceHealth, Watchdog, end_process
 from workers.models.loaded import LoadedModel
+from workers.models.tokenizer import Tokens
 
 __all__ = ["DeviceLoop"]
 
@@ -38,11 +39,13 @@ class _Taken:
     """A batch that is this loop's.
 
     Attributes:
+        model: what computes it.
         started: its pass, where the device has it already.
         at_s: when it was taken.
     """
 
     batch: Batch
+    model: LoadedModel
     started: Started | None
     at_s: float
 
@@ -63,7 +66,7 @@ class DeviceLoop:
 
         Args:
             queue: where rows wait.
-            models: the loaded models, by card name.
+            models: the loaded models, by key.
             limits: bound each pass.
             fair_share: shared by all loops on a device.
             interactive_only: this loop owns latency streams. Another one serves the bulk rows of their models, and
@@ -72,18 +75,19 @@ class DeviceLoop:
         self.watchdog = Watchdog(limits.pass_timeout_s)
         self.health = DeviceHealth()
         self._device_calls: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
+        # Changed by the device's thread only, between two passes.
+        self.models = dict(models)
         self.scheduler = Scheduler(
             queue,
-            models,
+            self.models,
             limits,
             fair_share,
             interactive_only=interactive_only,
             interrupted=lambda: not self._device_calls.empty(),
         )
         self.passes = Passes(self.scheduler.cost, self.scheduler.sizes, self.watchdog, queue.clock)
-        self.models = models
         self._queue, self._limits = queue, limits
-        self._probes = {name: model.tokenizer.encode(["probe"], "end")[0].tokens for name, model in models.items()}
+        self._probes = {name: _make_probe(model) for name, model in models.items()}
         # Models whose last pass and probe failed, with the time when each is probed again.
         self._failing: dict[str, float] = {}
         # What was started behind the pass that is waited for, and when the device was done with the last batch.
@@ -102,11 +106,25 @@ class DeviceLoop:
         """Return the models that made no vector when they last ran, while others did."""
         return set(self._failing)
 
+    def add(self, model: LoadedModel) -> None:
+        """Run the model's batches from now on. Only on the device's thread, see `call`."""
+        self.models[model.key] = model
+        self._probes[model.key] = _make_probe(model)
+        self.scheduler.note_models()
+
+    def remove(self, key: str) -> None:
+        """Forget a model for which no row waits. Only on the device's thread, see `call`."""
+        for known in (self.models, self._probes, self._failing):
+            known.pop(key, None)
+        self.scheduler.note_models()
+
     def call(self, function: Callable[[], None]) -> Future[None]:
         """Run a function on the device's thread, between two passes."""
         future: Future[None] = Future()
         self._device_calls.put((function, future))
         self._queue.wake()
+        if not self._thread.is_alive():
+            self._run_device_calls(closed=True)
         return future
 
     def close(self, timeout_s: float) -> None:
@@ -160,7 +178,8 @@ class DeviceLoop:
         if batch is None:
             return None
         at_s = self._queue.clock()
-        return _Taken(batch, self.passes.start(self.models[batch.model], batch.rows), at_s)
+        model = self.models[batch.model]
+        return _Taken(batch, model, self.passes.start(model, batch.rows), at_s)
 
     def _works_ahead(self, taken: _Taken) -> bool:
         """Return whether to start the next pass behind this one: not where an interactive row would wait for both."""
@@ -172,7 +191,7 @@ class DeviceLoop:
     def _run_batch(self, taken: _Taken) -> None:
         batch = taken.batch
         try:
-            well = self.passes.run(self.models[batch.model], batch.rows, taken.started)
+            well = self.passes.run(taken.model, batch.rows, taken.started)
         except BaseException as error:
             log.exception("%s: a batch failed outside the model; its requests are ended", batch.model)
             for request in {row.request for row in batch.rows}:
@@ -197,7 +216,7 @@ class DeviceLoop:
                 self._failing.pop(name, None)
             else:
                 self._failing[name] = time.monotonic() + _PROBE_FAILING_S
-        self.health.note(well=len(self._failing) < len(self.models))
+        self.health.note(well=not self.models or len(self._failing) < len(self.models))
         sick_s = self.health.sick_s()
         if sick_s > self._limits.pass_timeout_s:
             # Some failures of a device stay with the process that met them; only a fresh one can use it again.
@@ -225,3 +244,7 @@ class DeviceLoop:
                 future.set_exception(error)
             else:
                 future.set_result(None)
+
+
+def _make_probe(model: LoadedModel) -> Tokens:
+    return model.tokenizer.encode(["probe"], "end")[0].tokens

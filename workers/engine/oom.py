@@ -43,14 +43,14 @@ class SafeSizes:
 
     def __init__(self, max_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
         """`max_tokens` is the budget while nothing went wrong; `clock` gives seconds."""
-        self._max_tokens = max_tokens
+        self.max_tokens = max_tokens
         self._clock = clock
         self._limits: dict[tuple[str, int], _Limit] = {}
 
     def limit(self, model: str, longest: int) -> int:
         """Return the budget for passes whose longest row has `longest` tokens."""
         found = self._limits.get((model, length_class(longest)))
-        return self._max_tokens if found is None else int(found.tokens)
+        return self.max_tokens if found is None else int(found.tokens)
 
     def shrink(self, model: str, longest: int, failed_tokens: int) -> None:
         """A pass of that many padded tokens did not fit: allow half of it from now on."""
@@ -72,9 +72,9 @@ class SafeSizes:
             found.held_until_s, found.hold_s = now_s, _FIRST_HOLD_S
         factor = min(_DOUBLING ** ((now_s - found.grown_at_s) / _DOUBLING_S), _DOUBLING)
         held = now_s < found.held_until_s
-        grown = min(found.tokens * factor, _SAME_SIZE * found.failed_tokens if held else self._max_tokens)
+        grown = min(found.tokens * factor, _SAME_SIZE * found.failed_tokens if held else self.max_tokens)
         found.tokens, found.grown_at_s = max(found.tokens, grown), now_s
-        if padded_tokens >= found.failed_tokens and found.tokens >= self._max_tokens:
+        if padded_tokens >= found.failed_tokens and found.tokens >= self.max_tokens:
             del self._limits[key]
 
 

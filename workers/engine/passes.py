@@ -113,7 +113,7 @@ class Passes:
 
     def _fits(self, model: LoadedModel, rows: Sequence[Row]) -> bool:
         longest = _longest(rows)
-        return _tokens(model, rows) <= self._sizes.limit(model.card.name, longest)
+        return _tokens(model, rows) <= self._sizes.limit(model.key, longest)
 
     def _run_part(self, model: LoadedModel, rows: Sequence[Row], started: Started | None) -> None:
         # The device began a pass that was started early when it was done with the one before.
@@ -137,7 +137,7 @@ class Passes:
                 row.request.accept(row.index, value)
 
     def _measure(self, model: LoadedModel, rows: Sequence[Row], pass_s: float) -> None:
-        name, longest = model.card.name, _longest(rows)
+        name, longest = model.key, _longest(rows)
         padded = _tokens(model, rows)
         if self._learns:
             self._cost.observe(name, longest, padded, pass_s * 1000)
@@ -151,7 +151,7 @@ class Passes:
         self._rate_s = self._rate_s * _KEEP + pass_s
 
     def _shrink(self, model: LoadedModel, rows: Sequence[Row], error: Exception) -> None:
-        name, longest = model.card.name, _longest(rows)
+        name, longest = model.key, _longest(rows)
         log.warning("%s: a pass of %d rows, longest %d tokens, failed: %s", name, len(rows), longest, error)
         if isinstance(error, OutOfMemory):
             self._sizes.shrink(name, longest, _tokens(model, rows))

@@ -57,7 +57,7 @@ class WorkQueue:
         """
         self.clock = clock
         self._max_tokens = max_tokens
-        self._window_tokens = window_tokens
+        self.window_tokens = window_tokens
         self._lock = threading.Lock()
         # One for each taker: waking a thread that has nothing to do costs more than taking a request in.
         self._changed: dict[Taker, threading.Condition] = {}
@@ -129,13 +129,19 @@ class WorkQueue:
         with self._lock:
             self._call_all()
 
-    def end_all(self, error: Exception) -> None:
-        """End everything that waits with this error."""
+    def end_all(self, error: Exception, model: str | None = None) -> None:
+        """End everything that waits, or all that waits for one model (its key), with this error."""
         with self._lock:
-            requests = list(self._waiting)
+            requests = [request for request in self._waiting if model in {None, request.model.key}]
             self._remove(set(requests))
         for request in requests:
             request.fail(error)
+
+    def drop_lanes(self, model: str) -> None:
+        """Forget a model (its key), for which nothing waits and nothing will come."""
+        with self._lock:
+            for lanes in self._lanes.values():
+                lanes.pop(model, None)
 
     def forget(self, request: PendingWork) -> None:
         """Free the places of a request that has ended."""
@@ -179,12 +185,12 @@ class WorkQueue:
         return self._changed.setdefault(taker, threading.Condition(self._lock))
 
     def _add(self, request: PendingWork, tokens: int) -> None:
-        service, model = request.service, request.model.card.name
+        service, model = request.service, request.model.key
         lanes = self._lanes[service]
         if model not in lanes:
             parallel = request.model.backend.parallel
             bulk = service is Service.BULK
-            lanes[model] = BulkLane(self._window_tokens, parallel) if bulk else InteractiveLane()
+            lanes[model] = BulkLane(self.window_tokens, parallel) if bulk else InteractiveLane()
         lanes[model].put(request)
         self._waiting[request] = tokens
         self._tokens[service] += tokens

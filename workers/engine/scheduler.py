@@ -92,7 +92,7 @@ class Scheduler:
 
         Args:
             queue: where rows wait.
-            models: the loaded models, by card name.
+            models: the loaded models, by key; after a change `note_models` is called.
             limits: bound each pass.
             fair_share: shared by all loops on a device.
             interactive_only: the loop owns latency streams.
@@ -103,12 +103,21 @@ class Scheduler:
         self.interrupted = interrupted
         self._queue, self._models, self._limits = queue, models, limits
         self._fair_share, self._interactive_only = fair_share, interactive_only
-        # Whether the device itself lets calls go first, so that no pass makes room for another.
-        self._preempted = _have_preemption(models, interactive_only=interactive_only)
+        self.note_models()
         self._longest: dict[tuple[str, Service], int] = {}
         self._last: _AnsweredPass | None = None
         # The part of just answered callers that came back in time, of late.
         self._returning = 0.0
+
+    def note_models(self) -> None:
+        """Note that the models have changed."""
+        # Whether the device itself lets calls go first, so that no pass makes room for another.
+        self._preempted = _have_preemption(self._models, interactive_only=self._interactive_only)
+
+    def bound(self, limits: Limits) -> None:
+        """Bound passes otherwise from now on."""
+        self._limits = limits
+        self.sizes.max_tokens = sizing.MOST_GROWTH * limits.batch_tokens
 
     def choose(self, interactive: bool, bulk: bool) -> Service:  # noqa: FBT001 - called by position
         """See `Taker.choose`."""

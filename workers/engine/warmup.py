@@ -4,7 +4,8 @@ Owns the choice of shapes. The first pass of a shape costs more than later ones 
 taken), and the cost model should know each length before it has to keep a bulk pass short.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,27 +18,34 @@ from workers.engine.pending import PendingWork
 from workers.models.loaded import LoadedModel
 from workers.models.tokenizer import Tokens
 
-__all__ = ["warm_up"]
+__all__ = ["warm_up_steps"]
 
 # Longer shapes are left out once warming up took this long: a large model on a CPU would take minutes.
 _ENOUGH_S = 5.0
 _LENGTHS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 256, 512, 2048, 8192)
 
 
-def warm_up(model: LoadedModel, passes: Passes, batch_tokens: int) -> None:
-    """Run one row and a full batch of each length, short ones first.
+def warm_up_steps(model: LoadedModel, passes: Passes, batch_tokens: int) -> Iterator[Callable[[], None]]:
+    """Yield passes with one row and with a full batch of each length, short ones first.
 
-    Raises:
-        WorkError: a row has no vector.
+    Each is to be called on the device's thread, which computes other work in between. It raises WorkError where a row
+    has no vector.
     """
-    started_s = passes.clock()
-    for length, rows in _shapes(model.tokenizer.max_tokens, batch_tokens):
-        if passes.clock() - started_s > _ENOUGH_S:
-            return
+    took_s = 0.0
+
+    def run(length: int, rows: int) -> None:
+        nonlocal took_s
+        started_s = passes.clock()
         # The first pass of a shape pays for the choice of kernels; the second costs what later ones will.
         with passes.unmeasured():
             _run(model, passes, length, rows)
         _run(model, passes, length, rows)
+        took_s += passes.clock() - started_s
+
+    for length, rows in _shapes(model.tokenizer.max_tokens, batch_tokens):
+        if took_s > _ENOUGH_S:
+            return
+        yield partial(run, length, rows)
 
 
 def _run(model: LoadedModel, passes: Passes, length: int, rows: int) -> None:

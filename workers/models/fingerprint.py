@@ -50,10 +50,10 @@ def make_fingerprint(card: ModelCard, dtype: str, made_by: str = "") -> str:
 def hash_recipe(recipe: Recipe) -> str:
     """Return the sha256 over the files that make the model's numbers, and how they are put together."""
     parts = [
-        _hash_files(recipe.transformer, ("config.json", *_weight_files(recipe.transformer))),
-        _hash_files(recipe.transformer, _TOKENIZER),
-        *(_hash_files(recipe.folder / step.path, _weight_files(recipe.folder / step.path)) for step in recipe.steps),
-        _hash_files(recipe.folder, ("colbert_linear.pt", "sparse_linear.pt")) if recipe.card.extras else "",
+        _hash_once(recipe.transformer, ("config.json", *_weight_files(recipe.transformer))),
+        _hash_once(recipe.transformer, _TOKENIZER),
+        *(_hash_once(recipe.folder / step.path, _weight_files(recipe.folder / step.path)) for step in recipe.steps),
+        _hash_once(recipe.folder, ("colbert_linear.pt", "sparse_linear.pt")) if recipe.card.extras else "",
         recipe.family,
         recipe.pooling,
         orjson.dumps([asdict(step) for step in recipe.steps]).decode(),
@@ -75,8 +75,14 @@ def hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
     return digest.hexdigest()
 
 
+def _hash_once(folder: Path, patterns: tuple[str, ...]) -> str:
+    """Return `hash_files`, read once for as long as the files stay as they are: a model may be loaded anew."""
+    found = [path.stat() for pattern in patterns for path in sorted(folder.glob(pattern))]
+    return _hash_files(folder, patterns, tuple((one.st_ino, one.st_size, one.st_mtime_ns) for one in found))
+
+
 @lru_cache(maxsize=64)
-def _hash_files(folder: Path, patterns: tuple[str, ...]) -> str:
+def _hash_files(folder: Path, patterns: tuple[str, ...], _: tuple[tuple[int, int, int], ...]) -> str:
     return hash_files(folder, patterns)
 
 

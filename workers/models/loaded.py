@@ -20,6 +20,7 @@ class LoadedModel:
         fingerprint: says which weights, tokenizer, pooling, precision and prompt made a vector: two vectors with
             the same fingerprint may be compared.
         fallback: why another backend runs it than was wanted; empty where it is that one.
+        key: under which the engine queues its rows: the card's name, or another one while two loads of the card exist.
     """
 
     card: ModelCard
@@ -27,3 +28,7 @@ class LoadedModel:
     backend: Backend
     fingerprint: str
     fallback: str = ""
+    key: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.key or self.card.name)
