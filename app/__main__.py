@@ -6,14 +6,14 @@ from pydantic import ValidationError
 
 from app.web_server import run_server
 from config.keyring import KeyringError
-from config.settings import Settings
+from config.settings import SettingsError, load_settings
 from tasks.errors import ConfigError
 
 
 def _main() -> int:
     try:
-        run_server(Settings())
-    except (ConfigError, KeyringError, ValidationError) as error:
+        run_server(load_settings())
+    except (ConfigError, KeyringError, SettingsError, ValidationError) as error:
         print(f"the web server does not start: {error}", file=sys.stderr)  # noqa: T201 - for the operator
         return 2
     return 0

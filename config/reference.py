@@ -60,7 +60,8 @@ def render_settings_page() -> str:
     lines = [
         "# Settings",
         "",
-        "Each is read from the environment or from a file `.env` in the working directory; the environment goes first.",
+        "Each is read from the environment, from `.env` or from `twolane.toml` (`port = 8000`) in the working",
+        "directory; the first of these decides. A name that is no setting is refused with the nearest that is.",
         "An empty value means the default. Settings that contradict each other stop the process at start, which names",
         "both. This page is written by `make docs` from `config/settings.py`.",
     ]

@@ -6,14 +6,21 @@ generated from here. Owns no connection and reads nothing at import.
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from config.redis_url import RedisAddress
+from config.setting_sources import UNKNOWN, explain_unknown, order_sources
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "SettingsError", "load_settings"]
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
@@ -26,10 +33,10 @@ def _also(name: str) -> AliasChoices:
 
 
 class Settings(BaseSettings):
-    """All settings. Each is read from the environment (prefix `TWOLANE_`) or from a `.env` file.
+    """All settings. Each is read from the environment (prefix `TWOLANE_`), from a `.env` file or from `twolane.toml`.
 
     Raises:
-        pydantic.ValidationError: a value has the wrong type, or two settings contradict each other.
+        pydantic.ValidationError: a value has the wrong type, a name is misspelt, or two settings contradict each other.
     """
 
     model_config = SettingsConfigDict(
@@ -283,6 +290,25 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level shown.")
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines.")
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - ours looks at the names too
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not used
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """See pydantic-settings: the sources, the one that decides first."""
+        return order_sources(settings_cls, init_settings, dotenv_settings)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unknown(cls, values: dict[str, object]) -> dict[str, object]:
+        if names := values.pop(UNKNOWN, ()):
+            raise ValueError(explain_unknown(cast("list[str]", names), cls.model_fields))
+        return values
+
     @field_validator("host")
     @classmethod
     def _read_host(cls, host: str) -> str:
@@ -340,6 +366,30 @@ def _require_room(settings: Settings, name: str, bytes_per_char: int) -> None:
         pair = f"TWOLANE_{name.upper()}={limit} and TWOLANE_MAX_TEXT_CHARS={most_chars}"
         needed = f"texts of so many characters may take {bytes_per_char * most_chars} bytes there"
         raise ValueError(f"{pair} contradict each other: {needed}")
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message is for the operator."""
+
+
+def load_settings() -> Settings:
+    """Return the settings of this process.
+
+    Raises:
+        SettingsError: a value is wrong, a name is misspelt, or two settings contradict each other.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError("; ".join(map(_describe, error.errors()))) from error
+
+
+def _describe(problem: ErrorDetails) -> str:
+    """Return one problem with the variable's name, and without its value, which may be a password."""
+    message = problem["msg"].removeprefix("Value error, ")
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    variable = name if name.isupper() else f"TWOLANE_{name.upper()}"
+    return f"{variable}: {message}" if name else message
 
 
 def _require(settings: Settings, smaller: str, larger: str) -> None:

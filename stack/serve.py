@@ -10,10 +10,8 @@ import sys
 import threading
 import time
 
-from pydantic import ValidationError
-
 from config.secrets import mask_secrets
-from config.settings import Settings
+from config.settings import Settings, SettingsError, load_settings
 from stack.plan import Plan, StackError, make_plan
 from stack.running import Stack
 
@@ -124,9 +122,9 @@ def _run(settings: Settings, terminal: _Terminal) -> None:
 def main() -> int:
     """Run until a signal; return the exit code."""
     try:
-        settings = Settings()
+        settings = load_settings()
         _run(settings, _Terminal(plain=settings.log_format == "json"))
-    except (StackError, ValidationError) as error:
+    except (StackError, SettingsError) as error:
         print(f"\nTwolane does not start: {error}", file=sys.stderr)
         return 1
     return 0

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from redis import RedisError
 
 from config.logging import configure_logging
-from config.settings import Settings
+from config.settings import Settings, SettingsError, load_settings
 from config.supervisor import EXIT_CONFIG, Program, SupervisedProcess, stop_all
 from tasks.connections import connect
 from tasks.errors import ConfigError
@@ -110,7 +110,7 @@ def _python_path() -> dict[str, str]:
 
 
 def _make_launcher() -> Launcher:
-    settings = Settings()
+    settings = load_settings()
     configure_logging(settings, "launcher")
     if not settings.redis_url:
         raise ConfigError("REDIS_URL is not set: workers need a server; `make serve` starts one by itself")
@@ -123,7 +123,7 @@ def main() -> int:
     """Start the workers of this machine; return the exit code."""
     try:
         launcher = _make_launcher()
-    except (ConfigError, ValidationError) as error:
+    except (ConfigError, SettingsError, ValidationError) as error:
         print(f"The workers cannot start: {error}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
         return EXIT_CONFIG
     for number in (signal.SIGTERM, signal.SIGINT):
