@@ -120,6 +120,10 @@ class SupervisedProcess:
             self._start_at_s = now_s + self.delay_s
         return code
 
+    def start_after(self, delay_s: float) -> None:
+        """Let its next start be due in so many seconds, instead of after `delay_s`, which stays as it is."""
+        self._start_at_s = time.monotonic() + delay_s
+
     def terminate(self) -> None:
         """Send it SIGTERM."""
         if self._process is not None:

@@ -186,6 +186,16 @@ def model_loader(model: str) -> Key:
     return Key(f"{_PREFIX}:model-loader:{model}")
 
 
+def device_reporters() -> Key:
+    """Sorted set: launchers of workers, by the time (ms) at which their report is over."""
+    return Key(f"{_PREFIX}:device-reporters")
+
+
+def device_reports() -> Key:
+    """Hash: how each launcher's devices are (JSON), by launcher id."""
+    return Key(f"{_PREFIX}:device-reports")
+
+
 def model_card(model: str) -> Key:
     """String: the card of a model as a worker has completed it from the model's folder (JSON)."""
     return Key(f"{_PREFIX}:model-card:{model}")

@@ -16,6 +16,7 @@ from app.http.errors import documented, not_ready_response
 from app.http.responses import json_response
 from app.services import Services, services
 from tasks.errors import NoWorker, StoreUnavailable
+from tasks.presence.device_states import DeviceReport, read_devices
 from tasks.presence.diagnosis import SICK, diagnose, explain
 from tasks.presence.eviction import warn_of_eviction
 from tasks.presence.worker_registry import WorkerInfo
@@ -57,7 +58,7 @@ def readyz() -> Response:
 
 @blueprint.get("/health", responses=documented(Readiness, NoWorker))
 def health() -> Response:
-    """Tell the same as the two probes, and which workers there are."""
+    """Tell the same as the two probes, which workers there are, and how their devices are."""
     live = services()
     state = _measure(live)
     state["workers"] = _workers(live) if state["store"] == "ok" else []
@@ -65,6 +66,7 @@ def health() -> Response:
     state["live"] = True
     with contextlib.suppress(RedisError):
         state["warnings"] = warn_of_eviction(live.redis)
+        state["devices"] = [_describe_device(report) for report in read_devices(live.redis)]
     return _render(state)
 
 
@@ -143,6 +145,11 @@ def _sick(live: Services) -> list[dict[str, Any]]:
         for member, condition in found
         if condition in SICK
     ]
+
+
+def _describe_device(report: DeviceReport) -> dict[str, Any]:
+    failed = {"failures": report.failures, "reason": report.reason} if report.failures else {}
+    return {"device": report.device, "state": report.state, **failed}
 
 
 def _calls(info: WorkerInfo) -> dict[str, Any]:

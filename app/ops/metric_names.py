@@ -46,6 +46,7 @@ METRICS = (
         ("condition",),
     ),
     Metric("twolane_workers_ready", "Workers that have loaded and warmed the model.", ("model",)),
+    Metric("twolane_devices", "Workers' places on devices: starting, ready, set_aside or refused.", ("state",)),
     Metric("twolane_workers_tokens_per_second", "Speed that the ready workers announce, in sum.", ("model",)),
     Metric("twolane_call_target_seconds", "What a small call should take inside a worker (p99).", ("model",)),
     Metric("twolane_call_p99_seconds", "What calls took there in the last minute; slowest worker.", ("model",)),

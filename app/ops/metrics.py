@@ -33,6 +33,7 @@ from app.services import Services
 from tasks.errors import LaneFull, StoreUnavailable
 from tasks.jobs.job import TERMINAL
 from tasks.lanes import Service
+from tasks.presence.device_states import count_states, read_devices
 from tasks.presence.diagnosis import Condition, diagnose
 from tasks.presence.statistics import LaneStatistics, StoreStatistics, read_statistics
 from tasks.presence.worker_registry import WorkerInfo
@@ -141,6 +142,7 @@ class _SharedState(Collector):
             reading = read_statistics(live.redis, live.settings, slugs)
             ready = live.presence.ready_models()
             conditions = collections.Counter(diagnose(member) for member in live.fleet.members())
+            devices = count_states(read_devices(live.redis))
         except (RedisError, StoreUnavailable) as error:
             _log.warning("a scrape found no store: %s", type(error).__name__)
             yield _gauge("twolane_store_up", {(): 0})
@@ -149,6 +151,7 @@ class _SharedState(Collector):
         yield from _describe_store(reading)
         yield _gauge("twolane_workers", {(name,): conditions[name] for name in get_args(Condition)})
         yield from _describe_workers(slugs, ready)
+        yield _gauge("twolane_devices", {(state,): count for state, count in devices.items()})
         yield from _describe_lanes(reading.lanes, ready)
 
 

@@ -113,6 +113,8 @@ def test_a_killed_worker_is_started_again_and_serves(fake_stack: RunningStack) -
     body = {"model": "fake", "input": "again"}
     answer = httpx.post(f"{fake_stack.url}/v1/embeddings", json=body, timeout=30)
     assert answer.status_code == 200, answer.text
+    again = [{"device": "cpu", "state": "ready", "failures": 1, "reason": "its worker ended by signal 9"}]
+    wait_until(lambda: httpx.get(f"{fake_stack.url}/health").json()["devices"] == again, 20)
 
 
 def test_a_killed_launcher_takes_its_worker_with_it_and_both_are_started_again(fake_stack: RunningStack) -> None:

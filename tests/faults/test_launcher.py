@@ -2,9 +2,10 @@
 
 import logging
 import os
+import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -103,6 +104,66 @@ def test_every_worker_sees_its_own_device_and_its_share_of_the_cores(
     said = sorted(capfd.readouterr().out.splitlines())
     assert [line.split()[:2] for line in said] == [["GPU-aaaa", "cuda"], ["GPU-bbbb", "cuda"]]
     assert all(int(number) >= share for line in said for number in line.split()[2:])
+
+
+@pytest.fixture
+def second_fails(runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[Launcher]:
+    """A launcher with a worker that runs and one that always dies; gone at the end."""
+    monkeypatch.setattr(supervisor, "_FIRST_DELAY_S", 0.02)
+    monkeypatch.setattr(launch, "_LONGEST_DELAY_S", 0.1)
+    runs("import os, time; os.environ['CUDA_VISIBLE_DEVICES'] == 'GPU-gpu1' and os._exit(3); time.sleep(60)")
+    launcher = make("gpu0", "gpu1", stop_s=0.1)
+    thread, _ = in_thread(launcher)
+    yield launcher
+    launcher.stop()
+    thread.join()
+
+
+def failures(launcher: Launcher, ready: set[str]) -> int:
+    """How often the second device failed, seen while these workers are ready."""
+    return launcher.look(ready)[1].failures
+
+
+def running(name: str) -> set[str]:
+    """The ids of the workers that run, if they have this name."""
+    return {f"{name}.{os.getpid()}@{socket.gethostname()}#{child.pid}" for child in children()}
+
+
+def test_a_device_that_keeps_failing_is_set_aside_while_another_one_is_ready(
+    second_fails: Launcher, caplog: pytest.LogCaptureFixture
+) -> None:
+    wait_until(lambda: failures(second_fails, set()) > 6)
+    assert second_fails.look(set())[1].state == "starting", "nobody is ready: it is not set aside"
+    well = running("gpu0")
+    wait_until(lambda: [report.state for report in second_fails.look(well)] == ["ready", "set_aside"])
+    told = second_fails.look(well)[1]
+    assert (told.device, told.reason) == ("gpu1", "its worker ended with code 3")
+    assert "device gpu1 is set aside" in caplog.text
+    # The last one that was ready is gone: it is tried again at once.
+    wait_until(lambda: failures(second_fails, set()) > told.failures + 1)
+
+
+def test_a_device_that_was_set_aside_is_tried_again_after_a_while(
+    second_fails: Launcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "_ASIDE_S", 0.3)
+    wait_until(children)
+    wait_until(lambda: failures(second_fails, running("gpu0")) > launch._MOST_FAILURES)
+
+
+def test_failures_are_forgotten_when_the_worker_was_ready_for_a_minute(
+    runs: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(launch, "_STEADY_S", 0.0)
+    (tmp_path / "fail").touch()
+    runs(f"import pathlib, time; time.sleep(60 if not pathlib.Path('{tmp_path}/fail').exists() else 0); exit(3)")
+    launcher = make("cpu", stop_s=0.1)
+    thread, _ = in_thread(launcher)
+    wait_until(lambda: launcher.look(())[0].failures >= 1)
+    (tmp_path / "fail").unlink()
+    wait_until(lambda: launcher.look(running("cpu"))[0].failures == 0)
+    launcher.stop()
+    thread.join()
 
 
 def test_a_worker_that_does_not_stop_is_killed_when_its_time_is_over(runs: Callable[[str], None]) -> None:
