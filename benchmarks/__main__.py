@@ -33,6 +33,7 @@ SUITES = {
     "gpu-engine": "our engine on a card, as shares of its rate of products: base, m3, reranker and Qwen3 shapes",
     "gpu-peers": "the same texts by FlagEmbedding and sentence-transformers, at their best batch size",
     "gpu-lanes": "small calls beside bulk work that saturates the card",
+    "gpu-stack": "the whole stack on a card: 200,000 passages, small calls, both, and a worker killed in the middle",
     "gpu-memory": "what models take on the host while loaded, and on the card",
 }
 

@@ -74,12 +74,12 @@ def ceiling(bench: Bench) -> Iterator[Hosted]:
         yield gemm
 
 
-def share(gemm: Hosted, subject: Subject, length: int, seconds: float) -> float:
-    """Return the percent of A at which all items of a length were computed in so many seconds, A measured now."""
+def share(gemm: Hosted, subject: Subject, tokens: NDArray[np.int64], seconds: float) -> float:
+    """Return the percent of A at which texts of these lengths were computed in so many seconds, A measured now."""
     path = BUILD / "gemm.npy"
     gemm.run([0], save=path)
     count = decoder_flops if subject.shape.family == "decoder" else encoder_flops
-    return 100 * count(subject.folder, subject.tokens[length]) / seconds / float(np.load(path).max())
+    return 100 * count(subject.folder, tokens) / seconds / float(np.load(path).max())
 
 
 def _subject(bench: Bench, shape: Shape, folder: Path) -> Subject:

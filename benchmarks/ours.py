@@ -157,6 +157,10 @@ class Ours:
         fetched_s = time.perf_counter() - started_s
         return JobRun(job, accepted_s, ended_s, fetched_s, np.load(io.BytesIO(file)))
 
+    def vectors(self, job_id: str) -> NDArray[np.float32]:
+        """Return the vectors of a job in the order of its texts, shape (n, dimension)."""
+        return np.asarray(np.load(io.BytesIO(self.fetch(job_id))))
+
     def call(
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def _measure(bench: Bench, gemm: Hosted, subject: Subject, named: tuple[str, Hos
         contender.run(items)
         for _ in range(bench.plan.rounds):
             seconds = contender.run(items).seconds
-            percent = share(gemm, subject, length, seconds)
+            percent = share(gemm, subject, subject.tokens[length], seconds)
             bench.sheet.add(
                 place, f"{shape} at {length}", tokens / seconds, "tokens/s", "higher", f"{len(items)} items"
             )

@@ -108,10 +108,10 @@ def _write(bench: Bench, subject: str, condition: str, traffic: Traffic) -> None
 
 
 @contextmanager
-def saturated(bench: Bench, ours: Ours) -> Iterator[_Progress]:
+def saturated(bench: Bench, ours: Ours, texts: int = _JOB_TEXTS) -> Iterator[_Progress]:
     """Keep a job running that is longer than the block, and watch how fast it goes; it is cancelled at the end."""
     passages = bench.corpus.passages[: bench.plan.job_passages]
-    job = ours.submit(lines(repeat(passages, _JOB_TEXTS)))
+    job = ours.submit(lines(repeat(passages, texts)))
     progress, stop = _Progress(), threading.Event()
     watcher = threading.Thread(target=_watch, args=(ours, job["id"], progress, stop), daemon=True)
     try:

@@ -13,6 +13,7 @@ from benchmarks.goals import GOALS, judge
 from benchmarks.machine import describe, name
 from benchmarks.report import DOCS, write_docs, write_results
 from benchmarks.sheet import Sheet
+from benchmarks.suites.gpu_stack import misplaced
 from benchmarks.wire import Incoming
 
 
@@ -156,3 +157,13 @@ def test_a_quick_run_says_that_it_is_one() -> None:
 
 def test_a_machine_is_named_by_its_processor() -> None:
     assert name({"cpu": "AMD EPYC (Genoa) 9R14", "usable": 4, "gpus": []}) == "amd-epyc-genoa-9r14-4c"
+
+
+def test_a_vector_of_another_text_is_seen_where_all_vectors_are_much_alike() -> None:
+    expected = 1 + 0.01 * np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32)
+    computed = expected + np.float32(1e-5)
+    assert misplaced(computed, expected) == 0
+    computed[[7, 9]] = computed[[9, 7]]
+    computed[20] = np.nan
+    assert misplaced(computed, expected) == 3
+    assert misplaced(computed[:-1], expected) == 50, "one is missing"
