@@ -14,7 +14,7 @@ from tests.support.client_pages import ADDRESS, PAGES, TEXTS, read_installs, rea
 CONFIGURED = {"open-webui", "dify"}
 CLIENTS = {
     *CONFIGURED, "openai-python", "openai-node", "cohere", "litellm", "langchain", "llama-index", "haystack",
-    "chromadb", "text-embeddings-inference", "ollama", "azure-openai", "voyageai", "nvidia",
+    "chromadb", "text-embeddings-inference", "ollama", "azure-openai", "voyageai", "nvidia", "generated",
 }  # fmt: skip
 PROGRAMMED = sorted(CLIENTS - CONFIGURED)
 
