@@ -4,7 +4,7 @@ from flask import Flask
 
 from app.access.auth import Authenticator, protect
 from app.access.key_store import KeyStore
-from app.access.limits import Limiter, limit
+from app.access.limits import limit
 from app.admin import key_routes
 from app.admin import routes as admin_routes
 from app.batches import files_routes
@@ -18,6 +18,8 @@ from app.http.places import Places
 from app.http.request_ids import install_tracing
 from app.http.responses import install_compression
 from app.inference import embeddings, models, rerank
+from app.inference.calls import DirectCalls
+from app.inference.schemas import EmbeddingsRequest, RerankRequest
 from app.jobs import events_routes, results_routes
 from app.jobs import routes as jobs_routes
 from app.jobs.schemas import JobEstimate, JobRequest, ResultPage
@@ -47,16 +49,17 @@ def create_app(settings: Settings) -> Flask:
     app.config["MIN_CLIENT_BYTES_S"] = settings.min_client_bytes_s
     live = build_services(settings)
     install_services(app, live)
-    install_metrics(app, Metrics(live, places))
+    metrics_of_app, authenticator = Metrics(live, places), Authenticator(settings, KeyStore(live.redis))
+    install_metrics(app, metrics_of_app)
     install_errors(app)
     install_tracing(app)
     install_compression(app)
     if settings.cors_origins:
         install_cors(app, settings.cors_origins)
-    authenticator = Authenticator(settings, KeyStore(live.redis))
     protect(app, authenticator)
-    if settings.keys_file is not None:
-        limit(app, Limiter(live.redis))
+    if live.limiter is not None:
+        limit(app, live.limiter)
+    _answer_directly(DirectCalls(app, live, authenticator, metrics_of_app.note))
     for routes in (embeddings, rerank, *_JOBS, *_BATCHES, models, model_routes, health):
         app.register_api(routes.blueprint)
     app.register_api(admin_routes.blueprint)
@@ -68,3 +71,9 @@ def create_app(settings: Settings) -> Flask:
     for model in (JobEstimate, JobRequest, ResultPage):
         register_schema(app, model)
     return app
+
+
+def _answer_directly(direct: DirectCalls) -> None:
+    direct.add(embeddings.PATH, EmbeddingsRequest, embeddings.describe_embeddings)
+    for path in rerank.PATHS:
+        direct.add(path, RerankRequest, rerank.describe_rerank)

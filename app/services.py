@@ -14,6 +14,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
+from app.access.limits import Limiter
 from config.catalog import Catalog, load_catalog
 from config.settings import Settings
 from tasks.files.batches import BatchStore
@@ -50,6 +51,8 @@ class Services:
     activity: ActivityRecorder
     files: FileStore
     batches: BatchStore
+    # None where no key has a limit.
+    limiter: Limiter | None
     # Set when a batch was created or cancelled here, so that the scheduler's next run begins at once.
     batch_wake: threading.Event
 
@@ -97,6 +100,7 @@ def build_services(settings: Settings) -> Services:
         activity=ActivityRecorder(redis),
         files=FileStore(redis, settings),
         batches=BatchStore(redis, settings),
+        limiter=Limiter(redis) if settings.keys_file is not None else None,
         batch_wake=threading.Event(),
     )
 

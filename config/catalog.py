@@ -5,6 +5,7 @@ out is read from the model's folder by the worker that loads it (`workers.models
 """
 
 import difflib
+import functools
 import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
@@ -167,6 +168,7 @@ class ModelCard(BaseModel):
         return slug_of(self.name)
 
 
+@functools.lru_cache(1024)
 def slug_of(name: str) -> str:
     """Return a card's name as it may stand in a queue name or a Redis key: lower case, no slash, no space."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name.lower())

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, cast
 
 from flask import Flask, current_app, g, request
-from werkzeug.datastructures import Headers
 
 from app.access.key_store import KeyRecord, KeyStore, key_id
 from app.http.places import current_place
@@ -25,6 +24,7 @@ __all__ = [
     "OPEN_TENANT",
     "Authenticator",
     "Tenant",
+    "check_rights",
     "current_authenticator",
     "current_tenant",
     "find_card",
@@ -127,14 +127,18 @@ class Authenticator:
         except KeyringError as error:
             raise ConfigError(str(error)) from error
 
-    def resolve_tenant(self, authorization: str) -> Tenant:
+    def resolve_tenant(self, authorization: str, bare_key: str = "") -> Tenant:
         """Return the tenant of an `Authorization` header, `Bearer <key>` (RFC 6750); empty: there was none.
+
+        Clients of Azure send the bare key instead, as `api-key`.
 
         Raises:
             AuthenticationError: there is no key or it is not known; the message does not repeat it.
         """
         if self._file is None:
             return OPEN_TENANT
+        if bare_key and not authorization:
+            authorization = f"Bearer {bare_key}"
         scheme, _, secret = authorization.strip().partition(" ")
         if scheme.lower() != "bearer" or not secret.strip():
             raise AuthenticationError("No API key provided: send the header `Authorization: Bearer <your key>`.")
@@ -189,14 +193,10 @@ def protect(app: Flask, authenticator: Authenticator) -> None:
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             # A preflight (Fetch standard, 3.2.2): it brings no key, and its answer says what a page may send.
             return
-        g.tenant = tenant = authenticator.resolve_tenant(_read_authorization(request.headers))
-        set_origin(Origin(tenant.actor, current_request_id()))
-        if tenant is not OPEN_TENANT:
-            current_place().join(f"the keys of {tenant.name}")
-        if request.path in _ADMIN_PATHS or request.path.startswith(_ADMIN_FOLDER):
-            require_admin()
-        if tenant.read_only and request.method not in _SAFE_METHODS:
-            raise PermissionDenied("This key has `read_only = true`: it may look and not change.")
+        g.tenant = tenant = authenticator.resolve_tenant(
+            request.headers.get("Authorization", ""), request.headers.get("api-key", "")
+        )
+        check_rights(tenant, request.method, request.path)
 
     app.extensions[_KEY] = authenticator
     app.before_request(authenticate)
@@ -215,6 +215,22 @@ def require_admin() -> None:
     """
     if not current_tenant().admin:
         raise PermissionDenied("This needs a key with `admin = true`.")
+
+
+def check_rights(tenant: Tenant, method: str, path: str) -> None:
+    """Note who is asking, and refuse what the key may not do.
+
+    Raises:
+        LaneFull: the tenant's keys hold most places of this kind already.
+        PermissionDenied: the path is an operator's, or the key may only read.
+    """
+    set_origin(Origin(tenant.actor, current_request_id()))
+    if tenant is not OPEN_TENANT:
+        current_place().join(f"the keys of {tenant.name}")
+    if (path in _ADMIN_PATHS or path.startswith(_ADMIN_FOLDER)) and not tenant.admin:
+        raise PermissionDenied("This needs a key with `admin = true`.")
+    if tenant.read_only and method not in _SAFE_METHODS:
+        raise PermissionDenied("This key has `read_only = true`: it may look and not change.")
 
 
 def current_tenant() -> Tenant:
@@ -263,14 +279,6 @@ def visible_cards(catalog: Catalog) -> list[ModelCard]:
     """Return the models that the tenant may use, in the catalogue's order."""
     tenant = current_tenant()
     return [card for card in catalog if tenant.may_use(card)]
-
-
-def _read_authorization(headers: Headers) -> str:
-    """Return the `Authorization` header, or what it would be: clients of Azure send the bare key as `api-key`."""
-    if authorization := headers.get("Authorization", ""):
-        return authorization
-    key = headers.get("api-key", "")
-    return f"Bearer {key}" if key else ""
 
 
 def _is_open(path: str) -> bool:

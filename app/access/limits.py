@@ -6,6 +6,7 @@ cannot be read, the request is refused: a limit never fails open. The library is
 server without keys has none, and starts without it.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from app.access.auth import Tenant
 from tasks import keys
 from tasks.errors import RateLimited, StoreUnavailable, TooLarge
 
-__all__ = ["Limiter", "WindowUsage", "charge_tokens", "limit"]
+__all__ = ["Limiter", "WindowUsage", "limit"]
 
 T = TypeVar("T")
 Kind = Literal["requests", "tokens"]
@@ -121,6 +122,12 @@ class Limiter:
                 headers[f"x-ratelimit-reset-{kind}"] = f"{math.ceil(usage.wait_s(most, most))}s"
         return headers
 
+    def add_headers(self, tenant: Tenant, response: Response) -> None:
+        """Put the key's limits on an answer."""
+        # The answer is made already; the next request is the one to be refused.
+        with contextlib.suppress(StoreUnavailable):
+            response.headers.update(self.write_headers(tenant))
+
     def _ask(self, question: Callable[[], T]) -> T:
         try:
             return question()
@@ -135,36 +142,16 @@ def limit(app: Flask, limiter: Limiter) -> None:
     """
 
     def charge_request() -> None:
-        g.limiter = limiter
         if "tenant" in g:
             limiter.charge(g.tenant, "requests")
 
     def add_headers(response: Response) -> Response:
         if "tenant" in g:
-            try:
-                response.headers.update(limiter.write_headers(g.tenant))
-            except StoreUnavailable:
-                # The answer is made already; the next request is the one to be refused.
-                return response
+            limiter.add_headers(g.tenant, response)
         return response
 
     app.before_request(charge_request)
     app.after_request(add_headers)
-
-
-def charge_tokens(tokens: int) -> None:
-    """Charge the request in progress for the tokens that it wants computed at once; call it before the work is sent.
-
-    Queued jobs pay no tokens: what they may hold is limited by `max_queued_items`.
-
-    Raises:
-        RateLimited: the key has used up its tokens.
-        TooLarge: the request needs more than a whole minute's tokens.
-        StoreUnavailable: the counters cannot be reached.
-    """
-    limiter: Limiter | None = g.get("limiter")
-    if limiter is not None:
-        limiter.charge(g.tenant, "tokens", tokens)
 
 
 def _read_limit(tenant: Tenant, kind: Kind) -> int | None:

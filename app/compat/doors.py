@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from app.access.auth import current_tenant, find_card
 from app.fields import ModelName, Truncate
 from app.http.bodies import explain_invalid
-from app.inference.calls import answer_or_queue
+from app.inference.calls import SynchronousCall, answer_or_queue
 from app.inference.schemas import EmbeddingsRequest
 from app.services import services
 from app.submission.orders import make_order
@@ -110,7 +110,7 @@ def embed(
         tasks.errors.TwolaneError: as `answer_or_queue`.
     """
     order = make_order(card, "embeddings", wanted)
-    return answer_or_queue(order, (Item(text) for text in texts), len(texts), body, render)
+    return answer_or_queue(SynchronousCall(order, (Item(text) for text in texts), len(texts), body, render))
 
 
 def rank(
@@ -127,7 +127,7 @@ def rank(
     """
     order = make_order(card, "rerank", wanted)
     items = (Item(document, query=query) for query, document in pairs)
-    return answer_or_queue(order, items, len(pairs), body, render)
+    return answer_or_queue(SynchronousCall(order, items, len(pairs), body, render))
 
 
 def reread(model: type[M], fields: Mapping[str, Any]) -> M:

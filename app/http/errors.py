@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from flask import Flask, Response, g, has_app_context
+from flask import Flask, Response
 from flask_openapi3.models import OPENAPI3_REF_PREFIX
 from flask_openapi3.types import ResponseDict
 from pydantic import BaseModel, ValidationError
@@ -52,11 +52,13 @@ __all__ = [
     "ErrorBody",
     "RangeNotSatisfiable",
     "documented",
+    "error_code",
     "install_errors",
     "not_ready_response",
     "raise_item_errors",
     "refuse_invalid_body",
     "render_error",
+    "render_failure",
     "status_of",
 ]
 
@@ -100,6 +102,12 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 _HTTP_MESSAGES = {404: "there is nothing at this address; /docs lists what there is"}
 _HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: TooLarge.code}
 _RETRY_AFTER_MIN_S, _RETRY_AFTER_MAX_S = 1, 60
+
+
+class _ErrorResponse(Response):
+    """An answer that knows the code of its error, for the metrics."""
+
+    code = ""
 
 
 class ErrorDetail(BaseModel):
@@ -160,8 +168,6 @@ def render_error(error: TwolaneError) -> Response:
     """Return the answer for one of our own errors."""
     status = status_of(type(error))
     response = _respond(status, error.message, param=getattr(error, "param", None), code=error.code)
-    if has_app_context():
-        g.error_code = error.code  # counted with the answer, see `app.ops.metrics`
     if isinstance(error, CapacityError | EngineClosed):
         response.headers["Retry-After"] = str(_whole_seconds(getattr(error, "retry_after_s", 1.0)))
     if isinstance(error, AuthenticationError):
@@ -169,6 +175,20 @@ def render_error(error: TwolaneError) -> Response:
     if status in _RETRIED_BY_CLIENTS and not error.retryable:
         response.headers["x-should-retry"] = "false"
     return response
+
+
+def error_code(response: Response) -> str:
+    """Return the code of the error that an answer tells; empty: it tells none of ours."""
+    return str(getattr(response, "code", ""))
+
+
+def render_failure(error: Exception) -> Response:
+    """Return the answer for anything that a handler raised, outside of Flask too."""
+    if isinstance(error, TwolaneError):
+        return render_error(error)
+    if isinstance(error, ValidationError):
+        return refuse_invalid_body(error)
+    return _render_store_failure(error) if isinstance(error, RedisError) else _render_unexpected(error)
 
 
 def refuse_invalid_body(error: ValidationError) -> Response:
@@ -207,7 +227,9 @@ def raise_item_errors(errors: Mapping[int, ItemError]) -> None:
 def _respond(status: int, message: str, *, param: str | None, code: str | None) -> Response:
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     body = {"error": {"message": message, "type": kind, "param": param, "code": code}, "detail": message}
-    return Response(orjson.dumps(body), status, mimetype="application/json")
+    response = _ErrorResponse(orjson.dumps(body), status, mimetype="application/json")
+    response.code = code or ""
+    return response
 
 
 def _whole_seconds(seconds: float) -> int:

@@ -60,6 +60,8 @@ class Api(OpenAPI):
         self.places = places
         # Called with each answer that was refused for want of a place: none of the app's hooks sees those.
         self.note_refusal: Callable[[Response], object] = lambda _: None
+        # By path: answers a request with a small body without Flask, or returns None and leaves it to Flask.
+        self.direct: dict[str, Callable[[WSGIEnvironment, StartResponse], list[bytes] | None]] = {}
         self._described_later: list[Callable[[], APIBlueprint]] = []
         self._described: list[str] = []
         self._description_lock = threading.Lock()
@@ -107,8 +109,12 @@ class Api(OpenAPI):
         if (place := self.places.take(kind)) is None:
             return self._refuse(kind, environ)(environ, start_response)
         environ[PLACE] = place
+        answer: Iterable[bytes] | None = None
         try:
-            answer = super().wsgi_app(environ, start_response)
+            if kind is Kind.SMALL and (direct := self.direct.get(environ["PATH_INFO"])) is not None:
+                answer = direct(environ, start_response)
+            if answer is None:
+                answer = super().wsgi_app(environ, start_response)
         except BaseException:
             place.release()
             raise

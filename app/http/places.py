@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple, Self
@@ -19,12 +20,23 @@ from flask import has_request_context, request
 
 from tasks.errors import LaneFull
 
-__all__ = ["PLACE", "SMALL_BODY_BYTES", "HeldAnswer", "Kind", "Place", "Places", "current_place", "find_kind"]
+__all__ = [
+    "PLACE",
+    "SMALL_BODY_BYTES",
+    "HeldAnswer",
+    "Kind",
+    "Place",
+    "Places",
+    "at_place",
+    "current_place",
+    "find_kind",
+]
 
 # Up to here a body comes in one go, or a proxy in front sees to it.
 SMALL_BODY_BYTES = 64 * 1024
 # The WSGI environment has the place of its request under this name.
 PLACE = "twolane.place"
+_place: ContextVar["Place | None"] = ContextVar("twolane_place", default=None)
 _PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 _CANCELS = ("/v1/jobs/", "/v1/batches/")
 # Of the places of a kind, the part that one key or the waiting calls of one model may hold.
@@ -257,5 +269,17 @@ def find_kind(environ: Mapping[str, Any]) -> Kind:
 
 def current_place() -> Place:
     """Return the place of the request in progress; outside of one, a place that counts nowhere."""
-    place: Place | None = request.environ.get(PLACE) if has_request_context() else None
+    place = _place.get()
+    if place is None and has_request_context():
+        place = request.environ.get(PLACE)
     return place or Place(None, Kind.CONTROL)
+
+
+@contextmanager
+def at_place(place: Place) -> Iterator[None]:
+    """Let `current_place` be this one while the block runs, for a request that Flask does not handle."""
+    token = _place.set(place)
+    try:
+        yield
+    finally:
+        _place.reset(token)

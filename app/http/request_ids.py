@@ -12,7 +12,14 @@ from contextvars import ContextVar
 
 from flask import Flask, Response, g, request
 
-__all__ = ["RequestIdFilter", "choose_request_id", "current_request_id", "install_tracing"]
+__all__ = [
+    "RequestIdFilter",
+    "begin_request",
+    "choose_request_id",
+    "current_request_id",
+    "finish_request",
+    "install_tracing",
+]
 
 _log = logging.getLogger(__name__)
 _request_id: ContextVar[str] = ContextVar("twolane_request_id", default="")
@@ -58,19 +65,36 @@ def install_tracing(app: Flask) -> None:
     app.after_request(_finish)
 
 
-def _begin() -> None:
+def begin_request(asked: str) -> None:
+    """Give the request that this thread begins the ID that its caller asked for, or a new one."""
     # A thread serves one request after another: each overwrites the id of the one before.
-    _request_id.set(choose_request_id(request.headers.get("x-request-id", "")))
+    _request_id.set(choose_request_id(asked))
+
+
+def finish_request(response: Response, method: str, route: str, started_s: float) -> None:
+    """Put the headers on the answer that every answer carries, and write its log line.
+
+    Args:
+        response: the answer.
+        method: of the request.
+        route: the path as it was registered.
+        started_s: `time.perf_counter()` at which it began.
+    """
+    response.headers["x-request-id"] = current_request_id()
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    took_ms = (time.perf_counter() - started_s) * 1000
+    answered = response.status_code in {200, 503}
+    level = logging.DEBUG if route in _PROBES and answered else logging.INFO
+    _log.log(level, "%s %s %d %.1f ms", method, route, response.status_code, took_ms)
+
+
+def _begin() -> None:
+    begin_request(request.headers.get("x-request-id", ""))
     g.started_s = time.perf_counter()
 
 
 def _finish(response: Response) -> Response:
-    response.headers["x-request-id"] = current_request_id()
-    response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    took_ms = (time.perf_counter() - g.get("started_s", time.perf_counter())) * 1000
-    answered = response.status_code in {200, 503}
-    level = logging.DEBUG if request.path in _PROBES and answered else logging.INFO
-    _log.log(level, "%s %s %d %.1f ms", request.method, _route(), response.status_code, took_ms)
+    finish_request(response, request.method, _route(), g.get("started_s", time.perf_counter()))
     return response
 
 

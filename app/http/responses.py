@@ -9,15 +9,17 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from flask import Flask, Response, request
+from flask import Flask, Response, current_app, request
 from flask_compress import Compress
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["WholeResponse", "encode_json", "install_compression", "json_response"]
+__all__ = ["WholeResponse", "compress_whole", "encode_json", "install_compression", "json_response"]
 
+_COMPRESS = "twolane-compress"
 _ALGORITHMS = ("zstd", "gzip")
+_LEAST_BYTES = 32 * 1024
 _TEXTS = frozenset({"application/json", "application/x-ndjson", "text/html", "text/css", "text/javascript"})
 
 
@@ -48,7 +50,7 @@ def install_compression(app: Flask) -> None:
     app.config.update(
         COMPRESS_REGISTER=False,
         COMPRESS_MIMETYPES=list(_TEXTS),
-        COMPRESS_MIN_SIZE=32 * 1024,
+        COMPRESS_MIN_SIZE=_LEAST_BYTES,
         COMPRESS_LEVEL=1,
         COMPRESS_ZSTD_LEVEL=1,
         COMPRESS_ALGORITHM=list(_ALGORITHMS),
@@ -56,17 +58,27 @@ def install_compression(app: Flask) -> None:
         # Routes that have an ETag answer conditional requests themselves.
         COMPRESS_EVALUATE_CONDITIONAL_REQUEST=False,
     )
-    compress = Compress(app)
+    app.extensions[_COMPRESS] = Compress(app)
+    app.after_request(_compress)
 
-    @app.after_request
-    def compress_text(response: Response) -> Response:
-        if response.mimetype not in _TEXTS:
-            return response
-        # `*` alone is no wish: the library would take the first algorithm for it.
-        wishes = request.accept_encodings
-        named = any(name in wishes.values() and wishes[name] > 0 for name in _ALGORITHMS)
-        if named and request.method != "HEAD" and response.status_code != 206:
-            compressed: Response = compress.after_request(response)
-            return compressed
-        response.vary.add("Accept-Encoding")
+
+def compress_whole(app: Flask, environ: "WSGIEnvironment", response: Response) -> Response:
+    """Compress an answer in JSON that was made outside of Flask, which is needed for a large one only."""
+    if "HTTP_ACCEPT_ENCODING" in environ and (response.content_length or 0) >= _LEAST_BYTES:
+        with app.request_context(environ):
+            return _compress(response)
+    response.headers["Vary"] = "Accept-Encoding"
+    return response
+
+
+def _compress(response: Response) -> Response:
+    if response.mimetype not in _TEXTS:
         return response
+    # `*` alone is no wish: the library would take the first algorithm for it.
+    wishes = request.accept_encodings
+    named = any(name in wishes.values() and wishes[name] > 0 for name in _ALGORITHMS)
+    if named and request.method != "HEAD" and response.status_code != 206:
+        compressed: Response = current_app.extensions[_COMPRESS].after_request(response)
+        return compressed
+    response.vary.add("Accept-Encoding")
+    return response

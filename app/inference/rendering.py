@@ -86,6 +86,6 @@ def render_ranking(
 
 def count_usage(outcomes: Outcomes) -> dict[str, int]:
     """Return the `usage` of an answer: tokens that the model read, and cache hits where a cache was asked."""
-    tokens = int(outcomes.tokens.sum())
+    tokens = sum(outcomes.tokens.tolist())
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
     return usage if outcomes.cached is None else {**usage, "cached_items": outcomes.cached}

@@ -6,20 +6,21 @@ from flask import Response
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
-from app.access.auth import find_card
+from app.access.auth import Tenant, current_tenant, find_card
 from app.fields import document_text
 from app.http.errors import documented
-from app.inference.calls import answer_or_queue
+from app.inference.calls import SynchronousCall, answer_or_queue
 from app.inference.document_limits import require_whole_documents
 from app.inference.rendering import render_ranking
 from app.inference.schemas import RerankRequest, RerankResponse
 from app.jobs.schemas import JobObject
-from app.services import services
+from app.services import Services, services
 from app.submission.orders import make_order
 from tasks.jobs.chunking import Item
 
-__all__ = ["blueprint", "rerank"]
+__all__ = ["PATHS", "blueprint", "describe_rerank", "rerank"]
 
+PATHS = ("/v1/rerank", "/v2/rerank")
 blueprint = APIBlueprint("rerank", __name__, abp_tags=[Tag(name="rerank", description="Documents by relevance")])
 
 _RESPONSES = documented(RerankResponse, accepted=JobObject, computing=True)
@@ -30,7 +31,18 @@ def rerank(body: RerankRequest, *, for_voyage: bool = False) -> Response:
 
     With the header `Prefer: respond-async` any number of documents is queued as a job.
     """
-    card = find_card(services().catalog, body.model)
+    return answer_or_queue(describe_rerank(body, services(), current_tenant(), for_voyage=for_voyage))
+
+
+def describe_rerank(
+    body: RerankRequest, live: Services, tenant: Tenant, *, for_voyage: bool = False
+) -> SynchronousCall:
+    """Return what a body asks for.
+
+    Raises:
+        tasks.errors.TwolaneError: the model cannot do it, or the tenant may not use it.
+    """
+    card = find_card(live.catalog, body.model, tenant)
     require_whole_documents(body, card)
     order = make_order(card, "rerank", body)
     items = (Item(document_text(document), query=body.query) for document in body.documents)
@@ -42,8 +54,8 @@ def rerank(body: RerankRequest, *, for_voyage: bool = False) -> Response:
         with_documents="object" if body.return_documents else None,
         kind="voyage" if for_voyage or body.for_voyage else "list",
     )
-    return answer_or_queue(order, items, len(body.documents), body, render)
+    return SynchronousCall(order, items, len(body.documents), body, render)
 
 
-for _path in ("/v1/rerank", "/v2/rerank"):
+for _path in PATHS:
     blueprint.post(_path, endpoint=_path.replace("/", "_"), responses=_RESPONSES)(rerank)

@@ -26,6 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from redis import RedisError
 
+from app.http.errors import error_code
 from app.http.openapi import Api
 from app.http.places import Kind, Places
 from app.ops.metric_names import LATENCY_BUCKETS_S, find_metric
@@ -78,6 +79,8 @@ class Metrics:
         self._seconds = Histogram(
             seconds.name, seconds.description, seconds.labels, buckets=LATENCY_BUCKETS_S, registry=self._registry
         )
+        # Found again by what tells them apart: looking a series up takes the library longer than counting.
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         held = find_metric("twolane_http_places_taken")
         gauge = Gauge(held.name, held.description, held.labels, registry=self._registry)
         for kind in Kind:
@@ -88,16 +91,25 @@ class Metrics:
         # A path that is not ours, and a method, are a stranger's words: they must not make new series.
         route = request.url_rule.rule if request.url_rule is not None else "unknown"
         method = request.method if request.url_rule is not None else "unknown"
-        self._requests.labels(self._process, method, route, str(response.status_code)).inc()
-        if "started_s" in g:
-            self._seconds.labels(self._process, route).observe(time.perf_counter() - g.started_s)
-        if response.status_code in _REFUSALS:
-            code = g.get("error_code", "")
-            self._refusals.labels(self._process, str(response.status_code), code).inc()
-            # A probe is answered, not refused.
-            if request.path not in _PROBES:
-                self._live.activity.note_refusal(code, g.tenant.name if "tenant" in g else "")
+        tenant = g.tenant.name if "tenant" in g else ""
+        self.note(response, method, route, g.get("started_s", time.perf_counter()), tenant)
         return response
+
+    def note(self, response: Response, method: str, route: str, started_s: float, tenant: str) -> None:
+        """Count one answer to a tenant's request that began at `started_s` of `time.perf_counter()`."""
+        status = response.status_code
+        series = self._series.get((method, route, status))
+        if series is None:
+            counter = self._requests.labels(self._process, method, route, str(status))
+            series = self._series[method, route, status] = counter, self._seconds.labels(self._process, route)
+        series[0].inc()
+        series[1].observe(time.perf_counter() - started_s)
+        if status in _REFUSALS:
+            code = error_code(response)
+            self._refusals.labels(self._process, str(status), code).inc()
+            # A probe is answered, not refused.
+            if route not in _PROBES:
+                self._live.activity.note_refusal(code, tenant)
 
     def count_refusal(self, response: Response) -> None:
         """Count a request that found no place."""

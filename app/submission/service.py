@@ -13,7 +13,6 @@ from dataclasses import replace
 from redis import RedisError
 
 from app.access.auth import Tenant
-from app.access.limits import charge_tokens
 from app.http.places import Kind, current_place
 from app.services import Services
 from app.submission.chunk_upload import ChunkUpload
@@ -54,6 +53,7 @@ class SubmissionService:
         self._services = services
         self._settings: Settings = services.settings
         self._tenant = tenant
+        self._place = current_place()
 
     def answer(self, order: Order, items: Sequence[Item]) -> Outcomes:
         """Have the items computed now and wait for it.
@@ -162,14 +162,20 @@ class SubmissionService:
         service = Service.INTERACTIVE if self._is_small(len(checked), tokens) else Service.BULK
         if service is Service.BULK:
             # Each holds a thread for as long as minutes, and small calls need threads too.
-            current_place().move(Kind.LARGE)
-        charge_tokens(tokens)
+            self._place.move(Kind.LARGE)
+        self._charge(tokens)
         return checked, tokens, service
+
+    def _charge(self, tokens: int) -> None:
+        """Take tokens off the key's limit. Queued jobs pay none: what they may hold is limited by items."""
+        if self._services.limiter is not None:
+            self._services.limiter.charge(self._tenant, "tokens", tokens)
 
     def _ask(self, order: Order, items: Sequence[Item], tokens: int, service: Service) -> Outcomes:
         small = service is Service.INTERACTIVE
         timeout_s = self._settings.interactive_timeout_s if small else self._settings.large_call_timeout_s
-        until_s = current_place().arrived_s + timeout_s
+        until_s = self._place.arrived_s + timeout_s
+        cache = self._tenant.cache if order.params.cache is None else order.params.cache
         work = Work(
             model=order.card.name,
             operation=order.operation,
@@ -178,13 +184,13 @@ class SubmissionService:
             service=service,
             deadline_s=until_s,
             params=order.params,
-            reuse=tenant_scope(self._tenant.name) if self._settle_reuse(order.params).cache else "",
+            reuse=tenant_scope(self._tenant.name) if cache else "",
         )
         self._require_offered(order.card)
-        current_place().join(f"calls of {order.card.name}")
+        self._place.join(f"calls of {order.card.name}")
         outcomes = self._have_computed(order, work, tokens)
         if small:
-            self._services.activity.note_call(time.monotonic() - current_place().arrived_s)
+            self._services.activity.note_call(time.monotonic() - self._place.arrived_s)
         return outcomes
 
     def _have_computed(self, order: Order, work: Work, tokens: int) -> Outcomes:
@@ -200,7 +206,7 @@ class SubmissionService:
         store, idempotency = self._services.store, settle()
         if idempotency is not None and (known := store.find(self._tenant.name, idempotency)) is not None:
             return Submission(known)
-        charge_tokens(tokens)
+        self._charge(tokens)
         outcomes = self._ask(order, items, tokens, Service.INTERACTIVE)
         frame = _pack_result(order, items, outcomes)
         failed = len(outcomes.errors)

@@ -4,6 +4,7 @@ Owns two threads and their connections, and the admission by push_request.lua. A
 a deadline and may be repeated. Layout of the bytes: `tasks.interactive.protocol`. Needs Redis or Valkey 7 or newer.
 """
 
+import functools
 import itertools
 import logging
 import os
@@ -146,8 +147,8 @@ class _Flow:
 class InteractiveClient:
     """Sends requests to workers and waits for their replies. Thread-safe; one per web process.
 
-    One thread sends all requests of a moment in one trip, one thread reads all replies; both start with the first call,
-    so that a process that forks before it serves forks no thread.
+    A call is sent by its own thread where no other one is being sent, which saves a change of threads. A thread of the
+    client sends what comes meanwhile, one more reads all replies; both start with the first call, after any fork.
 
     Args:
         settings: limits and times.
@@ -166,6 +167,11 @@ class InteractiveClient:
         self._calls: dict[int, _PendingCall] = {}
         self._flows: dict[Lane, _Flow] = defaultdict(_Flow)
         self._outbox: queue.SimpleQueue[_PendingCall | None] = queue.SimpleQueue()
+        # Guards the connection over which requests are sent.
+        self._sending = threading.Lock()
+        self._sender_busy = False
+        self._redis = connect(self._url, name="ask")
+        self._connection = PackedConnection(self._redis)
         self._reply_key = keys.replies(secrets.token_hex(8))
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
@@ -197,7 +203,7 @@ class InteractiveClient:
         ahead = flow.enter(tokens, expires_s - started_s)
         self._calls[call.number] = call
         try:
-            self._outbox.put(call)
+            self._deliver(call)
             if self._closing.is_set():
                 raise StoreUnavailable("the web process is going away")
             reply = call.wait()
@@ -223,6 +229,7 @@ class InteractiveClient:
         for thread in self._threads:
             thread.join(2 * _BLOCK_S)
         self._settle_all("the web process is going away")
+        self._redis.close()
 
     def _start_once(self) -> None:
         if self._threads and self._pid == os.getpid():
@@ -243,16 +250,28 @@ class InteractiveClient:
         for call in list(self._calls.values()):
             call.settle(error=StoreUnavailable(why))
 
-    # -- sending
+    def _deliver(self, call: _PendingCall) -> None:
+        """Send a call, or leave it to the sender where that has others to send before."""
+        if self._sender_busy or not self._sending.acquire(blocking=False):
+            self._outbox.put(call)
+            return
+        try:
+            self._send_or_give_up([call])
+        finally:
+            self._sending.release()
 
     def _send_forever(self) -> None:
-        with connect(self._url, name="ask") as redis:
-            connection = PackedConnection(redis)
-            while batch := self._collect():
-                try:
-                    self._send(connection, batch)
-                except Exception as error:  # noqa: BLE001 - the edge of this thread: callers get an error
-                    self._give_up(batch, error)
+        while batch := self._collect():
+            self._sender_busy = True
+            with self._sending:
+                self._send_or_give_up(batch)
+            self._sender_busy = False
+
+    def _send_or_give_up(self, batch: list[_PendingCall]) -> None:
+        try:
+            self._send(batch)
+        except Exception as error:  # noqa: BLE001 - the edge of sending: callers get an error
+            self._give_up(batch, error)
 
     def _collect(self) -> list[_PendingCall]:
         """Wait for one call, then take all that wait with it; empty when closing."""
@@ -284,7 +303,7 @@ class InteractiveClient:
         for call in batch:
             call.settle(error=StoreUnavailable("Redis does not answer"))
 
-    def _send(self, connection: PackedConnection, batch: list[_PendingCall]) -> None:
+    def _send(self, batch: list[_PendingCall]) -> None:
         lanes: dict[Lane, list[_PendingCall]] = defaultdict(list)
         now_s = time.monotonic()
         for call in batch:
@@ -293,25 +312,25 @@ class InteractiveClient:
         if not lanes:
             return
         try:
-            answers = self._push(connection, lanes, now_s)
+            answers = self._push(lanes, now_s)
         except RedisConnectionError:
             # An idle connection is closed by a server that restarted; a new one gets one try. A request that
             # did arrive is computed twice then, and its second reply is dropped.
-            answers = self._push(connection, lanes, now_s)
+            answers = self._push(lanes, now_s)
         for (lane, calls), answer in zip(lanes.items(), answers, strict=True):
             if isinstance(answer, Exception) and len(calls) > 1:
                 # One of them is to blame, and fails alone.
                 for call in calls:
-                    self._admit([call], self._push(connection, {lane: [call]}, now_s)[0])
+                    self._admit([call], self._push({lane: [call]}, now_s)[0])
             else:
                 self._admit(calls, answer)
 
-    def _push(self, connection: PackedConnection, lanes: dict[Lane, list[_PendingCall]], now_s: float) -> list[Any]:
+    def _push(self, lanes: dict[Lane, list[_PendingCall]], now_s: float) -> list[Any]:
         commands: list[Command] = []
         for lane, calls in lanes.items():
             requests = [protocol.with_time_left(call.body, (call.expires_s - now_s) * 1000) for call in calls]
             commands.append(command(PushRequestScript(*_lane_keys(lane), self._settings.lane_max_tokens, requests)))
-        return connection.trip(*commands)
+        return self._connection.trip(*commands)
 
     @staticmethod
     def _admit(calls: list[_PendingCall], answer: list[int] | Exception) -> None:
@@ -350,7 +369,10 @@ class InteractiveClient:
                     if not isinstance(error, RedisError):
                         _log.exception("the reader of the interactive lane failed")
                     self._closing.wait(_RECONNECT_S)
-            self._leave(redis)
+            try:
+                redis.delete(self._reply_key)
+            except RedisError:
+                _log.debug("the reply list stays until its expiry")
 
     def _greet(self, redis: Redis, known_run: str) -> str:
         """Return the ID of this run of Redis. A new run may have lost requests: their callers get an error at once."""
@@ -368,13 +390,8 @@ class InteractiveClient:
             if call is not None:
                 call.settle(reply=reply)
 
-    def _leave(self, redis: Redis) -> None:
-        try:
-            redis.delete(self._reply_key)
-        except RedisError:
-            _log.debug("the reply list stays until its expiry")
 
-
+@functools.cache
 def _lane_keys(lane: Lane) -> tuple[Key, Key, Key, Key]:
     workers, infos = keys.lane_workers(lane.model), keys.worker_info(lane.model)
     return keys.lane_requests(lane), keys.lane_load(lane), workers, infos

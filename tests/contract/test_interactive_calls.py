@@ -201,7 +201,7 @@ def test_one_request_that_redis_refuses_fails_alone(
 
     monkeypatch.setattr(protocol, "encode_request", encode)
     send = client._send
-    monkeypatch.setattr(client, "_send", lambda connection, batch: (time.sleep(0.2), send(connection, batch)))
+    monkeypatch.setattr(client, "_send", lambda batch: (time.sleep(0.2), send(batch)))
     with serving(redis_url, EchoEngine()):
         calls = [ask_in_thread(client, work(text)) for text in ("first", "broken", "fine", "broken", "well")]
         for thread, _ in calls:

@@ -11,7 +11,7 @@ from redis import Redis
 
 from app.access.auth import Authenticator, Tenant, current_tenant, find_card, protect, visible_cards
 from app.access.key_store import KeyStore
-from app.access.limits import Limiter, WindowUsage, charge_tokens, limit
+from app.access.limits import Limiter, WindowUsage, limit
 from app.http.errors import install_errors
 from config.catalog import load_catalog
 from config.settings import Settings
@@ -29,14 +29,18 @@ def build_app(settings: Settings, redis: Redis) -> Flask:
     if settings.keys_file is not None:
         limit(app, Limiter(redis))
     catalog = load_catalog()
+
+    def pay(tokens: int) -> dict[str, int]:
+        if settings.keys_file is not None:
+            Limiter(redis).charge(current_tenant(), "tokens", tokens)
+        return {"paid": tokens}
+
     app.add_url_rule("/whoami", view_func=lambda: {"tenant": current_tenant().name}, endpoint="whoami")
     app.add_url_rule("/livez", view_func=dict, endpoint="livez")
     app.add_url_rule("/metrics", view_func=dict, endpoint="metrics")
     app.add_url_rule("/models", view_func=lambda: [c.name for c in visible_cards(catalog)], endpoint="models")
     app.add_url_rule("/models/<name>", view_func=lambda name: {"name": find_card(catalog, name).name}, endpoint="model")
-    app.add_url_rule(
-        "/tokens/<int:tokens>", view_func=lambda tokens: {"paid": charge_tokens(tokens)}, endpoint="tokens"
-    )
+    app.add_url_rule("/tokens/<int:tokens>", view_func=pay, endpoint="tokens")
     return app
 
 
