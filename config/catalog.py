@@ -19,10 +19,14 @@ from config.model_names import card_fields
 __all__ = ["Catalog", "ModelCard", "load_catalog", "slug_of"]
 
 Capability = Literal["dense", "sparse", "colbert", "rerank"]
-Family = Literal["auto", "encoder", "decoder", "bge-m3", "cross-encoder", "llm-reranker", "splade", "fake"]
+Family = Literal["auto", "encoder", "decoder", "bge-m3", "cross-encoder", "llm-reranker", "splade", "colbert", "fake"]
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "last_token")
 # What a family may give besides, or instead of, dense vectors.
-_EXTRAS: dict[str, frozenset[str]] = {"bge-m3": frozenset({"sparse", "colbert"}), "splade": frozenset({"sparse"})}
+_EXTRAS: dict[str, frozenset[str]] = {
+    "bge-m3": frozenset({"sparse", "colbert"}),
+    "splade": frozenset({"sparse"}),
+    "colbert": frozenset({"colbert"}),
+}
 # As sentence-transformers spells them.
 _POOLING_ALIASES = {"lasttoken": "last_token", "mean_sqrt_len_tokens": "mean_sqrt_len"}
 
@@ -63,8 +67,8 @@ class ModelCard(BaseModel):
     # Empty: as the family and the folder say.
     capabilities: tuple[Capability, ...] = ()
     # How a model with the rerank capability scores: a logit of both texts together, an embedding model's cosine, or
-    # bge-m3's weighted sum of what its dense, sparse and ColBERT vectors say.
-    rerank_by: Literal["cross-encoder", "similarity", "multi-vector"] | None = None
+    # bge-m3's weighted sum of what its dense, sparse and ColBERT vectors say, or by the vectors of tokens alone.
+    rerank_by: Literal["cross-encoder", "similarity", "multi-vector", "maxsim"] | None = None
     dimension: Annotated[int, Field(ge=1)] | None = None
     # 0: as many as the folder says.
     max_tokens: Annotated[int, Field(ge=0)] = 0

@@ -46,6 +46,7 @@ class JobParams:
         cache: whether values may come from the tenant's earlier work; None: as the API key says.
         dedupe: likewise within the job.
         returns: for embeddings, the kinds of vectors that are wanted.
+        role: for models that read queries otherwise than documents, what the texts are; None: documents.
         cutoff_layer: for rerank by a layerwise model, the layer after which it scores; None: the last.
     """
 
@@ -56,6 +57,7 @@ class JobParams:
     cache: bool | None = None
     dedupe: bool | None = None
     returns: tuple[Kind, ...] = DENSE_ONLY
+    role: Literal["query", "document"] | None = None
     cutoff_layer: int | None = None
 
     def __post_init__(self) -> None:

@@ -15,14 +15,20 @@ from tasks.engine import ItemError, Outcomes, Work
 from tasks.errors import ContextLengthExceeded, InvalidRequest, WrongCapability
 from tasks.vectors import Extra, ExtraParts, Ragged
 from workers.engine.pending import ExtraSink, Finish, PendingWork
-from workers.engine.scoring import PairScores, cosines, to_unit_range
+from workers.engine.scoring import BLEND, TOKENS_ONLY, PairScores, cosines, to_unit_range
 from workers.models.loaded import LoadedModel
 from workers.models.pair_tokenizer import TemplateTokenizer
+from workers.models.token_tokenizer import TokenTokenizer
 from workers.models.tokenizer import Encoded
 
 __all__ = ["admit"]
 
 T = TypeVar("T")
+# Ways of scoring pairs that want more than dense vectors, what they want, and how much each of it weighs.
+_PAIRED: Mapping[str, tuple[tuple[Extra, ...], tuple[float, float, float]]] = {
+    "multi-vector": (("sparse", "colbert"), BLEND),
+    "maxsim": (("colbert",), TOKENS_ONLY),
+}
 
 
 def admit(work: Work, model: LoadedModel) -> PendingWork:
@@ -63,7 +69,7 @@ def _admit_embeddings(work: Work, model: LoadedModel) -> PendingWork:
     stated = work.params.instruction
     texts = instruct(work.texts, model.card.default_instruction if stated is None else stated, model)
     unique, rows_of = _deduplicate(texts)
-    encoded = model.tokenizer.encode(unique, work.params.truncate)
+    encoded = _encode_role(unique, work, model, work.params.role)
     extras = _extras(work)
     plan = _Plan(work, encoded, model, extras)
 
@@ -105,12 +111,10 @@ def _admit_similarity(work: Work, model: LoadedModel) -> PendingWork:
     """Embed each query and each document once; a score is their cosine, or a sum with more, moved to [0, 1]."""
     queries = instruct(work.queries or (), _query_instruction(work, model), model)
     documents = instruct(work.texts, model.card.document_instruction or model.card.default_instruction, model)
-    unique, rows_of = _deduplicate([*queries, *documents])
-    encoded = model.tokenizer.encode(unique, work.params.truncate)
-    by_all = model.card.rerank_by == "multi-vector"
-    plan = _Plan(work, encoded, model, ("sparse", "colbert") if by_all else ())
-    of_query, of_text = rows_of[: len(queries)], rows_of[len(queries) :]
-    pairs = PairScores(plan.pair_rows(of_query, of_text)) if by_all else None
+    encoded, of_query, of_text = _encode_sides(queries, documents, work, model)
+    extras, weights = _PAIRED.get(model.card.rerank_by or "", ((), BLEND))
+    plan = _Plan(work, encoded, model, extras)
+    pairs = PairScores(plan.pair_rows(of_query, of_text), weights) if extras else None
 
     def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
         left, query_errors = plan.spread(values, failed, of_query)
@@ -123,6 +127,27 @@ def _admit_similarity(work: Work, model: LoadedModel) -> PendingWork:
         return Outcomes(scores, tokens, plan.cut[of_query] | plan.cut[of_text], errors, fingerprint=model.fingerprint)
 
     return plan.request(finish, pairs)
+
+
+def _encode_role(texts: Sequence[str], work: Work, model: LoadedModel, role: str | None) -> list[Encoded]:
+    tokenizer = model.tokenizer
+    if role == "query" and isinstance(tokenizer, TokenTokenizer):
+        return tokenizer.encode_queries(texts, work.params.truncate)
+    return tokenizer.encode(texts, work.params.truncate)
+
+
+def _encode_sides(
+    queries: Sequence[str], documents: Sequence[str], work: Work, model: LoadedModel
+) -> tuple[list[Encoded], NDArray[np.intp], NDArray[np.intp]]:
+    """Return the rows of queries and documents, and each one's row; equal texts share one if they are read alike."""
+    if not isinstance(model.tokenizer, TokenTokenizer):
+        unique, rows_of = _deduplicate([*queries, *documents])
+        encoded = model.tokenizer.encode(unique, work.params.truncate)
+        return encoded, rows_of[: len(queries)], rows_of[len(queries) :]
+    left, of_query = _deduplicate(queries)
+    right, of_text = _deduplicate(documents)
+    encoded = _encode_role(left, work, model, "query") + _encode_role(right, work, model, "document")
+    return encoded, of_query, of_text + len(left)
 
 
 def instruct(texts: Sequence[str], instruction: str | None, model: LoadedModel) -> Sequence[str]:

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from tasks.vectors import ExtraParts, Parts
 
-__all__ = ["PairScores", "cosines", "to_unit_range"]
+__all__ = ["BLEND", "TOKENS_ONLY", "PairScores", "cosines", "to_unit_range"]
 
 # What the authors of bge-m3 advise for dense, sparse and colbert (model card of BAAI/bge-m3).
-_DENSE, _SPARSE, _COLBERT = 0.4, 0.2, 0.4
+BLEND = (0.4, 0.2, 0.4)
+# ColBERT's own score.
+TOKENS_ONLY = (0.0, 0.0, 1.0)
 
 
 def cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -33,10 +35,14 @@ class PairScores:
 
     Args:
         pairs: the row of the query and that of the text; None for a text that has no row.
+        weights: of what dense, sparse and token vectors say.
     """
 
-    def __init__(self, pairs: Sequence[tuple[int | None, int | None]]) -> None:
+    def __init__(
+        self, pairs: Sequence[tuple[int | None, int | None]], weights: tuple[float, float, float] = BLEND
+    ) -> None:
         self._pairs = pairs
+        self._dense, self._sparse, self._colbert = weights
         self._scores = np.zeros(len(pairs), np.float32)
         self._open: dict[int, set[int]] = {}
         self._parts: dict[int, ExtraParts] = {}
@@ -57,7 +63,7 @@ class PairScores:
 
     def mix(self, dense: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the weighted scores of all pairs, given the cosines of their dense vectors."""
-        return np.asarray(_DENSE * dense + self._scores, np.float32)
+        return np.asarray(self._dense * dense + self._scores, np.float32)
 
     @property
     def held(self) -> int:
@@ -66,8 +72,8 @@ class PairScores:
 
     def _score(self, at: int, query: int, text: int) -> None:
         left, right = self._parts[query], self._parts[text]
-        sparse = _match_weights(left["sparse"], right["sparse"])
-        self._scores[at] = _SPARSE * sparse + _COLBERT * _match_tokens(left["colbert"], right["colbert"])
+        sparse = _match_weights(left["sparse"], right["sparse"]) if self._sparse else 0.0
+        self._scores[at] = self._sparse * sparse + self._colbert * _match_tokens(left["colbert"], right["colbert"])
         for row in {query, text}:
             self._open[row].discard(at)
             if not self._open[row]:

@@ -10,7 +10,7 @@ import torch
 
 from workers.models.pooling import pool_states
 
-__all__ = ["AllOutputs", "Embedder", "MultiVectorEmbedder", "Scorer", "SpladeEmbedder"]
+__all__ = ["AllOutputs", "Embedder", "MultiVectorEmbedder", "Scorer", "SpladeEmbedder", "TokenEmbedder"]
 
 # Logits of all words of so many tokens are held at once.
 _LOGIT_TOKENS = 4096
@@ -108,6 +108,28 @@ class AllOutputs(torch.nn.Module):
         ).last_hidden_state.float()
         weights = torch.relu(embedder.sparse_linear(states)).squeeze(-1)
         return embedder.pool(states, attention_mask), weights, embedder.finish(embedder.colbert_linear(states))
+
+
+class TokenEmbedder(torch.nn.Module):
+    """A transformer whose steps are taken for each token: ids of shape (n, length) to float32 (n, length, d).
+
+    Attributes:
+        transformer: the model of transformers.
+        steps: see `Embedder`.
+    """
+
+    def __init__(self, transformer: Any, steps: torch.nn.ModuleList) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.steps = steps
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Give a vector for every position, padding included."""
+        output = self.transformer(input_ids=input_ids, attention_mask=attention_mask, return_dict=True)
+        vectors: torch.Tensor = output.last_hidden_state.float()
+        for step in self.steps:
+            vectors = step(vectors)
+        return vectors
 
 
 class SpladeEmbedder(torch.nn.Module):

@@ -61,6 +61,8 @@ def hash_recipe(recipe: Recipe) -> str:
     ]
     if recipe.pairs is not None:
         parts += [repr(recipe.pairs), _hash_files(recipe.transformer, ("chat_template*",))]
+    if recipe.tokens is not None:
+        parts.append(repr(recipe.tokens))
     return _digest(parts)
 
 

@@ -97,6 +97,8 @@ def _find_family(card: ModelCard, folder: Path, config: Mapping[str, Any], modul
     architecture = _architecture(config)
     if is_llm_reranker(card, config, modules):
         return "llm-reranker"
+    if modules.tokens:
+        return "colbert"
     if modules.splade is not None or card.family == "splade":
         return "splade"
     if all((folder / file).is_file() for file in HEADS) and card.family in {"auto", "bge-m3"}:

@@ -37,8 +37,11 @@ _KNOWN = frozenset(
         "LogitScore",
         "MLMTransformer",
         "SpladePooling",
+        "MultiVectorMask",
     ]
 )
+# Its modules are those of sentence-transformers under another name.
+_PYLATE = "pylate.models."
 _WAY_OUT = "serve it with sentence-transformers, or export a folder of Transformer, Pooling, Dense and Normalize"
 
 
@@ -65,6 +68,8 @@ class ModuleList:
         transformer: where the transformer lies, relative to the folder.
         pooling: one of `config.catalog.POOLINGS`, several joined by `+`; empty: nobody says.
         steps: what follows the pooling.
+        tokens: whether the steps are taken for each token.
+        token_mask: folder of the module that says which tokens have vectors; None: there is none.
         splade: folder of the module that pools the logits of words; None: there is none.
         logit_score: folder of the module that reads yes and no off a language model's logits; None: there is none.
     """
@@ -73,6 +78,8 @@ class ModuleList:
     transformer: str = ""
     pooling: str = ""
     steps: tuple[Step, ...] = ()
+    tokens: bool = False
+    token_mask: str | None = None
     splade: str | None = None
     logit_score: str | None = None
 
@@ -87,6 +94,8 @@ def read_modules(name: str, folder: Path) -> ModuleList:
     if not entries:
         return ModuleList(pooling=read_pooling(name, folder / "1_Pooling"))
     kinds = [kind for kind, _ in entries]
+    if "MultiVectorMask" in kinds or any(path.startswith(_PYLATE) for path in _types(name, folder)):
+        return _read_token_modules(name, folder, entries)
     if kinds in (["Transformer", "SpladePooling"], ["MLMTransformer", "SpladePooling"]):
         return ModuleList(stated=True, transformer=entries[0][1], splade=entries[1][1])
     if kinds[0] != "Transformer" or kinds.count("Transformer") > 1:
@@ -130,7 +139,7 @@ def _entry(name: str, folder: Path, raw: dict[str, Any]) -> tuple[str, str]:
     """Return a module's class and path."""
     whole, path = str(raw.get("type", "")), str(raw.get("path", ""))
     package, _, kind = whole.rpartition(".")
-    if package.partition(".")[0] != "sentence_transformers":
+    if package.partition(".")[0] != "sentence_transformers" and whole != f"{_PYLATE}Dense.Dense":
         message = f"model {name}: modules.json names {whole}, which is code of the folder's own and is never run here"
         raise ConfigError(f"{message}; {_WAY_OUT}")
     if kind not in _KNOWN:
@@ -140,16 +149,36 @@ def _entry(name: str, folder: Path, raw: dict[str, Any]) -> tuple[str, str]:
     return kind, path
 
 
-def _step(name: str, folder: Path, kind: str, path: str) -> Step:
-    if kind == "Normalize":
-        return Step("normalize")
+def _types(name: str, folder: Path) -> list[str]:
+    return [str(raw.get("type", "")) for raw in read_json_list(name, folder / "modules.json")]
+
+
+def _read_token_modules(name: str, folder: Path, entries: list[tuple[str, str]]) -> ModuleList:
+    """Return the modules of a model that gives a vector for each token; PyLate's normalize without a module for it."""
+    kinds = [kind for kind, _ in entries]
+    if kinds[0] != "Transformer" or not set(kinds[1:]) <= {"Dense", "Normalize", "MultiVectorMask"}:
+        raise ConfigError(f"model {name}: the modules {', '.join(kinds)} in this order are not supported; {_WAY_OUT}")
+    steps = tuple(
+        _step(name, folder, kind, path, "token_embeddings") for kind, path in entries[1:] if kind != "MultiVectorMask"
+    )
+    mask = next((path for kind, path in entries if kind == "MultiVectorMask"), None)
+    if mask is None:
+        steps = (*steps, Step("normalize"))
+    return ModuleList(stated=True, transformer=entries[0][1], steps=steps, tokens=True, token_mask=mask)
+
+
+def _step(name: str, folder: Path, kind: str, path: str, reads: str = _INPUT) -> Step:
     config = read_json(name, folder / path / "config.json")
+    if kind == "Normalize":
+        if reads != _INPUT and config.get("module_input_name") != reads:
+            raise ConfigError(f"model {name}: its Normalize does not read the vectors of tokens")
+        return Step("normalize")
     if kind == "LayerNorm":
         size = _size(name, folder / path, config, "dimension")
         return Step("layer_norm", path, size, size)
-    given, made = config.get("module_input_name", _INPUT), config.get("module_output_name")
-    if given != _INPUT or made not in {None, _INPUT}:
-        raise ConfigError(f"model {name}: its Dense reads {given} and writes {made or given}, not the vector of a text")
+    given, made = config.get("module_input_name", reads), config.get("module_output_name")
+    if given != reads or made not in {None, reads}:
+        raise ConfigError(f"model {name}: its Dense reads {given} and writes {made or given}, not {reads}")
     activation = str(config.get("activation_function", _TANH))
     if not activation.startswith("torch.nn.modules."):
         raise ConfigError(f"model {name}: its Dense applies {activation}, which is no module of torch and is never run")

@@ -5,7 +5,7 @@ fact have to agree. Loads no weights and imports no device library, so that it c
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ from workers.models.lengths import read_max_tokens
 from workers.models.llm_rerankers import PairReading, read_layers, read_pairs
 from workers.models.modules import ModuleList, Step, read_modules
 from workers.models.prompts import read_prompts
+from workers.models.token_models import TokenReading, read_tokens
 
 __all__ = ["Recipe", "recognise"]
 
 _STATED = "config_sentence_transformers.json"
-_EMBEDDERS = ("encoder", "decoder", "bge-m3", "splade")
+_EMBEDDERS = ("encoder", "decoder", "bge-m3", "splade", "colbert")
 # What the transformer module is made for, where that is not stated.
 _TASK = "feature-extraction"
 
@@ -39,6 +40,7 @@ class Recipe:
         lower_case: whether texts are read in lower case, whatever the tokenizer does.
         bidirectional: whether the folder asks a decoder to look both ways.
         pairs: how a language model that ranks reads a pair; None for all others.
+        tokens: how a model that gives a vector for each token reads texts; None for all others.
     """
 
     card: ModelCard
@@ -49,6 +51,7 @@ class Recipe:
     lower_case: bool = False
     bidirectional: bool = False
     pairs: PairReading | None = None
+    tokens: TokenReading | None = None
 
     @property
     def family(self) -> Family:
@@ -72,10 +75,8 @@ def recognise(card: ModelCard, folder: Path) -> Recipe:
     family = choose_family(card, folder, config, modules)
     text = read_json(name, _transformer_config(transformer))
     _refuse_text_settings(name, text, family)
-    common = {
-        "family": family,
-        "max_tokens": read_max_tokens(card, transformer, config, text.get("max_seq_length")),
-    }
+    most = text.get("max_seq_length")
+    common = {"family": family, "max_tokens": read_max_tokens(card, transformer, config, most)}
     lower_case = text.get("do_lower_case") is True
     if family == "llm-reranker":
         return _recognise_llm(card, folder, transformer, common, (config, modules, text))
@@ -83,6 +84,8 @@ def recognise(card: ModelCard, folder: Path) -> Recipe:
         check_head(card, config, read_json(name, folder / _STATED))
         fields = common | {"capabilities": card.capabilities or ("rerank",), "rerank_by": "cross-encoder"}
         return Recipe(card.model_copy(update=fields), folder, transformer, lower_case=lower_case)
+    if family == "colbert":
+        return _recognise_tokens(card, folder, transformer, common, (config, modules, text))
     if family == "splade":
         return _recognise_splade(card, folder, transformer, common, (config, modules))
     pooling = _agree(card, "pooling", card.pooling, modules.pooling)
@@ -104,6 +107,33 @@ def recognise(card: ModelCard, folder: Path) -> Recipe:
         lower_case=lower_case,
         bidirectional=config.get("is_causal") is False or config.get("use_bidirectional_attention") is True,
     )
+
+
+def _recognise_tokens(
+    card: ModelCard,
+    folder: Path,
+    transformer: Path,
+    common: dict[str, Any],
+    read: tuple[Mapping[str, Any], ModuleList, Mapping[str, Any]],
+) -> Recipe:
+    """Return the recipe of a model that gives a vector for each token."""
+    config, modules, text = read
+    stated = read_json(card.name, folder / _STATED)
+    if (kind := stated.get("model_type")) not in {"MultiVectorEncoder", "ColBERT"}:
+        raise ConfigError(f"model {card.name}: {folder} holds a {kind}, and its modules are those of token vectors")
+    if stated.get("default_prompt_name"):
+        raise ConfigError(f"model {card.name}: it puts a default prompt before texts, which is not supported")
+    tokens = read_tokens(card, folder, stated, modules, text)
+    width = _agree(card, "dimension", card.dimension, _count_dimensions(card, config, modules, "token"))
+    fields = common | {
+        "max_tokens": card.max_tokens or min(tokens.document_tokens or common["max_tokens"], common["max_tokens"]),
+        "capabilities": card.capabilities or ("colbert", "rerank"),
+        "rerank_by": "maxsim",
+        "dimension": width,
+    }
+    # A card may have documents read further than the folder has them.
+    longer = replace(tokens, document_tokens=card.max_tokens or tokens.document_tokens)
+    return Recipe(_fill(card, fields), folder, transformer, pooling="token", steps=modules.steps, tokens=longer)
 
 
 def _recognise_splade(

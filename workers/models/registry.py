@@ -30,7 +30,9 @@ __all__ = ["load_model", "load_models"]
 
 _log = logging.getLogger(__name__)
 
-_TORCH_ONLY = frozenset(["llm-reranker", "splade"])
+# Backends of families that give no dense vector, by module and class.
+_BACKENDS = {"splade": ("splade", "SpladeBackend"), "colbert": ("token_vectors", "TokenBackend")}
+_TORCH_ONLY = frozenset(["llm-reranker", "splade", "colbert"])
 
 
 def load_models(cards: Iterable[ModelCard], settings: Settings) -> dict[str, LoadedModel]:
@@ -118,7 +120,7 @@ def _load_torch(recipe: Recipe, device: str, settings: Settings, *, packed: bool
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else _gpu_dtype(recipe.card, torch)
     weights = load_weights(recipe, dtype)
-    where, kind = ("splade", "SpladeBackend") if recipe.family == "splade" else ("torch", "TorchBackend")
+    where, kind = _BACKENDS.get(recipe.family, ("torch", "TorchBackend"))
     module = importlib.import_module(f"workers.models.backends.{where}")
     backend, fallback = getattr(module, kind)(weights, device, dtype), ""
     if packed:

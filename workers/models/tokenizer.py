@@ -45,12 +45,16 @@ class Tokens:
         second_at: where the second text of a pair begins; 0 for a single text.
         extras: kinds of vectors that are wanted besides the value.
         cutoff_layer: the layer after which a layerwise reranker scores; 0: the last.
+        is_query: of a model that gives a vector for each token, whether it was read as a query.
+        unseen: how many ids at its end other tokens do not see, though they have vectors.
     """
 
     ids: NDArray[np.int32]
     second_at: int = 0
     extras: tuple[Extra, ...] = ()
     cutoff_layer: int = 0
+    is_query: bool = False
+    unseen: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

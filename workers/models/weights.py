@@ -16,6 +16,7 @@ from tasks.errors import ConfigError
 from workers.models.pair_template import read_chat_template
 from workers.models.pair_tokenizer import TemplateTokenizer
 from workers.models.recognise import Recipe
+from workers.models.token_tokenizer import TokenTokenizer
 from workers.models.tokenizer import FastTokenizer, lower_cased
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def load_weights(recipe: Recipe, dtype: str) -> Weights:
     fast = FastTokenizer(_fast(recipe, tokenizer, config), recipe.card.max_tokens, _fallback_id(tokenizer, pad_id))
     return Weights(
         module=module.eval().requires_grad_(requires_grad=False),
-        tokenizer=fast if template is None else _write_pairs(recipe, tokenizer, fast, template),
+        tokenizer=_specialize(recipe, tokenizer, fast, template),
         pad_id=pad_id,
         reads_types=not recipe.pooling and getattr(config, "type_vocab_size", 0) > 1,
         dimension=_dimension(recipe),
@@ -107,7 +108,7 @@ def _load_module(recipe: Recipe, dtype: str) -> "tuple[torch.nn.Module, Any]":
     """Return the model with all that follows the transformer, and its configuration."""
     from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification  # noqa: PLC0415
 
-    from workers.models.families import Embedder, MultiVectorEmbedder, Scorer, SpladeEmbedder  # noqa: PLC0415
+    from workers.models.families import Embedder, MultiVectorEmbedder, Scorer, SpladeEmbedder, TokenEmbedder  # noqa: PLC0415
     from workers.models.pooling import load_steps  # noqa: PLC0415
 
     if recipe.family == "cross-encoder":
@@ -117,6 +118,9 @@ def _load_module(recipe: Recipe, dtype: str) -> "tuple[torch.nn.Module, Any]":
         model = _load_transformer(recipe, AutoModelForMaskedLM, dtype)
         return SpladeEmbedder(model, recipe.pooling), model.config
     steps = load_steps(recipe.card.name, recipe.folder, recipe.steps)
+    if recipe.family == "colbert":
+        model = _load_transformer(recipe, AutoModel, dtype)
+        return TokenEmbedder(model, steps), model.config
     if recipe.card.extras:
         # On the meta device: only which weights there are, and none of their bytes.
         _load_transformer(recipe, AutoModel, dtype, device_map="meta")
@@ -164,10 +168,18 @@ def _token_id(name: str, tokenizer: Any, word: str | int) -> int:
     return int(ids[0])
 
 
-def _write_pairs(recipe: Recipe, tokenizer: Any, fast: FastTokenizer, template: "PairTemplate") -> TemplateTokenizer:
+def _specialize(recipe: Recipe, tokenizer: Any, fast: FastTokenizer, template: "PairTemplate | None") -> FastTokenizer:
+    """Return the tokenizer that writes pairs in a template, or reads queries and documents otherwise."""
     begin = tokenizer.bos_token_id
     try:
-        return TemplateTokenizer(fast, template, None if begin == tokenizer.pad_token_id else begin)
+        if template is not None:
+            return TemplateTokenizer(fast, template, None if begin == tokenizer.pad_token_id else begin)
+        if recipe.tokens is None:
+            return fast
+        named = recipe.tokens.expand_with
+        ends = (tokenizer.mask_token_id, tokenizer.eos_token_id)
+        fill = fast.fast.token_to_id(named) if named else next((one for one in ends if one is not None), None)
+        return TokenTokenizer(fast, recipe.tokens, fill)
     except ConfigError as error:
         raise ConfigError(f"model {recipe.card.name}: {error.message}") from error
 
