@@ -15,9 +15,10 @@ from tasks.errors import TwolaneError
 from tasks.lanes import Service
 from tasks.vectors import DENSE_ONLY, Extra, Kind, Ragged
 
-__all__ = ["Engine", "ItemError", "JobParams", "Operation", "Outcomes", "Work"]
+__all__ = ["Engine", "ItemError", "JobParams", "Operation", "Outcomes", "Truncate", "Work"]
 
 Operation = Literal["embeddings", "rerank"]
+Truncate = Literal["end", "start", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class JobParams:
 
     instruction: str | None = None
     dimensions: int | None = None
-    truncate: Literal["end", "start", "none"] = "end"
+    truncate: Truncate = "end"
     dtype: Literal["float32", "float16"] = "float32"
     cache: bool | None = None
     dedupe: bool | None = None

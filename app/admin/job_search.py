@@ -6,11 +6,13 @@ Owns the words of a search and the actions of an operator. What an action does t
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, Self
 
 from app.access.auth import Tenant
 from app.services import Services
 from app.submission.service import SubmissionService
+from tasks.engine import Truncate
 from tasks.errors import Conflict, InvalidRequest, NotFound
 from tasks.jobs.job import TERMINAL, Job, JobState
 
@@ -18,8 +20,8 @@ __all__ = ["ACTIONS", "JobAction", "JobSearch", "act_on_job", "act_on_jobs", "fi
 
 _log = logging.getLogger(__name__)
 
-JobAction = Literal["pause", "resume", "cancel", "retry"]
-ACTIONS: tuple[JobAction, ...] = ("pause", "resume", "cancel", "retry")
+JobAction = Literal["pause", "resume", "cancel", "retry", "first"]
+ACTIONS: tuple[JobAction, ...] = ("pause", "resume", "cancel", "retry", "first")
 # Jobs that one search looks at, the newest first: a day's work, read in well under a second.
 _MOST_READ = 5000
 _GROUPS: Mapping[str, Callable[[Job], bool]] = {
@@ -105,32 +107,37 @@ def find_jobs(live: Services, search: JobSearch, limit: int, after: str | None =
     return live.store.listing.find(None, limit, after, search.fits, _MOST_READ)
 
 
-def act_on_job(live: Services, actor: Tenant, job_id: str, action: JobAction) -> Job:
+def act_on_job(live: Services, actor: Tenant, job_id: str, action: JobAction, truncate: Truncate | None = None) -> Job:
     """Change a job of any tenant, and log who had it done.
+
+    `truncate` is for a retry: how texts are cut that were too long.
 
     Raises:
         NotFound: there is no such job.
         Conflict: its state does not allow it.
     """
-    change = {
+    changes: Mapping[JobAction, Callable[[str, None], Job]] = {
         "pause": live.store.pause,
         "resume": live.store.resume,
         "cancel": live.store.cancel,
-        "retry": live.store.retry_failed,
-    }[action]
-    job = change(job_id, None)
+        "retry": partial(live.store.retry_failed, truncate=truncate),
+        "first": live.store.run_first,
+    }
+    job = changes[action](job_id, None)
     _log.info("%s: %s of job %s of tenant %s", actor.actor, action, job.id, job.tenant)
-    if action in {"resume", "retry"}:
+    if action in {"resume", "retry", "first"}:
         SubmissionService(live, actor).publish(job.lane)
     return job
 
 
-def act_on_jobs(live: Services, actor: Tenant, job_ids: Sequence[str], action: JobAction) -> tuple[int, list[str]]:
+def act_on_jobs(
+    live: Services, actor: Tenant, job_ids: Sequence[str], action: JobAction, truncate: Truncate | None = None
+) -> tuple[int, list[str]]:
     """Change several jobs; return how many were changed, and why the others were not."""
     changed, refused = 0, []
     for job_id in job_ids:
         try:
-            act_on_job(live, actor, job_id, action)
+            act_on_job(live, actor, job_id, action, truncate)
             changed += 1
         except (NotFound, Conflict) as error:
             refused.append(f"{job_id[-8:]}: {error.message}")

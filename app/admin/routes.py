@@ -13,7 +13,7 @@ from app.admin.worker_views import read_workers, render_worker
 from app.http.bodies import read_model
 from app.http.errors import documented
 from app.http.responses import json_response
-from app.jobs.schemas import JobObject
+from app.jobs.schemas import JobObject, RetryOptions
 from app.jobs.views import render_job, view_job
 from app.services import Services, services
 from tasks.errors import Conflict, NotFound
@@ -89,16 +89,17 @@ def get_any_log(path: _JobPath) -> Response:
 
 
 @blueprint.post("/v1/admin/jobs/<job_id>/<action>", responses=documented(JobObject, NotFound, Conflict))
-def change_any_job(path: _ActionPath) -> Response:
-    """Pause, resume, cancel or retry a job of any tenant."""
-    return render_job(services(), act_on_job(services(), current_tenant(), path.job_id, path.action))
+def change_any_job(path: _ActionPath, query: RetryOptions) -> Response:
+    """Pause, resume, cancel or retry a job of any tenant, or put it first in its queue."""
+    job = act_on_job(services(), current_tenant(), path.job_id, path.action, query.truncate)
+    return render_job(services(), job)
 
 
 @blueprint.post("/v1/admin/jobs/<action>", responses=documented(_Changed))
-def change_jobs(path: _BulkPath) -> Response:
-    """Pause, resume, cancel or retry several jobs; `refused` says why some were not changed."""
+def change_jobs(path: _BulkPath, query: RetryOptions) -> Response:
+    """Do the same to several jobs; `refused` says why some were not changed."""
     body = read_model(request, services().settings.max_body_bytes, _Bulk)
-    changed, refused = act_on_jobs(services(), current_tenant(), body.ids, path.action)
+    changed, refused = act_on_jobs(services(), current_tenant(), body.ids, path.action, query.truncate)
     return json_response({"changed": changed, "refused": refused})
 
 

@@ -11,12 +11,19 @@ from werkzeug.wrappers import Response
 from app.admin.job_search import ACTIONS, act_on_jobs
 from app.console.session_guard import blueprint, current_session, sessions
 from app.services import services
+from tasks.engine import Truncate
 from tasks.errors import InvalidRequest
 
 __all__ = ["go_back"]
 
 _log = logging.getLogger(__name__)
-_DONE = {"pause": "paused", "resume": "resumed", "cancel": "cancelled", "retry": "queued again for their failed items"}
+_DONE = {
+    "pause": "paused",
+    "resume": "resumed",
+    "cancel": "cancelled",
+    "retry": "queued again for their failed items",
+    "first": "put first",
+}
 
 
 def go_back(message: str) -> Response:
@@ -36,7 +43,8 @@ def change_jobs() -> Response:
         raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}", param="action")
     if not job_ids:
         return go_back("Choose jobs first.")
-    changed, refused = act_on_jobs(services(), current_session().tenant, job_ids, action)
+    truncate: Truncate | None = "end" if request.form.get("truncate") == "end" else None
+    changed, refused = act_on_jobs(services(), current_session().tenant, job_ids, action, truncate)
     jobs = "job" if changed == 1 else "jobs"
     said = [f"{changed} {jobs} {_DONE[action]}."] if changed else []
     return go_back(" ".join([*said, *(f"{reason[:1].upper()}{reason[1:]}." for reason in refused)]))

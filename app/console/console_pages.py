@@ -35,7 +35,9 @@ class JobRow:
     def actions(self) -> list[str]:
         """What may be done to it now."""
         job = self.job
-        if job.state in (JobState.QUEUED, JobState.RUNNING):
+        if job.state is JobState.QUEUED:
+            return ["first", "cancel"]
+        if job.state is JobState.RUNNING:
             return ["pause", "cancel"]
         if job.state is JobState.PAUSED:
             return ["resume", "cancel"]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
@@ -24,6 +25,7 @@ from app.jobs.schemas import (
     JobObject,
     JobRequest,
     ReadHeaders,
+    RetryOptions,
     SubmitHeaders,
     SubmitOptions,
     WebhookRequest,
@@ -141,9 +143,9 @@ def resume_job(path: JobId) -> Response:
 
 
 @blueprint.post("/v1/jobs/<job_id>/retry", responses=_CHANGED)
-def retry_job(path: JobId) -> Response:
-    """Queue the failed items of an ended job again, and only those."""
-    return _set_going(path, services().store.retry_failed)
+def retry_job(path: JobId, query: RetryOptions) -> Response:
+    """Queue the failed items of an ended job again, and only those; those that were too long are cut, if you like."""
+    return _set_going(path, partial(services().store.retry_failed, truncate=query.truncate))
 
 
 # -- reading a submission

@@ -38,6 +38,7 @@ __all__ = [
     "ReadHeaders",
     "ResultPage",
     "ResultView",
+    "RetryOptions",
     "SubmitHeaders",
     "SubmitOptions",
     "WebhookRequest",
@@ -246,6 +247,12 @@ class JobFilter(QueryParameters):
     limit: Annotated[int, Field(ge=1, le=100)] = 20
     after: str | None = Field(None, max_length=100, description="The last id of the page before.")
     status: str | None = Field(None, max_length=100, description="Only these states, comma-separated.")
+
+
+class RetryOptions(BaseModel):
+    """Query parameters of a retry."""
+
+    truncate: Truncate | None = Field(None, description="Cut texts that were too long, from now on.")
 
 
 class ResultView(QueryParameters):

@@ -7,7 +7,8 @@ at. What workers do with chunks is in `tasks.jobs.leases`, bytes of inputs are i
 import contextlib
 import time
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, cast
+from dataclasses import asdict, replace
+from typing import cast
 
 import orjson
 from redis import Redis
@@ -15,6 +16,7 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from config.settings import Settings
 from tasks import keys
+from tasks.engine import Truncate
 from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, RateLimited, TooLarge
 from tasks.jobs.blobs import store_full
 from tasks.jobs.job import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobState, NewJob
@@ -24,6 +26,7 @@ from tasks.jobs.records import Creation, FinishedResult, read_chunk
 from tasks.jobs.transitions import (
     CancelScript,
     DeleteScript,
+    FirstScript,
     JobKeys,
     PauseScript,
     QueueReserveScript,
@@ -243,14 +246,18 @@ class JobStore:
         """Resume a paused job; errors as `cancel`. Repeatable."""
         return self._move(job_id, tenant, "resumed")
 
-    def retry_failed(self, job_id: str, tenant: str | None = "default") -> Job:
-        """Queue the failed items of an ended job again, and only those.
+    def run_first(self, job_id: str, tenant: str | None = "default") -> Job:
+        """Let the job go ahead of all others of its lane until it is done; errors as `cancel`. Repeatable."""
+        return self._move(job_id, tenant, "put first")
+
+    def retry_failed(self, job_id: str, tenant: str | None = "default", truncate: Truncate | None = None) -> Job:
+        """Queue the failed items of an ended job again, and only those; `truncate`: cut what is too long, from now on.
 
         Raises:
             NotFound: there is no such job.
             Conflict: it has not ended by itself, or nothing failed.
         """
-        return self._move(job_id, tenant, "retried")
+        return self._move(job_id, tenant, "retried", truncate)
 
     def delete(self, job_id: str, tenant: str | None = "default") -> Job:
         """Delete the job, whatever its state, and return what it was; the caller removes its blobs.
@@ -294,14 +301,16 @@ class JobStore:
             self.leases.reap_job(job)
         return self._read(job.id)
 
-    def _move(self, job_id: str, tenant: str | None, goal: Literal["cancelled", "paused", "resumed", "retried"]) -> Job:
+    def _move(self, job_id: str, tenant: str | None, goal: str, truncate: Truncate | None = None) -> Job:
         job = self.get(job_id, tenant)
+        params = b"" if truncate is None else orjson.dumps(asdict(replace(job.params, truncate=truncate)))
         names = JobKeys.of(job, self.settings)
         calls: dict[str, Script] = {
             "cancelled": CancelScript(names, ending="cancelled"),
             "paused": PauseScript(names),
             "resumed": ResumeScript(names),
-            "retried": RetryScript(names),
+            "put first": FirstScript(names),
+            "retried": RetryScript(names, params),
         }
         answer = self._scripts.call(calls[goal])
         if answer in (b"CONFLICT", b"ENDED"):

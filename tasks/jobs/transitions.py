@@ -22,6 +22,7 @@ __all__ = [
     "CreateScript",
     "DeleteScript",
     "DispatchScript",
+    "FirstScript",
     "FitScript",
     "HeartbeatScript",
     "JobKeys",
@@ -190,6 +191,12 @@ class CancelScript(Script):
     ending: str
 
 
+class FirstScript(Script):
+    """Let a job go ahead of all others."""
+
+    keys: JobKeys
+
+
 class PauseScript(Script):
     """Pause a job."""
 
@@ -203,9 +210,10 @@ class ResumeScript(Script):
 
 
 class RetryScript(Script):
-    """Queue the failed items of an ended job again."""
+    """Queue the failed items of an ended job again; `params`: computed like this from now on; empty: as before."""
 
     keys: JobKeys
+    params: bytes
 
 
 class DeleteScript(Script):

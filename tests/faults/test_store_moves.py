@@ -7,6 +7,7 @@ import orjson
 import pytest
 
 from tasks import keys
+from tasks.engine import JobParams
 from tasks.errors import Conflict, NotFound
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.claims import ClaimCode, Completed
@@ -271,3 +272,29 @@ def test_the_chunk_table_is_read_in_parts(store: JobStore, blobs: Blobs) -> None
     with pytest.raises(NotFound):
         store.chunk_table("job_never")
     assert orjson.loads(store.redis.hget(keys.job_chunks(job.id), "3"))["items"] == 1
+
+
+def test_a_job_that_is_put_first_has_every_turn_until_it_is_done(store: JobStore, blobs: Blobs) -> None:
+    long, urgent = submit(store, blobs, ["x"] * 40), submit(store, blobs, ["y"] * 40)
+    work_off(store, 6)
+    store.run_first(urgent.id)
+    assert store.listing.log(urgent.id)[-1]["event"] == "put_first"
+    store.pause(urgent.id)
+    store.resume(urgent.id)  # it keeps its place
+    tickets = [entry.decode().partition(":")[0] for entry in store.redis.zrange(keys.lane_inflight(LANE), 0, -1)]
+    served = work_off(store, 40)
+    behind = served[len(tickets) :]
+    assert behind[:6] == [urgent.id] * 6
+    run_out(store)
+    assert {store.get(job.id).state for job in (long, urgent)} == {JobState.SUCCEEDED}
+    with pytest.raises(Conflict, match="put first"):
+        store.run_first(urgent.id)
+
+
+def test_a_retry_may_cut_what_was_too_long(store: JobStore, blobs: Blobs) -> None:
+    job, claim = begin(store, blobs, ["x", "y"], params=JobParams(truncate="none"))
+    store.leases.complete(claim, make_completion(claim, failed=1))
+    assert store.retry_failed(job.id, truncate="end").params.truncate == "end"
+    store.leases.dispatch(LANE)
+    again = store.leases.claim(job.id, 0, "w")
+    assert (again.params.truncate, again.redo) == ("end", True)

@@ -74,7 +74,8 @@ end
 local function enter_ready(job)
   if job.misfit or (job.state ~= 'queued' and job.state ~= 'running') then return end
   if redis.call('LLEN', PENDING) == 0 or redis.call('ZSCORE', READY, job_id) then return end
-  set(job, 'vtime', math.max(job.vtime, tonumber(redis.call('GET', CLOCK) or 0)))
+  -- A negative time is that of a job which goes first, see `first.lua`.
+  if job.vtime >= 0 then set(job, 'vtime', math.max(job.vtime, tonumber(redis.call('GET', CLOCK) or 0))) end
   redis.call('ZADD', READY, job.vtime, job_id)
   redis.call('PEXPIRE', READY, lane_ttl_ms)
 end

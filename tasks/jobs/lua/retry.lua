@@ -8,6 +8,7 @@ if job.state ~= 'succeeded' and job.state ~= 'failed' then return 'CONFLICT' end
 if job.failed == 0 then return 'NOTHING' end
 set(job, 'state', 'running')
 note(job, 'retried', { failed = job.failed })
+if params ~= '' then redis.call('HSET', JOB, 'params', params) end
 set(job, 'retried', 1)
 redis.call('HDEL', JOB, 'ended_ms', 'error', 'deadline_ms', 'delivery')
 -- An end that was not sent yet is none any more; the next one is sent.
