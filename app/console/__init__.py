@@ -7,6 +7,7 @@ from app.access.sessions import Sessions
 from app.console import actions as _actions  # noqa: F401 - registers its routes
 from app.console import console_pages as _console_pages  # noqa: F401 - likewise
 from app.console import key_pages as _key_pages  # noqa: F401 - likewise
+from app.console import model_pages as _model_pages  # noqa: F401 - likewise
 from app.console import sign_in as _sign_in  # noqa: F401 - likewise
 from app.console.session_guard import SESSIONS, blueprint
 from app.services import Services

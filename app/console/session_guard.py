@@ -30,7 +30,9 @@ _NAVIGATION = (
     ("console.show_overview", "Overview"),
     ("console.show_jobs", "Jobs"),
     ("console.show_workers", "Workers"),
+    ("console.show_models", "Models"),
     ("console.show_keys", "Keys"),
+    ("console.show_trial", "Try"),
 )
 
 blueprint = Blueprint("console", __name__, url_prefix="/console", template_folder="templates", static_folder="static")

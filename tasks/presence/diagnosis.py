@@ -48,7 +48,7 @@ def explain(member: FleetMember) -> str:
         "silent": f"nothing was heard of it for {member.silent_s:.0f} s",
         "lost": f"nothing was heard of it for {member.silent_s:.0f} s",
         "stuck": f"its device has been in one pass for {card.pass_s:.0f} s",
-        "failing": f"passes of {failed} fail",
+        "failing": f"{failed} fails",
         "growing": grown + (f", its limit is {_gb(card.memory_limit_bytes)}" if card.memory_limit_bytes else ""),
         "ended": member.end.reason if member.end else "",
         "stopped": card.reason,

@@ -56,7 +56,7 @@ GB = 2**30
         ({"pass_s": 11.0}, 1, "stuck", "one pass for 11 s"),
         ({"pass_s": 11.0, "slowest_pass_s": 8.0}, 1, "well", ""),
         ({"pass_s": 17.0, "slowest_pass_s": 8.0}, 1, "stuck", "one pass for 17 s"),
-        ({"models": {"fake": "ready", "other": "failed"}}, 1, "failing", "passes of other fail"),
+        ({"models": {"fake": "ready", "other": "failed"}}, 1, "failing", "other fails"),
         ({"memory_ready_bytes": 2 * GB, "memory_bytes": 3 * GB}, 1, "well", ""),
         ({"memory_ready_bytes": 2 * GB, "memory_bytes": 5 * GB}, 1, "growing", "from 2.1 to 5.4 GB"),
         ({"memory_limit_bytes": 10 * GB, "memory_bytes": 9.5 * GB}, 1, "growing", "its limit is 10.7"),

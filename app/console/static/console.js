@@ -18,11 +18,13 @@ const ink = (name) => getComputedStyle(document.documentElement).getPropertyValu
 function draw(place) {
   const series = JSON.parse(place.dataset.series);
   place.replaceChildren();
+  const time = (moments) => moments.map((at) => new Date(at * 1000).toISOString().slice(11, 16));
   const axis = { stroke: ink("--soft"), grid: { stroke: ink("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
   new uPlot({
     width: place.clientWidth, height: 120, legend: { show: false }, cursor: { y: false },
-    axes: [axis, { ...axis, size: 56 }],
-    series: [{}, { stroke: ink("--blue"), fill: ink("--wash"), width: 1.5 }],
+    padding: [10, 8, 0, 0],
+    axes: [{ ...axis, size: 26, values: (_, moments) => time(moments) }, { ...axis, size: 56 }],
+    series: [{}, { points: { show: false }, stroke: ink("--blue"), fill: ink("--wash"), width: 1.5 }],
   }, series, place);
 }
 
