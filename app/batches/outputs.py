@@ -65,6 +65,9 @@ def write_outputs(live: Services, lock: BatchLock, jobs: Sequence[Job | None], g
             "total": output.count + errors.count,
             "output_file_id": output.commit(),
             "error_file_id": errors.commit(),
+            # The jobs go with the batch's end.
+            "models": list(dict.fromkeys(job.model for job in jobs if job is not None)),
+            "tokens": sum(job.tokens for job in jobs if job is not None),
         }
         lock.move(goal, fields)
 

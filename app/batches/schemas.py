@@ -147,6 +147,16 @@ class RequestCounts(BaseModel):
     failed: int
 
 
+class BatchUsage(BaseModel):
+    """Tokens of a batch, in OpenAI's shape."""
+
+    input_tokens: int
+    input_tokens_details: dict[str, int]
+    output_tokens: int
+    output_tokens_details: dict[str, int]
+    total_tokens: int
+
+
 class BatchObject(BaseModel):
     """A batch. Times are unix seconds."""
 
@@ -171,6 +181,10 @@ class BatchObject(BaseModel):
     cancelling_at: int | None
     cancelled_at: int | None
     request_counts: RequestCounts
+    model: str | None = Field(
+        description="The model of its lines; several are joined by commas; null before any is known."
+    )
+    usage: BatchUsage = Field(description="Tokens that the model read so far.")
     metadata: dict[str, str] | None
 
 

@@ -1,11 +1,13 @@
 """A batch as its reader sees it. Owns the shape of the batch object and the count of lines while jobs run."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from app.services import Services
 from tasks.errors import NotFound
 from tasks.files.batches import BatchRecord, BatchState
+from tasks.jobs.job import Job
 
 __all__ = ["view_batch"]
 
@@ -26,6 +28,7 @@ def view_batch(live: Services, batch: BatchRecord) -> dict[str, Any]:
         {"code": problem.code, "message": problem.message, "param": problem.param, "line": problem.line}
         for problem in batch.problems
     ]
+    jobs = _find_jobs(live, batch)
     return {
         "id": batch.id,
         "object": "batch",
@@ -39,7 +42,9 @@ def view_batch(live: Services, batch: BatchRecord) -> dict[str, Any]:
         "created_at": int(batch.created_at),
         "expires_at": int(batch.deadline_at),
         **{f"{state.value}_at": _whole(batch.times.get(state)) for state in _TIMES},
-        "request_counts": _count_lines(live, batch),
+        "request_counts": _count_lines(batch, jobs),
+        "model": ", ".join(batch.models or dict.fromkeys(job.model for job in jobs.values())) or None,
+        "usage": _view_usage(batch.tokens or sum(job.tokens for job in jobs.values())),
         "metadata": batch.metadata,
     }
 
@@ -48,13 +53,35 @@ def _whole(time_s: float | None) -> int | None:
     return None if time_s is None else int(time_s)
 
 
-def _count_lines(live: Services, batch: BatchRecord) -> dict[str, int]:
+def _find_jobs(live: Services, batch: BatchRecord) -> dict[str, Job]:
+    """Return the jobs of the batch by ID, those that are still kept."""
+    found: dict[str, Job] = {}
+    if batch.ended:
+        return found
+    for group in batch.groups:
+        with suppress(NotFound):
+            found[group.job_id] = live.store.get(group.job_id, batch.tenant)
+    return found
+
+
+def _count_lines(batch: BatchRecord, jobs: Mapping[str, Job]) -> dict[str, int]:
     """Count lines by outcome: exactly when the batch has ended, before that by each job's share of finished items."""
     completed, failed = batch.completed, batch.failed
     if not batch.ended:
         for group in batch.groups:
-            with suppress(NotFound):
-                counts = live.store.get(group.job_id, batch.tenant).counts
+            if group.job_id in jobs:
+                counts = jobs[group.job_id].counts
                 completed += group.lines * counts.completed // group.items
                 failed += group.lines * counts.failed // group.items
     return {"total": batch.total, "completed": completed, "failed": failed}
+
+
+def _view_usage(tokens: int) -> dict[str, Any]:
+    """Return the tokens that were read so far, in the shape of OpenAI's batches."""
+    return {
+        "input_tokens": tokens,
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens": 0,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": tokens,
+    }

@@ -23,6 +23,7 @@ from app.http.places import PLACE, at_place
 from app.http.prefer import parse_prefer
 from app.http.request_ids import begin_request, finish_request
 from app.http.responses import compress_whole
+from app.inference.binary import BINARY_TYPES
 from app.jobs.views import render_submission
 from app.services import Services, services
 from app.submission.orders import Order
@@ -127,6 +128,8 @@ class DirectCalls:
     ) -> list[bytes] | None:
         """Answer a request with a small body that has its place; None: it is none for here, and Flask may read it."""
         if environ["REQUEST_METHOD"] != "POST" or any(name in environ for name in _NOT_PLAIN):
+            return None
+        if environ.get("HTTP_ACCEPT", "") in BINARY_TYPES:
             return None
         if (fields := _read_plain(environ, self._live.settings.max_body_bytes)) is None:
             return None

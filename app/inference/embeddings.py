@@ -1,13 +1,15 @@
 """`POST /v1/embeddings`: texts to vectors in the same call."""
 
+from dataclasses import replace
 from functools import partial
 
-from flask import Response
+from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 
 from app.access.auth import Tenant, current_tenant, find_card
 from app.http.errors import documented
+from app.inference.binary import BINARY_TYPES, render_binary
 from app.inference.calls import SynchronousCall, answer_or_queue
 from app.inference.rendering import render_embeddings
 from app.inference.schemas import EmbeddingsRequest, EmbeddingsResponse
@@ -28,9 +30,13 @@ blueprint = APIBlueprint("embeddings", __name__, abp_tags=[Tag(name="embeddings"
 def create_embeddings(body: EmbeddingsRequest) -> Response:
     """Embed one text or several.
 
-    With the header `Prefer: respond-async` any number of texts is queued as a job.
+    With the header `Prefer: respond-async` any number of texts is queued as a job. With `Accept: application/x-npy`,
+    `application/vnd.apache.arrow.stream` or `application/octet-stream` the vectors come as bytes.
     """
     call = describe_embeddings(body, services(), current_tenant())
+    if (mimetype := request.headers.get("Accept", "")) in BINARY_TYPES:
+        render = partial(render_binary, mimetype=mimetype, precision=body.output_dtype or "float")
+        call = replace(call, render=render)
     return _stream(call, body) if body.stream else answer_or_queue(call)
 
 

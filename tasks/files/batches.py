@@ -108,6 +108,7 @@ class BatchRecord:
     Attributes:
         times: when each state was reached, by the state's name.
         total, completed, failed: lines; all 0 until the file is validated, final when the batch has ended.
+        models, tokens: of its jobs; empty and 0 until the batch has ended.
         planned: every job that was ever created for it, also by a process that died while it did so.
         plan_file_id: the hidden file that says what became of each line.
         drafts: output files that were begun; they count when the batch has ended.
@@ -128,6 +129,8 @@ class BatchRecord:
     total: int
     completed: int
     failed: int
+    models: Sequence[str]
+    tokens: int
     groups: Sequence[BatchGroup]
     planned: Sequence[str]
     plan_file_id: str
@@ -367,6 +370,8 @@ def _read_record(batch_id: str, raw: Mapping[Any, Any]) -> BatchRecord:
         total=value("total", 0),
         completed=value("completed", 0),
         failed=value("failed", 0),
+        models=value("models", []),
+        tokens=value("tokens", 0),
         groups=[BatchGroup(**group) for group in value("groups", [])],
         planned=value("planned", []),
         plan_file_id=value("plan_file_id", ""),

@@ -1,7 +1,10 @@
 """What a call says of each of its items: tokens, whether it was cut, and on request its error beside its neighbours."""
 
+import io
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -66,3 +69,46 @@ def test_a_line_of_a_batch_tells_the_same(app_here: Flask, client: FlaskClient) 
     line = read(client, batch["output_file_id"])["a"]
     assert body_of(line)["data"] == ask(client, input=["alpha", LONG], **fields).json["data"]
     assert read(client, batch["error_file_id"])["b"]["response"]["status_code"] == 400
+
+
+@pytest.mark.parametrize(
+    "form", ["application/x-npy", "application/vnd.apache.arrow.stream", "application/octet-stream"]
+)
+@pytest.mark.parametrize("precision", ["float", "int8"])
+def test_a_call_gives_its_vectors_as_bytes(client: FlaskClient, form: str, precision: Any) -> None:
+    texts = ["alpha", LONG, "beta"]
+    whole = ask(client, input=texts, output_dtype=precision).json
+    expected = np.array([entry["embedding"] for entry in whole["data"]])
+    body = {"model": "fake", "input": texts, "output_dtype": precision}
+    answer = client.post("/v1/embeddings", json=body, headers={"Accept": form})
+    assert (answer.status_code, answer.mimetype) == (200, form)
+    dtype = np.dtype(answer.headers["x-embedding-dtype"])
+    assert answer.headers["x-embedding-shape"] == ",".join(map(str, expected.shape))
+    if form == "application/octet-stream":
+        vectors = np.frombuffer(answer.data, dtype).reshape(expected.shape)
+    elif form == "application/x-npy":
+        vectors = np.load(io.BytesIO(answer.data))
+    else:
+        table = pa.ipc.open_stream(answer.data).read_all()
+        assert table.column("truncated").to_pylist() == [False, True, False]
+        vectors = np.array(table.column("embedding").to_pylist(), dtype)
+    assert vectors.dtype == dtype
+    np.testing.assert_allclose(vectors, expected, atol=1e-6)
+    assert answer.headers["x-prompt-tokens"] == str(whole["usage"]["prompt_tokens"])
+    assert answer.headers["x-truncated-items"] == "1"
+
+
+def test_a_failed_item_among_bytes_is_not_a_number(client: FlaskClient) -> None:
+    body = {"model": "fake", "input": ["a", LONG], "truncate": "none", "on_error": "item"}
+    answer = client.post("/v1/embeddings", json=body, headers={"Accept": "application/x-npy"})
+    vectors = np.load(io.BytesIO(answer.data))
+    assert np.isfinite(vectors[0]).all()
+    assert np.isnan(vectors[1]).all()
+
+
+def test_a_batch_says_its_model_and_the_tokens_that_were_read(app_here: Flask, client: FlaskClient) -> None:
+    with running_scheduler(app_here):
+        batch = run(client, [embed("one", ["alpha beta"]), embed("two", ["gamma"])])
+    assert batch["model"] == "fake"
+    tokens = sum(body_of(line)["usage"]["prompt_tokens"] for line in read(client, batch["output_file_id"]).values())
+    assert (batch["usage"]["input_tokens"], batch["usage"]["total_tokens"]) == (tokens, tokens)
