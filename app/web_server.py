@@ -7,9 +7,11 @@ Owns the choice of granian's options and the stop. What was measured with grania
 - A lost connection looks like the end of the body: see `app.http.disconnects`.
 """
 
+import ctypes
 import logging
 import resource
 import socket
+import sys
 import threading
 import time
 from functools import partial
@@ -41,6 +43,8 @@ _BACKLOG = 2048
 # More connections than these wait in the kernel, and so would probes: idle ones count too.
 _CONNECTIONS = 16_384
 _LISTENS_WITHIN_S = 30.0
+# malloc.h: M_MMAP_THRESHOLD, in bytes, and M_ARENA_MAX.
+_MALLOC_OPTIONS = {-3: 2**20, -8: 4}
 
 
 class _AdviceFilter(logging.Filter):
@@ -106,6 +110,7 @@ def run_server(settings: Settings) -> None:
 def _load(settings: Settings, port: int) -> Any:
     """Build the app in the web process itself: threads and connections do not survive a fork."""
     _configure_logging(settings)
+    _return_memory()
     # A process that was forked ends without calling the handlers of `atexit`.
     Finalize(None, logging.shutdown, exitpriority=0)
     app = create_app(settings)
@@ -116,6 +121,15 @@ def _load(settings: Settings, port: int) -> Any:
     WorkerWatch(app.extensions["twolane"]).start()
     threading.Thread(target=_watch_readers, args=(port,), name="stalled-readers", daemon=True).start()
     return app
+
+
+def _return_memory() -> None:
+    """Have glibc give large blocks back as they are freed: a heap for each of many threads keeps what bodies took."""
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+        for option, value in _MALLOC_OPTIONS.items():
+            if mallopt is not None:
+                mallopt(option, value)
 
 
 def _watch_readers(port: int) -> None:

@@ -24,7 +24,7 @@ _TRICKLE_BYTES, _TRICKLE_S = 750, 0.5
 _LOST = "lost"
 _REFUSALS = frozenset({"429", "503"})
 # One pass of the fake device for each call: 16 texts fill its budget of tokens.
-_SLOW_CALL = json.dumps({"model": "slow", "input": ["word " * 126] * 16}).encode()
+_SLOW_CALL = json.dumps({"model": "slow", "input": [f"{'word ' * 125}{number}" for number in range(16)]}).encode()
 _GZIP = "Content-Encoding: gzip\r\n"
 
 

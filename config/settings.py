@@ -201,6 +201,11 @@ class Settings(BaseSettings):
         "",
         description="Folder or fsspec URL (as s3://bucket/path) of uploaded files; empty: `files` in the data folder.",
     )
+    file_link_s: Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="How long a presigned link to a file in object storage holds: its reader is redirected there "
+        "(302), and no thread of ours carries the bytes. 0: no redirects. Readers must reach the storage themselves.",
+    )
     max_file_bytes: Count = Field(200 * 2**20, description="Largest uploaded file in bytes; above it: 413.")
     file_ttl_s: Seconds = Field(
         30 * 86_400.0, description="How long files are kept that name no expiry, and batches with their output files."

@@ -39,6 +39,7 @@ _FORM = {
         "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
     },
 }
+_LINK = {"description": "The bytes lie at `Location`, for a while."}
 _UPLOAD = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _FORM}}}}
 _BYTES: dict[str, Any] = {
     "description": "The very bytes.",
@@ -95,12 +96,16 @@ def get_file(path: FileId) -> Response:
     return json_response(_view(services().files.get(path.file_id, current_tenant().name)))
 
 
-@blueprint.get("/v1/files/<file_id>/content", responses=documented(FileObject, NotFound, extra={200: _BYTES}))
+@blueprint.get(
+    "/v1/files/<file_id>/content", responses=documented(FileObject, NotFound, extra={200: _BYTES, 302: _LINK})
+)
 def get_file_content(path: FileId) -> Response:
-    """Return a file's bytes as they were uploaded or written."""
+    """Return a file's bytes as they were uploaded or written, or redirect to where they lie."""
     live = services()
     files, settings = live.files, live.settings
     file = files.get(path.file_id, current_tenant().name)
+    if settings.file_link_s and (link := files.link(file, settings.file_link_s)):
+        return Response(status=302, headers={"Location": link, "Cache-Control": "no-store"})
     current_place().move(Kind.STREAM)
     blocks = paced(read_blocks(files.open(file)), settings.min_client_bytes_s, settings.stream_timeout_s)
     response = Response(blocks, mimetype="application/octet-stream")

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from app.batches.lines import Call
 from app.services import Services
-from app.submission.orders import Order, limit_chunks
+from app.submission.orders import Order, count_id_bytes, limit_chunks
 from app.submission.service import SubmissionService
 from tasks.files.batches import BatchGroup
 from tasks.jobs.chunking import Item, cut_chunks
@@ -28,7 +28,7 @@ class Group:
         self._live = live
         self._limits = limit_chunks(live.settings, order)
         self._waiting: list[Item] = []
-        self._waiting_chars = self._stored_bytes = 0
+        self._waiting_chars = self._stored_bytes = self._id_bytes = 0
 
     def add(self, call: Call, custom_id: str) -> None:
         """Take the items of a line; each carries the line's id."""
@@ -49,7 +49,7 @@ class Group:
 
     def describe(self, submission: SubmissionService, batch_id: str, deadline_in_s: float) -> NewJob:
         """Return the job that the group becomes."""
-        job = submission.describe(self.order, self.job_id, self.items, self.tokens)
+        job = submission.describe(self.order, self.job_id, self.items, self.tokens, self._id_bytes)
         extra = {"metadata": {"batch_id": batch_id}}
         return replace(job, input_bytes=self._stored_bytes, deadline_in_s=deadline_in_s, extra=extra)
 
@@ -66,6 +66,7 @@ class Group:
             placed = replace(record, index=len(self.records), start=self.items)
             # Noted before it is stored: a put that fails half-way is deleted too.
             self.records.append(placed)
+            self._id_bytes += count_id_bytes(chunk)
             self._stored_bytes += self._live.blobs.put_input(self.job_id, placed.index, chunk)
             self.items += placed.items
             self.tokens += placed.tokens

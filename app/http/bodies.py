@@ -78,6 +78,7 @@ def read_json(request: Request, limit_bytes: int, model: type[BaseModel] | None 
         if place is not None and size_bytes > SMALL_BODY_BYTES:
             place.hold(size_bytes)
     body = b"".join(blocks)
+    blocks.clear()
     return parse_json(body) if len(body) <= SMALL_BODY_BYTES else _parse_large(body, place, model)
 
 

@@ -4,6 +4,7 @@ Owns the one envelope of every non-2xx answer and the table from error class to 
 in `tasks.errors`.
 """
 
+import difflib
 import logging
 import math
 import traceback
@@ -11,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from flask import Flask, Response
+from flask import Flask, Response, current_app, request
 from flask_openapi3.models import OPENAPI3_REF_PREFIX
 from flask_openapi3.types import ResponseDict
 from pydantic import BaseModel, ValidationError
 from redis.exceptions import OutOfMemoryError, RedisError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import NotFound as HTTPNotFound
 
 from app.http.bodies import explain_invalid
 from app.http.request_ids import current_request_id
@@ -99,7 +101,9 @@ _RETRIED_BY_CLIENTS = frozenset({408, 409, 429}) | frozenset(range(500, 600))
 _ANYWHERE = (RequestError, AuthenticationError, PermissionDenied, RateLimited, StoreUnavailable, TwolaneError)
 _COMPUTING = (ModelNotFound, TooLarge, IdempotencyMismatch, LaneFull, NoWorker, DeadlineExceeded, WorkError)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_HTTP_MESSAGES = {404: "there is nothing at this address; /docs lists what there is"}
+# Of an address in a message: it is a stranger's text.
+_PATH_CHARS = 100
+_ALIKE = 0.7
 _HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: TooLarge.code}
 _RETRY_AFTER_MIN_S, _RETRY_AFTER_MAX_S = 1, 60
 
@@ -247,13 +251,26 @@ def _render_http_exception(error: HTTPException) -> Response:
     if error.response is not None:  # made by us or by a library that knows what it wants to say
         return error.response  # type: ignore[return-value] # Flask makes only Flask responses
     status = error.code or 500
-    message = _HTTP_MESSAGES.get(status) or error.description or error.name
+    message = _explain_address(error) or error.description or error.name
     response = _respond(status, message, param=None, code=_HTTP_CODES.get(status, RequestError.code))
     # Allow, Content-Range and the like belong to the answer; its old body's type does not.
     for name, value in error.get_headers():
         if name.lower() not in {"content-type", "content-length"}:
             response.headers[name] = value
     return response
+
+
+def _explain_address(error: HTTPException) -> str:
+    """Return what is wrong with the address or the method, and what was probably meant; empty: something else is."""
+    asked = f"{request.method} {request.path[:_PATH_CHARS]}"
+    if isinstance(error, MethodNotAllowed):
+        methods = ", ".join(sorted(set(error.valid_methods or ()) - {"HEAD", "OPTIONS"}))
+        return f"{asked}: this address takes {methods} only"
+    if not isinstance(error, HTTPNotFound):
+        return ""
+    rules = sorted({rule.rule for rule in current_app.url_map.iter_rules() if not rule.arguments})
+    near = difflib.get_close_matches(request.path[:_PATH_CHARS], rules, n=1, cutoff=_ALIKE)
+    return f"there is nothing at {asked}; {f'did you mean {near[0]}? ' if near else ''}/docs lists what there is"
 
 
 def _render_unexpected(error: Exception) -> Response:

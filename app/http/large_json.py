@@ -36,14 +36,15 @@ def count_values(body: bytes, enough: int) -> int:
     highest = sum(_count_structural(block) for block in _blocks(body))
     if highest <= enough:
         return highest
-    # Without escapes every quote opens or closes a string.
-    plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    count, in_string = 0, np.uint8(0)
-    for block in _blocks(plain):
-        quotes = np.cumsum(block == _QUOTE, dtype=np.uint8) + in_string
-        in_string = quotes[-1]
-        count += _count_structural(block[(quotes & 1) == 0])
-    return count
+    with _one_at_a_time:
+        # Without escapes every quote opens or closes a string.
+        plain = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+        count, in_string = 0, np.uint8(0)
+        for block in _blocks(plain):
+            quotes = np.cumsum(block == _QUOTE, dtype=np.uint8) + in_string
+            in_string = quotes[-1]
+            count += _count_structural(block[(quotes & 1) == 0])
+        return count
 
 
 def parse_fields(body: bytes, model: type[BaseModel] | None) -> Any:

@@ -3,6 +3,7 @@
 Owns what was stored so far, so that it can be deleted when no job comes of it. Knows neither HTTP nor limits.
 """
 
+from app.submission.orders import count_id_bytes
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.job import ChunkInput, ChunkRecord, new_job_id
 
@@ -16,12 +17,13 @@ class ChunkUpload:
         job_id: that id.
         records: the chunk table so far.
         input_bytes: stored size.
+        id_bytes: of the callers' ids, which come back with the results.
     """
 
     def __init__(self, blobs: Blobs) -> None:
         self.job_id = new_job_id()
         self.records: list[ChunkRecord] = []
-        self.input_bytes = 0
+        self.input_bytes = self.id_bytes = 0
         self._blobs = blobs
 
     @property
@@ -38,6 +40,7 @@ class ChunkUpload:
         """Store a chunk; errors as `Blobs.put_input`."""
         # Noted before it is stored: a put that fails half-way is deleted too.
         self.records.append(record)
+        self.id_bytes += count_id_bytes(chunk)
         self.input_bytes += self._blobs.put_input(self.job_id, record.index, chunk)
 
     def delete(self) -> None:

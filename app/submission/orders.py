@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
+import orjson
 from pydantic import BaseModel
 
 from config.catalog import ModelCard
@@ -15,7 +16,7 @@ from config.settings import Settings
 from tasks.engine import JobParams, Operation
 from tasks.errors import InvalidRequest, WrongCapability
 from tasks.jobs.chunking import ChunkLimits
-from tasks.jobs.job import Job, Webhook
+from tasks.jobs.job import ChunkInput, Job, Webhook
 from tasks.lanes import Service
 from tasks.vectors import DENSE_ONLY, Kind, estimate_bytes
 
@@ -25,6 +26,7 @@ __all__ = [
     "Priority",
     "Submission",
     "check_capability",
+    "count_id_bytes",
     "estimate_result_bytes",
     "limit_chunks",
     "make_order",
@@ -175,6 +177,11 @@ def estimate_result_bytes(order: Order, items: int, tokens: int) -> int:
     dense = (params.dimensions or width) if "dense" in params.returns else 0
     values = items * np.dtype(params.dtype).itemsize * (dense if order.operation == "embeddings" else 1)
     return values + estimate_bytes(params.returns, tokens, width, params.dtype)
+
+
+def count_id_bytes(chunk: ChunkInput) -> int:
+    """Return what the callers' ids of a chunk take in its result."""
+    return len(orjson.dumps(chunk.ids)) if chunk.ids is not None else 0
 
 
 def check_capability(order: Order) -> None:

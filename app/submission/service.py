@@ -225,7 +225,7 @@ class SubmissionService:
         try:
             self._store_inputs(order, items, upload)
             self._require_items(order, upload.items)
-            new = self.describe(order, upload.job_id, upload.items, upload.tokens)
+            new = self.describe(order, upload.job_id, upload.items, upload.tokens, upload.id_bytes)
             answered = False
             job, created = store.create(replace(new, input_bytes=upload.input_bytes), upload.records, settle())
         except BaseException as error:
@@ -255,8 +255,8 @@ class SubmissionService:
         except RedisError:
             _log.warning("Redis went away before the tickets of a new job were published; a worker will do it")
 
-    def describe(self, order: Order, job_id: str, total: int, tokens: int) -> NewJob:
-        """Return the job that the order would be, with so many items and estimated tokens."""
+    def describe(self, order: Order, job_id: str, total: int, tokens: int, id_bytes: int = 0) -> NewJob:
+        """Return the job that the order would be, with so many items, estimated tokens and bytes of callers' ids."""
         return NewJob(
             id=job_id,
             tenant=self._tenant.name,
@@ -272,7 +272,7 @@ class SubmissionService:
             extra=order.extra,
             webhook=order.webhook,
             queue_limit=self._tenant.max_queued_items,
-            result_bytes=estimate_result_bytes(order, total, tokens),
+            result_bytes=estimate_result_bytes(order, total, tokens) + id_bytes,
         )
 
     def _settle_reuse(self, params: JobParams) -> JobParams:

@@ -173,6 +173,10 @@ class FileStore:
         """Open the bytes of a file for reading; errors as `ByteStore.open`."""
         return self.bytes.open(_member(file.id, file.tenant))
 
+    def link(self, file: StoredFile, lasts_s: float) -> str | None:
+        """Return an address of the bytes in object storage, see `ByteStore.link`."""
+        return self.bytes.link(_member(file.id, file.tenant), lasts_s)
+
     def delete(self, file_id: str, tenant: str) -> None:
         """Delete a file.
 

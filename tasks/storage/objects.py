@@ -66,6 +66,16 @@ class ByteStore:
             raise NotFound("The file's bytes are gone.", param="file_id") from error
         return handle
 
+    def link(self, path: str, lasts_s: float) -> str | None:
+        """Return an address at which anybody reads a file for a while; None: this storage has none to give."""
+        if self._is_folder:
+            return None
+        try:
+            with storage_errors():
+                return str(self._system.sign(f"{self._root}/{path}", expiration=max(1, int(lasts_s))))
+        except (NotImplementedError, CapacityError):
+            return None
+
     def remove(self, path: str) -> None:
         """Remove a file if it is there.
 

@@ -81,6 +81,30 @@ def test_a_bad_field_is_a_400_with_its_name(client: FlaskClient, path: str, body
     assert refusal(client.post(path, json=body), 400)["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "words"),
+    [
+        ("POST", "/v1/embedding", ["POST /v1/embedding;", "did you mean /v1/embeddings?"]),
+        ("GET", "/v1/model", ["GET /v1/model;", "/v1/models"]),
+        ("POST", "/v1/chat/completions", ["POST /v1/chat/completions;", "/docs"]),
+        ("GET", "/v1/embeddings", ["GET /v1/embeddings", "POST"]),
+    ],
+)
+def test_a_wrong_address_or_method_is_told_with_what_was_probably_meant(
+    client: FlaskClient, method: str, path: str, words: list[str]
+) -> None:
+    answer = client.open(path, method=method)
+    message = refusal(answer, answer.status_code)["message"]
+    assert [word for word in words if word not in message] == []
+
+
+@pytest.mark.parametrize("name", ["texts", "inputs"])
+def test_a_name_of_other_services_for_input_is_told(client: FlaskClient, name: str) -> None:
+    for path, more in (("/v1/embeddings", {}), ("/v1/jobs", {"type": "embeddings"})):
+        error = refusal(client.post(path, json={"model": "fake", name: ["a"], **more}), 400)
+        assert (error["param"], f"`{name}`" in error["message"]) == ("input", True)
+
+
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/v1/rerank", "/v1/jobs"])
 def test_an_unknown_model_is_a_404(client: FlaskClient, path: str) -> None:
     body = {"type": "embeddings", "model": "none/such", "input": "a", "query": "q", "documents": ["a"]}

@@ -52,6 +52,7 @@ def test_one_bad_text_fails_alone_where_that_is_asked_for(client: FlaskClient) -
     assert [data[0]["embedding"], data[2]["embedding"]] == [entry["embedding"] for entry in good]
     assert data[1]["error"]["code"] == "context_length_exceeded"
     assert "embedding" not in data[1]
+    assert data[1]["truncated"] is False  # nothing was cut off what was refused
     failed = client.post("/v1/embeddings", json={"model": "fake", "input": texts, "truncate": "none"})
     assert failed.status_code == 400
 

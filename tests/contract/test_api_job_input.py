@@ -51,6 +51,19 @@ def job_keys(server: EmbeddedServer) -> set[bytes]:
         return {key for key in redis.scan_iter(count=1000) if b"{job_" in key}
 
 
+def test_ids_are_reserved_with_the_results_that_bring_them_back(client: FlaskClient, server: EmbeddedServer) -> None:
+    reserved = []
+    for long_id in ("", "x" * 500):
+        lines = b"".join(
+            json.dumps({"text": f"t{i}", "id": f"{long_id}{i}" if long_id else None}).encode() + b"\n"
+            for i in range(200)
+        )
+        job = send(client, lines, f"ids {len(long_id)}").json
+        with Redis.from_url(server.url) as redis:
+            reserved.append(int(redis.hget(keys.job(job["id"]), "result_bytes") or 0))
+    assert reserved[1] - reserved[0] > 200 * 500
+
+
 # -- a file
 
 

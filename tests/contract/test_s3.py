@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from redis import Redis
@@ -114,6 +115,20 @@ def test_files_on_s3_come_back_and_an_upload_that_is_given_up_leaves_no_parts(
     assert writer.id not in s3.list()
     files.delete(stored.id, "ada")
     assert stored.id not in s3.list()
+
+
+def test_readers_of_a_file_are_redirected_to_a_link_that_needs_no_key_of_theirs(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    settings = settings_of(server, tmp_path, files_url=f"{URL}/links", file_link_s=60)
+    with opened_app(settings) as app:
+        client = app.test_client()
+        form = {"purpose": "batch", "file": (io.BytesIO(b'{"a": 1}\n'), "in.jsonl")}
+        file = client.post("/v1/files", data=form).json or {}
+        answer = client.get(f"/v1/files/{file['id']}/content")
+        assert (answer.status_code, answer.headers["Cache-Control"]) == (302, "no-store")
+        assert httpx.get(answer.headers["Location"]).content == b'{"a": 1}\n'
+        assert client.get("/v1/files/file-none/content").status_code == 404
 
 
 def test_a_storage_that_is_gone_costs_the_reader_a_503_and_the_chunk_no_attempt(

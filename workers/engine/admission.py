@@ -180,6 +180,8 @@ class _Plan:
         self.lengths = np.array([len(one.tokens) for one in encoded], np.int32)
         self.cut = np.array([one.cut for one in encoded], np.bool_)
         refused = self.cut if work.params.truncate == "none" else np.zeros(len(encoded), np.bool_)
+        # Nothing was cut off what is refused.
+        self.cut = self.cut & ~refused
         self._kept = np.flatnonzero(~refused)
         self._rows = [encoded[at].tokens for at in self._kept.tolist()]
         if extras:
