@@ -60,9 +60,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(Path("data"), description="Folder for the embedded server's data and for models.")
     host: str = Field("127.0.0.1", description="Address that the web server binds.")
     cors_origins: str = Field(
-        "",
-        description="Origins of web pages that may call from browsers, comma-separated, as https://example.org; * "
-        "means any. Empty: none.",
+        "", description="Origins whose web pages may call (https://example.org), comma-separated; *: any. Empty: none."
     )
     keys_file: Path | None = Field(
         None,
@@ -120,10 +118,8 @@ class Settings(BaseSettings):
     web_workers: Count = Field(1, description="Web processes.")
     web_threads: Annotated[int, Field(ge=16)] = Field(
         768,
-        description="Most threads of one web process; each request holds one. Half of them answer small requests, an "
-        "eighth each large ones and callers that wait for jobs, a sixteenth uploads of unknown length, a thirty-"
-        "second readers of results; the rest is for probes and cancels. One key, or the calls of one model, hold three "
-        "quarters of a kind at most.",
+        description="Most threads of one web process: half for small requests, an eighth each for large ones and callers "
+        "that wait for jobs, a sixteenth for uploads, a thirty-second for readers of results, the rest for probes.",
     )
     min_client_bytes_s: Count = Field(
         4096,
@@ -203,8 +199,7 @@ class Settings(BaseSettings):
     )
     file_link_s: Annotated[float, Field(ge=0)] = Field(
         0.0,
-        description="How long a presigned link to a file in object storage holds: its reader is redirected there "
-        "(302), and no thread of ours carries the bytes. 0: no redirects. Readers must reach the storage themselves.",
+        description="How long a presigned link holds to which readers of files in object storage are redirected; 0: none.",
     )
     max_file_bytes: Count = Field(200 * 2**20, description="Largest uploaded file in bytes; above it: 413.")
     file_ttl_s: Seconds = Field(
