@@ -118,8 +118,8 @@ class Settings(BaseSettings):
     web_workers: Count = Field(1, description="Web processes.")
     web_threads: Annotated[int, Field(ge=16)] = Field(
         768,
-        description="Most threads of one web process: half for small requests, an eighth each for large ones and callers "
-        "that wait for jobs, a sixteenth for uploads, a thirty-second for readers of results, the rest for probes.",
+        description="Threads of one web process at most: half for small requests, an eighth each for large and waiting "
+        "ones, a sixteenth for uploads, a thirty-second for readers of results, the rest for probes and cancels.",
     )
     min_client_bytes_s: Count = Field(
         4096,
@@ -199,7 +199,7 @@ class Settings(BaseSettings):
     )
     file_link_s: Annotated[float, Field(ge=0)] = Field(
         0.0,
-        description="How long a presigned link holds to which readers of files in object storage are redirected; 0: none.",
+        description="How long presigned links hold to which readers of files in object storage are sent; 0: none.",
     )
     max_file_bytes: Count = Field(200 * 2**20, description="Largest uploaded file in bytes; above it: 413.")
     file_ttl_s: Seconds = Field(

@@ -23,7 +23,7 @@ __all__ = ["SUITE", "run"]
 
 SUITE = "abuse"
 _RATE = 20.0
-_SECONDS = 30.0
+_SECONDS = 20.0
 _LEAD_S = 5.0  # until all abusers are connected
 _LONGEST_END_S = 90.0
 _JOB_ITEMS = 60_000
