@@ -65,6 +65,7 @@ class FleetReporter:
         )
         self._engine: MeasuredEngine | None = None
         self._drain: Callable[[], None] = lambda: None
+        self._ending = False
         self._counted = (time.monotonic(), 0.0, 0.0)
         self._thread = PeriodicThread(self.report, _PERIOD_S, "fleet-reporter")
         self._thread.start()
@@ -104,7 +105,8 @@ class FleetReporter:
             self._drain()
 
     def _restart(self, reason: str) -> None:
-        if not self._card.reason.startswith(reason[:20]):
+        if not self._ending:
+            self._ending = True
             self._leave(reason)
             # As when its launcher stops it: what is held is finished, then the process ends.
             os.kill(os.getpid(), signal.SIGTERM)

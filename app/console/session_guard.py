@@ -11,6 +11,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from app.access.sessions import SESSION_S, Session, Sessions
 from app.console.formatting import FILTERS
 from app.http.errors import status_of
+from app.http.places import SMALL_BODY_BYTES
 from app.http.request_ids import current_request_id
 from tasks.errors import PermissionDenied, TwolaneError
 from tasks.jobs.origin import Origin, set_origin
@@ -66,6 +67,8 @@ def render(template: str, **values: object) -> str:
 
 @blueprint.before_request
 def _require_session() -> BaseResponse | None:
+    # No form of ours is larger, and nobody need be signed in to send one.
+    request.max_content_length = SMALL_BODY_BYTES
     if request.endpoint in _OPEN:
         return None
     found = sessions().find(request.cookies.get(COOKIE, ""))

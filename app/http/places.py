@@ -38,6 +38,8 @@ SMALL_BODY_BYTES = 64 * 1024
 PLACE = "twolane.place"
 _place: ContextVar["Place | None"] = ContextVar("twolane_place", default=None)
 _PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
+# What an operator looks at and acts by, above all while the server is overloaded.
+_OPERATOR = ("/console", "/v1/admin/", "/v1/workers")
 _CANCELS = ("/v1/jobs/", "/v1/batches/")
 # Of the places of a kind, the part that one key or the waiting calls of one model may hold.
 _OF_ONE = 3 / 4
@@ -264,7 +266,9 @@ def find_kind(environ: Mapping[str, Any]) -> Kind:
     if "HTTP_TRANSFER_ENCODING" in environ:
         return Kind.UPLOAD
     length = environ.get("CONTENT_LENGTH") or "0"
-    return Kind.SMALL if length.isdecimal() and int(length) <= SMALL_BODY_BYTES else Kind.LARGE
+    if not length.isdecimal() or int(length) > SMALL_BODY_BYTES:
+        return Kind.LARGE
+    return Kind.CONTROL if path.startswith(_OPERATOR) else Kind.SMALL
 
 
 def current_place() -> Place:

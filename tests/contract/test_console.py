@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterator
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -119,6 +120,12 @@ def test_signing_out_ends_the_session_for_every_holder_of_the_cookie(app_here: F
     assert thief.get("/console").status_code == 200
     assert ops.post("/console/sign-out").status_code == 302
     assert thief.get("/console").status_code == 302
+
+
+def test_a_body_that_is_no_form_of_ours_is_not_read(app_here: Flask) -> None:
+    client = app_here.test_client()
+    for data in ({"key": "x" * 100_000}, {"key": "x", "file": (BytesIO(b"x" * 100_000), "large.bin")}):
+        assert client.post("/console/sign-in", data=data).status_code == 413
 
 
 def test_a_form_without_the_sessions_token_changes_nothing(app_here: Flask, ops: Browser) -> None:
@@ -367,3 +374,18 @@ def test_a_key_that_was_revoked_stays_so_while_redis_does_not_answer(
     with pytest.raises(StoreUnavailable):
         KeyStore(services_of(app_here).redis).current()
     assert secret.startswith("tl-")
+
+
+def test_a_tenant_reads_the_log_of_its_own_jobs_without_the_names_of_others_keys(app_here: Flask, ops: Browser) -> None:
+    live = services_of(app_here)
+    job = submit(live.store, live.blobs, ["x"], tenant="acme")
+    assert api(app_here, "acme", f"/v1/jobs/{job.id}/pause", "POST").status_code == 200
+    assert ops.post("/console/jobs/act", id=job.id, action="resume").status_code == 303
+    events = api(app_here, "acme", f"/v1/jobs/{job.id}/log").json["data"]  # type: ignore[index]
+    assert [(event["event"], event["by"].split("/")[0]) for event in events[1:]] == [
+        ("paused", "acme"),
+        ("resumed", "an operator"),
+    ]
+    assert events[1]["request_id"].startswith("req_")
+    other = submit(live.store, live.blobs, ["x"], tenant="search")
+    assert api(app_here, "acme", f"/v1/jobs/{other.id}/log").status_code == 404

@@ -52,8 +52,21 @@ def places_of(places: Places, kind: Kind) -> Iterator[Place]:
         ({"PATH_INFO": "/livez", "REQUEST_METHOD": "GET"}, Kind.CONTROL),
         ({"PATH_INFO": "/v1/jobs/job_1", "REQUEST_METHOD": "DELETE"}, Kind.CONTROL),
         ({"PATH_INFO": "/v1/batches/batch_1/cancel"}, Kind.CONTROL),
+        ({"PATH_INFO": "/console/jobs/act", "CONTENT_LENGTH": "200"}, Kind.CONTROL),
+        ({"PATH_INFO": "/console/sign-in", "CONTENT_LENGTH": "65537"}, Kind.LARGE),
     ],
-    ids=["small body", "large body", "odd length", "no length", "no body", "probe", "delete", "cancel"],
+    ids=[
+        "small body",
+        "large body",
+        "odd length",
+        "no length",
+        "no body",
+        "probe",
+        "delete",
+        "cancel",
+        "operator",
+        "large form",
+    ],
 )
 def test_a_request_is_sorted_by_its_head(head: dict[str, str], kind: Kind) -> None:
     assert find_kind({"REQUEST_METHOD": "POST", **head}) is kind
