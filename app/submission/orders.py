@@ -122,7 +122,7 @@ def make_order(
         cache=asked("cache"),
         dedupe=asked("dedupe"),
         returns=_choose_kinds(card, asked("returns")),
-        role=asked("input_type") if card.family == "colbert" else None,
+        role=input_type if card.family == "colbert" else None,
         cutoff_layer=_choose_layer(card, operation, asked("cutoff_layers")),
     )
     items_field = "input" if operation == "embeddings" else "documents"

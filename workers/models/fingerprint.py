@@ -60,7 +60,7 @@ def hash_recipe(recipe: Recipe) -> str:
         str(recipe.lower_case),
     ]
     if recipe.pairs is not None:
-        parts += [repr(recipe.pairs), _hash_files(recipe.transformer, ("chat_template*",))]
+        parts += [repr(recipe.pairs), _hash_once(recipe.transformer, ("chat_template*",))]
     if recipe.tokens is not None:
         parts.append(repr(recipe.tokens))
     return _digest(parts)
