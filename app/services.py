@@ -32,6 +32,8 @@ __all__ = ["Services", "build_services", "connect_store", "services"]
 
 _KEY = "twolane"
 _ANSWER_TIMEOUT_S = 1.0
+# Of the threads that send webhooks, move batches and the like.
+_OTHER_CONNECTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ def connect_store(settings: Settings) -> Redis:
         socket_timeout=_ANSWER_TIMEOUT_S,
         socket_connect_timeout=_ANSWER_TIMEOUT_S,
         socket_keepalive=True,
+        # Each thread may need one at the same moment; the library's own limit is a hundred.
+        max_connections=settings.web_threads + _OTHER_CONNECTIONS,
         retry=Retry(ConstantBackoff(0.05), 1),
         retry_on_error=[RedisConnectionError, RedisTimeoutError],
     )

@@ -104,7 +104,12 @@ def limit_stalled_readers(port: int) -> bool:
                 continue
             with socket.socket(fileno=os.dup(int(entry.name))) as listener:
                 inet = listener.family in {socket.AF_INET, socket.AF_INET6}
-                if inet and listener.type == socket.SOCK_STREAM and listener.getsockname()[1] == port:
+                # The web server also holds a socket that is bound and never listens.
+                if (
+                    inet
+                    and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                    and listener.getsockname()[1] == port
+                ):
                     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_MS)
                     found = True
         except OSError:

@@ -100,6 +100,9 @@ def test_an_arrow_stream_that_was_cut_off_is_refused_by_its_readers() -> None:
 
 def test_connections_get_the_limit_for_stalled_readers_from_their_listener() -> None:
     assert not limit_stalled_readers(1)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        assert not limit_stalled_readers(bound.getsockname()[1])
     with socket.create_server(("127.0.0.1", 0)) as listener:
         assert limit_stalled_readers(listener.getsockname()[1])
         with socket.create_connection(listener.getsockname()):
