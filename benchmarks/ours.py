@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import quote
 
 import numpy as np
 import psutil
@@ -128,6 +129,20 @@ class Ours:
         if job["status"] != "succeeded" or job["counts"]["failed"]:
             raise RuntimeError(f"the job did not succeed: {job}")
         return job
+
+    def order(self, model: str, action: str, within_s: float) -> None:
+        """Have the worker load or unload a model, and return when it has.
+
+        Raises:
+            TimeoutError: it has not in that time.
+        """
+        address = f"/v1/models/{quote(model)}"
+        number = self.call("POST", f"{address}/{action}")["id"]
+        until_s = time.monotonic() + within_s
+        while not any(worker["order"] >= number for worker in self.call("GET", address)["workers"]):
+            if time.monotonic() > until_s:
+                raise TimeoutError(f"{action} of {model} was not followed")
+            time.sleep(0.2)
 
     def cancel(self, job_id: str) -> None:
         """End a job early."""

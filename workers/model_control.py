@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from redis import Redis, RedisError
 
 from config.catalog import Catalog, ModelCard
-from config.model_names import card_fields
 from config.settings import Settings
 from tasks import keys
 from tasks.lanes import Lane, Service
@@ -119,9 +118,9 @@ class ModelControl:
 
     def _set_up(self, order: ModelOrder) -> ModelCard | None:
         """Return the card that an order names, if it is for a model of this worker or makes it one."""
-        card: ModelCard | None = self._catalog.find(order.model)
-        if card is None and (fields := card_fields(order.model)) is not None:
-            card = ModelCard.model_validate(fields)
+        card = self._catalog.find(order.model)
+        if card is None and order.action == "load":
+            _log.warning("order %d: the catalogue of this worker has no model %s", order.id, order.model)
         if card is None or card.name in {one.name for one in self._models.cards}:
             return card
         if order.action != "load" or not fits(card, self._reports.worker):

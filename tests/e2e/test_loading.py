@@ -158,7 +158,7 @@ def test_a_third_model_is_loaded_used_reloaded_and_unloaded_under_load_without_a
     assert job["fingerprint"] == model_of(stack, MINILM)["fingerprints"][0]
 
 
-def test_a_job_whose_model_is_swapped_for_another_ends_with_one_or_says_what_it_waits_for(
+def test_a_model_that_is_swapped_for_another_gives_vectors_of_one_of_the_two(
     stack: OwnStack, folder: Path, tmp_path: Path
 ) -> None:
     old = model_of(stack, TINY)["fingerprints"]

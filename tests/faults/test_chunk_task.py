@@ -20,11 +20,22 @@ from tasks.celery import app, publisher
 from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed, ItemFailed, ModelNotFound
 from tasks.jobs.blobs import Blobs
+from tasks.jobs.claims import ClaimCode
 from tasks.jobs.job import Counts, JobState
 from tasks.jobs.leases import Leases
 from tasks.jobs.store import JobStore
 from tests.support.echo_engine import echo
-from tests.support.job_maker import LANE, audit, make_overdue, outlive_restart_grace, submit, take_tickets
+from tests.support.fakes import fake_model
+from tests.support.job_maker import (
+    LANE,
+    audit,
+    make_completion,
+    make_overdue,
+    outlive_restart_grace,
+    submit,
+    take_tickets,
+)
+from workers.engine import DeviceEngine
 
 
 class WorkerDied(BaseException):
@@ -106,6 +117,42 @@ def results(store: JobStore, blobs: Blobs, job_id: str) -> tuple[list[float], di
         values += columns["values"][:, 0].tolist()
         errors |= {chunk.start + int(position): code for position, (code, _) in header["errors"].items()}
     return values, errors
+
+
+def test_a_chunk_whose_model_is_swapped_under_it_goes_back_without_an_attempt_and_waits_for_the_old_one(
+    store: JobStore, blobs: Blobs, worker: Redis, settings: Settings
+) -> None:
+    job = submit(store, blobs, ["a text"] * 4, chunk_items=2)
+    begun = Leases(store.redis, settings, {"fake": "fake:before"})
+    publish_tickets(begun, LANE)
+    first, second = take_tickets(store.redis)
+    done = begun.claim(*first, "worker")
+    begun.complete(done, make_completion(done))
+    with DeviceEngine(settings, {"fake": fake_model()}) as swapped:
+        # It claims by the model that it had, and the engine has the next one when the texts come.
+        app.twolane = replace(app.twolane, leases=begun, engine=swapped)
+        run_chunk(*second)
+    chunk = store.chunk_table(job.id)[1]
+    assert chunk.attempts == 0
+    after = Leases(store.redis, settings, {"fake": "fake:test"})
+    assert after.claim(*second, "worker").code is ClaimCode.MISFIT
+    assert store.get(job.id).waits_for_model
+    assert store.get(job.id).fingerprint == "fake:before"
+
+
+def test_a_ticket_of_a_model_that_was_unloaded_meanwhile_is_passed_on(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunk_task, "_BUSY_DELAY_S", 0.0)
+    job = submit(store, blobs, ["a text"] * 2)
+    publish_tickets(store.leases, LANE)
+    (ticket,) = take_tickets(store.redis)
+    app.twolane = replace(app.twolane, serves=lambda _: False)
+    run_chunk(*ticket)
+    assert (take_tickets(store.redis), engine.computed) == ([ticket], [])
+    app.twolane = replace(app.twolane, serves=lambda slug: slug == "fake")
+    run_chunk(*ticket)
+    assert store.get(job.id).state is JobState.SUCCEEDED
 
 
 def test_a_job_is_computed_in_order_and_every_ticket_delivered_three_times_counts_once(
