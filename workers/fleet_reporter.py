@@ -153,11 +153,11 @@ class FleetReporter:
 
 def _device_memory() -> tuple[int, int]:
     """Return what is used of the GPU's memory, and all of it; zeros without one."""
-    # Of a GPU's memory only torch can tell, and it is not imported for that.
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+    # Of a GPU's memory only torch can tell. It is not imported for that, and another thread may be about to import it.
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    if cuda is None or not cuda.is_available() or not cuda.is_initialized():
         return 0, 0
-    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    free_bytes, total_bytes = cuda.mem_get_info()
     return total_bytes - free_bytes, total_bytes
 
 

@@ -9,7 +9,7 @@ import logging
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -117,7 +117,7 @@ def _numbered(gpus: Sequence[Device], wish: str, setting: str) -> Device:
 def _visible_gpus(environ: Mapping[str, str]) -> list[Device]:
     """Return the GPUs and slices that this process may use."""
     allowed = environ.get("CUDA_VISIBLE_DEVICES")
-    listed = _read_list(_ask("-L")) if allowed not in {"", "-1"} else []
+    listed = _read_list(_list()) if allowed not in {"", "-1"} else []
     if allowed is not None:
         # Someone chose already, by number or by UUID. A number counts the devices of the machine.
         chosen = [item.strip() for item in allowed.split(",") if item.strip()]
@@ -156,32 +156,36 @@ def _read_list(text: str) -> list[_Listed]:
     return found
 
 
-def _ask(*arguments: str) -> str:
-    """Return what nvidia-smi prints, also when it then fails: one GPU that is lost must not cost the others."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ""
-    try:
-        answer = subprocess.run(
-            [program, *arguments], capture_output=True, text=True, timeout=_LIST_TIMEOUT_S, check=False
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        _log.warning("nvidia-smi cannot be asked for GPUs: %s", error)
+def _list() -> str:
+    """Return what nvidia-smi lists, also when it then fails: one GPU that is lost must not cost the others."""
+    answer = _ask("-L")
+    if answer is None:
         return ""
     if answer.returncode:
-        said = " ".join(line for line in _lines(answer) if not _GPU_LINE.match(line) and not _SLICE_LINE.match(line))
+        lines = [*answer.stdout.splitlines(), *answer.stderr.splitlines()]
+        said = " ".join(line.strip() for line in lines if not _GPU_LINE.match(line) and not _SLICE_LINE.match(line))
         _log.warning("nvidia-smi ended with code %d: %s", answer.returncode, said or "no reason given")
     return answer.stdout
 
 
-def _lines(answer: "subprocess.CompletedProcess[str]") -> Iterator[str]:
-    return (line for output in (answer.stdout, answer.stderr) for line in output.splitlines() if line.strip())
-
-
 def _buses() -> dict[str, str]:
     """Return the PCI bus ID of each GPU by UUID, as nvidia-smi writes it: 00000000:17:00.0."""
-    lines = _ask("--query-gpu=uuid,pci.bus_id", "--format=csv,noheader").splitlines()
+    answer = _ask("--query-gpu=uuid,pci.bus_id", "--format=csv,noheader")
+    lines = answer.stdout.splitlines() if answer is not None else []
     return {uuid.strip(): bus.strip() for uuid, comma, bus in (line.partition(",") for line in lines) if comma}
+
+
+def _ask(*arguments: str) -> "subprocess.CompletedProcess[str] | None":
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    try:
+        return subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=_LIST_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.warning("nvidia-smi cannot be asked for GPUs: %s", error)
+        return None
 
 
 def _cores_near(bus: str) -> frozenset[int]:
