@@ -29,7 +29,7 @@ __all__ = ["MODEL", "JobRun", "Ours"]
 MODEL = "all-MiniLM-L6-v2"
 _READ_BYTES = 2**20
 _LONGEST_WAIT_S = 20
-_STANDSTILL_S = 120.0
+_STANDSTILL_S = 300.0  # a worker that was killed may have to load a large model first
 
 
 @dataclass(frozen=True, slots=True)

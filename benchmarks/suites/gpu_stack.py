@@ -30,6 +30,8 @@ _CORES_PER_WEB = 4
 _LOOK_S = 0.05
 # Uploading and starting take from the job that has to outlast the calls beside it.
 _SPARE = 2.0
+# Some chunks, however slow the device is: a rate is read between two of them.
+_FEWEST_TEXTS = 6_000
 
 
 def run(bench: Bench) -> None:
@@ -86,7 +88,7 @@ def _measure_lanes(bench: Bench, subject: Subject, ours: Ours, rate: float) -> N
     """Calls at a fixed rate, on an idle stack and beside a job that lasts longer than they do."""
     seconds = 2.0 if bench.plan.quick else _PACE_S
     target = ours.target([[query] for query in bench.corpus.queries])
-    count = max(int(rate * seconds * _SPARE), _count(bench))
+    count = max(int(rate * seconds * _SPARE), _FEWEST_TEXTS)
     idle = bench.load.pace(target, _CALLS_PER_S, seconds)
     with saturated(bench, ours, count) as undisturbed:
         time.sleep(seconds)

@@ -123,9 +123,10 @@ def saturated(bench: Bench, ours: Ours, texts: int = _JOB_TEXTS) -> Iterator[_Pr
         if watcher.ident is not None:
             watcher.join()
         state = ours.job(job["id"])
-        if state["status"] != "running":
+        if state["status"] == "running":
+            ours.cancel(job["id"])
+        else:
             bench.sheet.leave_out("a saturated device", f"the job was {state['status']} before the measurement ended")
-        ours.cancel(job["id"])
         while ours.job(job["id"])["status"] in {"running", "cancelling"}:
             time.sleep(_LOOK_S)
 
