@@ -25,6 +25,7 @@ SUITES = {
     "lane": "interactive latency while a corpus is embedded, with two lanes and with one",
     "web": "the web tier's start, memory, uploads and share of a request",
     "jobs": "chunks, fake jobs, reading, Redis' memory, recovery after kill -9",
+    "fairness": "fifty tenants on a fake device: their shares, and how soon an idle one's small job starts",
     "memory": "what each loaded model takes, and the worker's memory over many texts",
     "shapes": "bge-base- and bge-m3-shaped models and a reranker, random weights",
     "abuse": "small calls and probes while others read and send slowly, call a slow model or send costly bodies",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from config.catalog import load_catalog
 from config.settings import Settings
-from tasks.bulk.chunk_task import WorkerContext, publish_tickets, run_chunk
+from tasks.bulk.chunk_task import WorkerContext, run_chunk
 from tasks.celery import app
 from tasks.connections import connect
 from tasks.engine import Outcomes, Work
@@ -75,10 +75,9 @@ class ChunkOverhead:
         job_id, chunks = self._create(items)
         lane = Lane(self._card.slug, Service.BULK)
         spent_ms = []
-        for chunk in range(chunks):
-            publish_tickets(self._store.leases, lane)
+        for _ in range(chunks):
             started_s = time.perf_counter()
-            run_chunk(job_id, chunk)
+            run_chunk(lane.model)
             spent_ms.append((time.perf_counter() - started_s) * 1000)
         job = self._store.get(job_id)
         if job.counts.completed != len(items):

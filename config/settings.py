@@ -164,11 +164,11 @@ class Settings(BaseSettings):
     chunk_items: Count = Field(1024, description="Most items in one chunk.")
     chunk_tokens: Count = Field(24_576, description="Most (estimated) tokens in one chunk.")
     chunk_bytes: Count = Field(2**20, description="Most text bytes in one chunk.")
-    window: Count = Field(12, description="Tickets of one model that are out at a time.")
+    window: Count = Field(12, description="Chunk messages of one model that wait at a time, and chunks that are taken.")
     lease_s: Seconds = Field(15.0, description="How long a claim holds without a heartbeat.")
     ticket_timeout_s: Seconds = Field(
         20.0,
-        description="A ticket that no worker claimed for this long is published again; the delay doubles.",
+        description="A chunk that a worker was given and did not claim for this long waits again.",
     )
     max_attempts: Count = Field(3, description="Attempts per chunk before items are isolated and given up.")
     chunks_in_flight: Count = Field(

@@ -80,8 +80,7 @@ def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_T
             "health_check_interval": 25,
             "client_name": "twolane-celery",
             "global_keyprefix": keys.BROKER_PREFIX,
-            "priority_steps": [keys.AGAIN, keys.ORDINARY],
-            "sep": keys.PRIORITY_MARK,
+            "priority_steps": [0],
         },
         "imports": ("tasks.bulk.chunk_task",),
         "result_backend": None,
@@ -95,7 +94,8 @@ def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_T
         "task_publish_retry_policy": {"max_retries": 3, "interval_step": 0.2, "interval_max": 0.5},
         # Threads, never processes: the device was touched before the first chunk, and a forked child cannot use it.
         "worker_pool": "threads",
-        "worker_concurrency": settings.chunks_in_flight,
+        # One thread more than chunks are held, for small ones: see `tasks.bulk.chunk_task`.
+        "worker_concurrency": settings.chunks_in_flight + 1,
         "worker_prefetch_multiplier": 1,
         "worker_send_task_events": True,
         "worker_cancel_long_running_tasks_on_connection_loss": False,

@@ -9,10 +9,7 @@ from typing import NewType
 from tasks.lanes import Lane
 
 __all__ = [
-    "AGAIN",
     "BROKER_PREFIX",
-    "ORDINARY",
-    "PRIORITY_MARK",
     "Key",
     "activity_hour",
     "activity_minute",
@@ -37,13 +34,15 @@ __all__ = [
     "job_pending",
     "job_result",
     "job_totals",
-    "lane_clock",
     "lane_deadlines",
+    "lane_earlier_turns",
     "lane_inflight",
     "lane_load",
     "lane_messages",
     "lane_ready",
     "lane_requests",
+    "lane_shares",
+    "lane_turns",
     "lane_workers",
     "limits_prefix",
     "model_card",
@@ -73,11 +72,6 @@ Key = NewType("Key", str)
 _PREFIX = "twolane"
 # Celery's own keys stand under this prefix, so that they are recognised on a shared Redis.
 BROKER_PREFIX = f"{_PREFIX}:broker:"
-# Between a queue's name and a message's priority, in the name of the list that holds messages of that priority.
-PRIORITY_MARK = ":priority:"
-# Priorities of chunk messages; the lower number goes first, and each has a list of its own (`lane_messages`).
-# Ahead: the chunks of a worker that died. Behind the whole window they would wait for longer than their lease was.
-AGAIN, ORDINARY = 0, 1
 
 
 def job(job_id: str) -> Key:
@@ -116,7 +110,12 @@ def job_result(job_id: str, chunk: int) -> Key:
 
 
 def lane_ready(lane: Lane) -> Key:
-    """Sorted set: jobs of a bulk lane that have pending chunks, by the work that they were served."""
+    """Sorted set: tenants that have jobs with pending chunks in a bulk lane, by the service that they were given."""
+    return Key(f"{_PREFIX}:lane:{lane.queue}:tenants")
+
+
+def lane_earlier_turns(lane: Lane) -> Key:
+    """Sorted set: where processes before 0.3 put jobs in line, of all tenants alike."""
     return Key(f"{_PREFIX}:lane:{lane.queue}:ready")
 
 
@@ -125,9 +124,14 @@ def lane_inflight(lane: Lane) -> Key:
     return Key(f"{_PREFIX}:lane:{lane.queue}:inflight")
 
 
-def lane_clock(lane: Lane) -> Key:
-    """String: the virtual time of a bulk lane, at which newcomers start."""
-    return Key(f"{_PREFIX}:lane:{lane.queue}:clock")
+def lane_turns(lane: Lane, tenant: str) -> Key:
+    """Sorted set: a tenant's jobs that have pending chunks in a bulk lane, by the service that they were given."""
+    return Key(f"{_PREFIX}:lane:{lane.queue}:turns:{tenant}")
+
+
+def lane_shares(lane: Lane) -> Key:
+    """Hash: what fair queueing remembers of a bulk lane: the service given to each tenant, and the virtual clocks."""
+    return Key(f"{_PREFIX}:lane:{lane.queue}:shares")
 
 
 def lane_deadlines(lane: Lane) -> Key:
@@ -150,10 +154,9 @@ def lane_load(lane: Lane) -> Key:
     return Key(f"{_PREFIX}:lane:{lane.queue}:load")
 
 
-def lane_messages(lane: Lane) -> tuple[Key, Key]:
-    """Lists: Celery's messages of a bulk lane, in Celery's own format; first those that go ahead, then the ordinary."""
-    first = f"{BROKER_PREFIX}{lane.queue}"
-    return Key(first), Key(f"{first}{PRIORITY_MARK}{ORDINARY}")
+def lane_messages(lane: Lane) -> Key:
+    """List: Celery's messages of a bulk lane, in Celery's own format."""
+    return Key(f"{BROKER_PREFIX}{lane.queue}")
 
 
 def lane_workers(model: str) -> Key:

@@ -143,6 +143,7 @@ class _WorkerServices:
         def drain() -> None:
             self._control.stop()
             queues.leave_all()
+            app.twolane.sharing.held.close()
             self._heartbeat.stop()
             self._server.stop()
 
@@ -151,6 +152,7 @@ class _WorkerServices:
 
     def withdraw(self) -> None:
         self._control.stop()
+        app.twolane.sharing.held.close()
         self._reports.stop()
         self._heartbeat.stop()
 
@@ -198,7 +200,7 @@ def _start_engine(settings: Settings) -> "DeviceEngine":
 
 
 def _reap_all(leases: Leases, lanes: ServedLanes) -> None:
-    """Take back the claims of dead workers and fill the windows; any number of workers may do it at the same time."""
+    """Take back the claims of dead workers and publish missing messages; any number of workers may do so at a time."""
     for card in tuple(lanes.cards):
         reap(leases, Lane(card.slug, Service.BULK))
 

@@ -18,6 +18,7 @@ from config.catalog import Catalog, ModelCard
 from config.keyring import Key, KeyringError, KeyringFile
 from config.settings import Settings
 from tasks.errors import AuthenticationError, ConfigError, Conflict, ModelNotFound, NoWorker, PermissionDenied
+from tasks.jobs.job import WEIGHTS
 from tasks.jobs.origin import Origin, set_origin
 
 __all__ = [
@@ -58,6 +59,7 @@ class Tenant:
         key_name: what the operator calls it; empty: nothing.
         models: lower-case names and aliases that the key may use; None: all.
         requests_per_minute: None: no limit; likewise the other limits.
+        share: weight of the tenant in turns between tenants.
         cache, dedupe: whether cached values are used where a request does not say.
     """
 
@@ -71,6 +73,7 @@ class Tenant:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_queued_items: int | None = None
+    share: int = WEIGHTS["normal"]
     cache: bool = False
     dedupe: bool = False
 
@@ -87,7 +90,7 @@ class Tenant:
         """Return what later work on behalf of this key has to know, as JSON values."""
         models = sorted(self.models) if self.models is not None else None
         limits = {"priority": self.priority, "models": models, "max_queued_items": self.max_queued_items}
-        return {**limits, "cache": self.cache, "dedupe": self.dedupe}
+        return {**limits, "share": self.share, "cache": self.cache, "dedupe": self.dedupe}
 
     @classmethod
     def from_rights(cls, name: str, rights: Mapping[str, Any]) -> Self:
@@ -100,6 +103,7 @@ class Tenant:
             priority=rights.get("priority", "normal"),
             models=allowed,
             max_queued_items=queued,
+            share=rights.get("share", WEIGHTS["normal"]),
             cache=rights.get("cache", False),
             dedupe=rights.get("dedupe", False),
         )
@@ -297,6 +301,7 @@ def _describe_tenant(key: Key) -> Tenant:
         requests_per_minute=key.requests_per_minute,
         tokens_per_minute=key.tokens_per_minute,
         max_queued_items=key.max_queued_items,
+        share=key.share or WEIGHTS[key.priority],
         cache=key.cache,
         dedupe=key.dedupe,
     )

@@ -126,7 +126,7 @@ def act_on_job(live: Services, actor: Tenant, job_id: str, action: JobAction, tr
     job = changes[action](job_id, None)
     _log.info("%s: %s of job %s of tenant %s", actor.actor, action, job.id, job.tenant)
     if action in {"resume", "retry", "first"}:
-        SubmissionService(live, actor).publish(job.lane)
+        SubmissionService(live, actor).publish(job.lane, job.chunks)
     return job
 
 

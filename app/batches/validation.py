@@ -137,8 +137,8 @@ class BatchValidation:
             self._lock.keep()
             store.create(group.describe(submission, batch.id, max(1.0, left_s)), group.records)
         self._hand_over()
-        for lane in {group.describe(submission, batch.id, 1.0).lane for group in groups}:
-            submission.publish(lane)
+        for group in groups:
+            submission.publish(group.describe(submission, batch.id, 1.0).lane, len(group.records))
 
     def _hand_over(self) -> None:
         counts = {"total": len(self._seen), "failed": self._refused}

@@ -26,7 +26,7 @@ class Figures:
         drain_s: when no job waits any more; None: unknown, or nobody works on what waits.
         tokens, tokens_per_s: what waits in all lanes, and their speed.
         ready, expected: workers that serve, and all that have not left in order.
-        oldest: the lane with the oldest ticket that no worker has claimed; None: none waits.
+        oldest: the lane whose chunks have waited longest without a worker taking one; None: none waits.
         waiting_calls: interactive requests that no worker has taken.
         activity: calls, refusals and failures of late.
         store: memory of Redis, and counts of items since counting began.
@@ -63,15 +63,15 @@ def read_figures(live: Services, workers: Sequence[WorkerView]) -> Figures:
     backlogs = [live.forecasts.backlog(Lane(slug, Service.BULK)) for slug in slugs]
     drains = [backlog.drain_s() for backlog in backlogs]
     known = [drain for drain in drains if drain is not None]
-    store = read_statistics(live.redis, live.settings, slugs)
-    waiting = [lane for lane in store.lanes if lane.oldest_ticket_s > 0]
+    store = read_statistics(live.redis, slugs)
+    waiting = [lane for lane in store.lanes if lane.stalled_s > 0]
     return Figures(
         drain_s=max(known, default=0.0) if len(known) == len(drains) else None,
         tokens=sum(backlog.tokens for backlog in backlogs),
         tokens_per_s=sum(worker.member.card.tokens_per_s for worker in workers if not worker.is_gone),
         ready=sum(worker.condition in {"well", "growing", "failing"} for worker in workers),
         expected=sum(worker.condition != "stopped" for worker in workers),
-        oldest=max(waiting, key=lambda lane: lane.oldest_ticket_s, default=None),
+        oldest=max(waiting, key=lambda lane: lane.stalled_s, default=None),
         waiting_calls=sum(lane.requests for lane in store.lanes if lane.lane.service is Service.INTERACTIVE),
         activity=read_activity(live.redis),
         store=store,

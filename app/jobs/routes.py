@@ -243,7 +243,7 @@ def _wait(job: Job, wait_s: float, done: Callable[[Job], bool]) -> Job:
 
 def _set_going(path: JobId, change: Callable[[str, str], Job]) -> Response:
     job = change(path.job_id, current_tenant().name)
-    SubmissionService(services(), current_tenant()).publish(job.lane)
+    SubmissionService(services(), current_tenant()).publish(job.lane, job.chunks)
     return render_job(services(), job)
 
 

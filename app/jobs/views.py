@@ -9,13 +9,15 @@ from typing import Any
 
 from flask import Response
 
+from app.access.auth import current_tenant
 from app.http.prefer import Preferences
 from app.http.responses import json_response
 from app.jobs.result_items import ItemShape, read_frame
 from app.jobs.results import Results
 from app.services import Services
 from app.submission.orders import Estimate, Order, Submission
-from tasks.jobs.job import Job, JobProgress, WebhookState
+from tasks.jobs.forecast import JobShare
+from tasks.jobs.job import WEIGHTS, Job, JobProgress, WebhookState
 from tasks.lanes import Lane, Service
 
 __all__ = ["job_etag", "render_estimate", "render_job", "render_submission", "view_job"]
@@ -131,7 +133,9 @@ def _estimate_s(live: Services, order: Order, estimate: Estimate) -> float | Non
     """Return when it would end: a job shares the device with the queue, a call goes ahead of it."""
     slug = order.card.slug
     if estimate.service is Service.BULK:
-        estimated_s = live.forecasts.estimate_s(Lane(slug, Service.BULK), estimate.tokens, order.priority)
+        tenant = current_tenant()
+        job = JobShare(estimate.tokens, WEIGHTS[order.priority], 0.0, tenant.name, tenant.share)
+        estimated_s = live.forecasts.estimate_s(Lane(slug, Service.BULK), job)
     else:
         speed = live.presence.speed(slug)
         estimated_s = estimate.tokens / speed if speed else None

@@ -36,9 +36,13 @@ METRICS = (
     Metric("twolane_lane_waiting_requests", "Interactive requests that no worker has taken.", ("lane",)),
     Metric("twolane_lane_waiting_tokens", "Estimated tokens that wait in the lane.", ("lane",)),
     Metric("twolane_lane_drain_seconds", "Waiting tokens over the ready workers' speed.", ("lane",)),
-    Metric("twolane_lane_jobs_ready", "Jobs that have chunks without a ticket.", ("lane",)),
-    Metric("twolane_lane_chunks_in_flight", "Chunks with a ticket or claimed, by state.", ("lane", "state")),
-    Metric("twolane_lane_oldest_ticket_seconds", "Age of the oldest ticket that no worker has claimed.", ("lane",)),
+    Metric("twolane_lane_jobs_ready", "Jobs that have chunks which wait.", ("lane",)),
+    Metric(
+        "twolane_lane_chunks_in_flight",
+        "Chunks that a worker was given (ticket) or has claimed, by state.",
+        ("lane", "state"),
+    ),
+    Metric("twolane_lane_stalled_seconds", "Time for which chunks have waited and no worker took one.", ("lane",)),
     Metric("twolane_lane_messages", "Celery messages in the lane's queue.", ("lane",)),
     Metric(
         "twolane_workers",

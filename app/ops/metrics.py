@@ -151,7 +151,7 @@ class _SharedState(Collector):
         cards = [card for name in live.settings.models if (card := live.catalog.find(name)) is not None]
         slugs = list(dict.fromkeys(card.slug for card in cards))
         try:
-            reading = read_statistics(live.redis, live.settings, slugs)
+            reading = read_statistics(live.redis, slugs)
             ready = live.presence.ready_models()
             conditions = collections.Counter(diagnose(member) for member in live.fleet.members())
             devices = count_states(read_devices(live.redis))
@@ -206,7 +206,7 @@ def _describe_lanes(
     chunks = {(*_queue(lane), "ticket"): lane.tickets for lane in bulk}
     chunks |= {(*_queue(lane), "claimed"): lane.claims for lane in bulk}
     yield _gauge("twolane_lane_chunks_in_flight", chunks)
-    yield _gauge("twolane_lane_oldest_ticket_seconds", {_queue(lane): lane.oldest_ticket_s for lane in bulk})
+    yield _gauge("twolane_lane_stalled_seconds", {_queue(lane): lane.stalled_s for lane in bulk})
     yield _gauge("twolane_lane_messages", {_queue(lane): lane.messages for lane in bulk})
 
 

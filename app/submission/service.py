@@ -234,7 +234,7 @@ class SubmissionService:
                 _delete(upload)
             raise
         if created:
-            self.publish(new.lane)
+            self.publish(new.lane, job.chunks)
         else:
             _delete(upload)
         return Submission(job, created=created)
@@ -245,15 +245,15 @@ class SubmissionService:
                 self._services.store.check_room(upload.input_bytes)
             upload.put(record, chunk)
 
-    def publish(self, lane: Lane) -> None:
-        """Let workers know that a lane has work. That it fails is no failure of the job: workers look themselves."""
+    def publish(self, lane: Lane, chunks: int) -> None:
+        """Let workers know of so many more chunks. That it fails is no failure of the job: workers look themselves."""
         # A web process that answers only small calls never pays for Celery.
-        from tasks.bulk.chunk_task import publish_tickets  # noqa: PLC0415 - Celery takes 0.2 s and 20 MB to import
+        from tasks.bulk.chunk_task import publish_messages  # noqa: PLC0415 - Celery takes 0.2 s and 20 MB to import
 
         try:
-            publish_tickets(self._services.store.leases, lane)
+            publish_messages(self._services.store.leases, lane, chunks)
         except RedisError:
-            _log.warning("Redis went away before the tickets of a new job were published; a worker will do it")
+            _log.warning("Redis went away before the messages of a new job were published; a worker will do it")
 
     def describe(self, order: Order, job_id: str, total: int, tokens: int, id_bytes: int = 0) -> NewJob:
         """Return the job that the order would be, with so many items, estimated tokens and bytes of callers' ids."""
@@ -272,6 +272,7 @@ class SubmissionService:
             extra=order.extra,
             webhook=order.webhook,
             queue_limit=self._tenant.max_queued_items,
+            share=self._tenant.share,
             result_bytes=estimate_result_bytes(order, total, tokens) + id_bytes,
         )
 

@@ -1,12 +1,13 @@
 """The Celery side of the bulk lanes: run a chunk, publish chunk messages, reap.
 
-Owns the order of a chunk's life in a worker and the edge at which its errors end. A chunk message (a ticket, published)
-is always acknowledged: what is still to be done is in the job record.
+Owns the order of a chunk's life in a worker and the edge at which its errors end. A chunk message names a lane and no
+chunk: which chunk goes next is decided when a worker has room for one, so that nobody waits behind messages that
+were sent before. It is always acknowledged: what is still to be done is in the job records.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from kombu.exceptions import KombuError
@@ -21,16 +22,19 @@ from tasks.celery import app, bulk_queue, publisher
 from tasks.engine import Engine, ItemError
 from tasks.errors import CapacityError, EngineClosed, InputLost
 from tasks.jobs.blobs import Blobs, open_blobs
-from tasks.jobs.claims import Claim, ClaimCode, Completed, Completion, Ticket
+from tasks.jobs.claims import Claim, ClaimCode, Completed, Completion
 from tasks.jobs.job import ChunkInput
 from tasks.jobs.leases import Leases
-from tasks.lanes import Lane
+from tasks.lanes import Lane, Service
 from tasks.presence.eviction import warn_of_eviction
 
-__all__ = ["RUN_CHUNK", "WorkerContext", "publish_tickets", "reap", "run_chunk"]
+__all__ = ["RUN_CHUNK", "WorkerContext", "publish_messages", "reap", "run_chunk"]
 
 RUN_CHUNK = "run_chunk"
 _BUSY_DELAY_S = 1.0
+# Chunks up to this part of a full one, and single items, are computed beside the chunks that a worker holds.
+_SMALL_PART = 8
+_LOOK_EVERY_S = 0.02
 _COMPLETE_PAUSE_S = 0.5
 _SWEEP_EVERY_S = 300
 _log = logging.getLogger(__name__)
@@ -53,95 +57,113 @@ class WorkerContext:
 
 
 @app.task(name=RUN_CHUNK, Request="tasks.celery_fixes:ForgivingRequest")  # type: ignore[untyped-decorator]  # Celery has no types
-def run_chunk(job_id: str, chunk: int) -> None:
-    """Claim the chunk that a message names and complete it, or leave it to the reaper."""
+def run_chunk(model: str) -> None:
+    """Compute the chunk whose turn it is in the lane of a model (its slug), as soon as this worker has room for it."""
     context: WorkerContext = app.twolane
+    lane = Lane(model, Service.BULK)
     device = context.sharing.progress
     if not device.wait_until_moving(context.engine.progress, context.settings.ticket_timeout_s):
-        _log.warning("chunk %s of %s is left to other workers: the device seems to hang", chunk, job_id)
+        _log.warning("chunks of %s are left to other workers: the device seems to hang", model)
         return
     try:
-        if _pass_on(context, job_id, chunk):
-            return
-        claim = context.leases.claim(job_id, chunk, context.worker_id, device.lease_s(context.settings))
-        if claim.code is ClaimCode.MISFIT:
-            _log.info("chunk %s of %s waits for a worker with the model that its job began with", chunk, job_id)
-        if claim.held:
-            head = _settle(context, claim)
-            job = context.leases.find(job_id)
-            if job is not None:
-                publish_tickets(context.leases, job.lane, head)
+        if not context.serves(model):
+            # Unloaded after this worker took the message; it may come back until the consumer has let the queue go.
+            time.sleep(_BUSY_DELAY_S)
+            publish_messages(context.leases, lane, 1)
+        elif _run_next(context, lane):
+            publish_messages(context.leases, lane, 1)
     except RedisError as error:
-        _log.warning("chunk %s of %s is left to the reaper: %s", chunk, job_id, error)
+        _log.warning("a chunk of %s is left to the reaper: %s", model, error)
 
 
-def _pass_on(context: WorkerContext, job_id: str, chunk: int) -> bool:
-    """Publish the message again if its model was unloaded here after this worker had taken it; return whether."""
-    job = context.leases.find(job_id)
-    if job is None or context.serves(job.lane.model):
-        return False
-    # It may come back to this worker until the consumer has let the queue go.
-    time.sleep(_BUSY_DELAY_S)
-    _publish(context.settings, job.lane, [Ticket(job_id, chunk)])
-    return True
+def _run_next(context: WorkerContext, lane: Lane) -> bool:
+    """Compute the next chunk; return whether there was one.
+
+    One thread more takes messages than chunks are held. It waits for room, or takes a small chunk without: a
+    one-item job must not wait until a large chunk ends.
+    """
+    held, settings = context.sharing.held, context.settings
+    small_tokens = settings.chunk_tokens // _SMALL_PART
+    wait_s = 0.0
+    while not held.enter(settings.chunks_in_flight, wait_s):
+        if held.closed or not context.leases.has_turns(lane):
+            return False
+        if claim := _claim_next(context, lane, small_tokens):
+            _settle(context, claim)
+            return True
+        wait_s = _LOOK_EVERY_S
+    try:
+        claim = _claim_next(context, lane)
+        if claim is not None:
+            _settle(context, claim)
+        return claim is not None
+    finally:
+        held.leave()
 
 
-def publish_tickets(leases: Leases, lane: Lane, head: str | None = None) -> int:
-    """Move pending chunks through the window and publish their messages; return how many.
+def _claim_next(context: WorkerContext, lane: Lane, most_tokens: int | None = None) -> Claim | None:
+    """Claim the chunk whose turn it is; None: there is none, or it is larger, or this worker is going away."""
+    leases = context.leases
+    while not context.sharing.held.closed and (tickets := leases.dispatch(lane, 1, most_tokens)):
+        lease_s = context.sharing.progress.lease_s(context.settings)
+        claim = leases.claim(tickets[0].job_id, tickets[0].chunk, context.worker_id, lease_s)
+        if claim.held:
+            return claim
+        if claim.code is ClaimCode.MISFIT:
+            _log.info("%s waits for a worker with the model that it began with", claim.job_id)
+    return None
 
-    A failed publication is logged, no error: the ticket becomes overdue and is published again.
+
+def publish_messages(leases: Leases, lane: Lane, wanted: int | None = None) -> int:
+    """Publish messages that let workers take chunks, as far as they are needed; return how many.
+
+    A failed publication is logged, no error: the reaper publishes what is missing.
 
     Args:
         leases: where the chunks are.
         lane: the bulk lane.
-        head: the job that is next, where the caller knows it.
+        wanted: see `Leases.count_messages`.
 
     Raises:
         redis.RedisError: Redis does not answer.
     """
-    return _publish(leases.settings, lane, leases.dispatch(lane, head))
+    count = leases.count_messages(lane, wanted)
+    for published in range(count):
+        try:
+            publisher(leases.settings).send_task(RUN_CHUNK, (lane.model,), queue=bulk_queue(lane))
+        # AttributeError: kombu 5.7, when another thread has just closed the lost connection of this channel.
+        except (KombuError, RedisError, OSError, AttributeError) as error:
+            _log.warning("chunk messages cannot be published, the reaper will try again: %s", error)
+            # Do not use the broken connection again: the next message goes through a new one.
+            publisher.cache_clear()
+            return published
+    return count
 
 
 def reap(leases: Leases, lane: Lane) -> int:
-    """Take back the claims of dead workers, publish what is overdue and fill the window; return how many messages.
+    """Take back the claims of dead workers and publish messages where none is left; return how many messages.
 
     Every worker calls it once a second; any number of processes may.
 
     Raises:
         redis.RedisError: Redis does not answer.
     """
-    published = _publish(leases.settings, lane, leases.reap(lane)) + publish_tickets(leases, lane)
+    leases.reap(lane)
+    published = publish_messages(leases, lane)
     if leases.redis.set(keys.store_sweep(), "", nx=True, ex=_SWEEP_EVERY_S):
         warn_of_eviction(leases.redis)
         open_blobs(leases.redis, leases.settings).sweep(leases.exists)
     return published
 
 
-def _publish(settings: Settings, lane: Lane, tickets: Iterable[Ticket]) -> int:
-    published = 0
-    for ticket in tickets:
-        try:
-            priority = keys.AGAIN if ticket.again else keys.ORDINARY
-            arguments = (ticket.job_id, ticket.chunk)
-            publisher(settings).send_task(RUN_CHUNK, arguments, queue=bulk_queue(lane), priority=priority)
-        # AttributeError: kombu 5.7, when another thread has just closed the lost connection of this channel.
-        except (KombuError, RedisError, OSError, AttributeError) as error:
-            _log.warning("chunk messages cannot be published, the reaper will try again: %s", error)
-            # Do not use the broken connection again: the next message goes through a new one.
-            publisher.cache_clear()
-            break
-        published += 1
-    return published
-
-
-def _settle(context: WorkerContext, claim: Claim) -> str | None:
-    """Compute the chunk and complete it, or give it back; return the job that is next, if it is known.
+def _settle(context: WorkerContext, claim: Claim) -> None:
+    """Compute the chunk and complete it, or give it back.
 
     Raises:
         redis.RedisError: Redis does not answer; the claim runs out.
     """
     try:
-        return _complete(context, claim, _compute(context, claim))
+        _complete(context, claim, _compute(context, claim))
     except Stopped:
         context.leases.release(claim)
     except (CapacityError, EngineClosed) as error:
@@ -152,7 +174,6 @@ def _settle(context: WorkerContext, claim: Claim) -> str | None:
     except Exception as error:  # noqa: BLE001 - the edge of a chunk: whatever went wrong, it must not stay claimed
         _log.exception("chunk %s of %s failed at attempt %s", claim.chunk, claim.job_id, claim.attempt)
         context.leases.fail(claim, type(error).__name__)
-    return None
 
 
 def _compute(context: WorkerContext, claim: Claim) -> Completion:
@@ -171,7 +192,7 @@ def _compute(context: WorkerContext, claim: Claim) -> Completion:
     return outcomes.completion()
 
 
-def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> str | None:
+def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> None:
     """Store the result, retrying while Redis is down: it has cost device time.
 
     Raises:
@@ -181,7 +202,7 @@ def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> s
     while True:
         try:
             pointer = context.blobs.stage_result(claim, completion.frame)
-            code, head = context.leases.complete(claim, completion, pointer)
+            code = context.leases.complete(claim, completion, pointer)
             break
         except RedisError:
             if time.monotonic() > until_s:
@@ -190,4 +211,3 @@ def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> s
     if code is not Completed.OK:
         context.blobs.discard(pointer)
         _log.info("chunk %s of %s: the result comes late (%s)", claim.chunk, claim.job_id, code.value)
-    return head

@@ -1,4 +1,4 @@
-"""How the chunks of one worker share its device: a reader-writer lock, and how far the device has come.
+"""How the chunks of one worker share its device: how many are held, a reader-writer lock, how far the device has come.
 
 Owns the rule that a chunk which ended a worker is computed alone, the length of leases in this process, and the
 suspicion that the device hangs. Computes nothing.
@@ -12,11 +12,40 @@ from dataclasses import dataclass, field
 
 from config.settings import Settings
 
-__all__ = ["DeviceProgress", "DeviceSharing", "ProgressWatch", "ReaderWriterLock"]
+__all__ = ["DeviceProgress", "DeviceSharing", "HeldChunks", "ProgressWatch", "ReaderWriterLock"]
 
 # A lease covers the slowest pass seen so many times over.
 _MARGIN = 2
 _POLL_S = 0.1
+
+
+class HeldChunks:
+    """Counts the chunks that this worker holds; after `close`, nothing new is taken."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._count = 0
+        self.closed = False
+
+    def enter(self, most: int, timeout_s: float) -> bool:
+        """Count one more, if that makes at most `most` within the time; return whether it was."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.closed or self._count < most, timeout_s) or self.closed:
+                return False
+            self._count += 1
+            return True
+
+    def leave(self) -> None:
+        """Count one less."""
+        with self._changed:
+            self._count -= 1
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Take nothing new from now on: the worker is going away."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
 
 
 class ReaderWriterLock:
@@ -144,5 +173,6 @@ class ProgressWatch:
 class DeviceSharing:
     """What the chunks of one worker have in common."""
 
+    held: HeldChunks = field(default_factory=HeldChunks)
     lock: ReaderWriterLock = field(default_factory=ReaderWriterLock)
     progress: DeviceProgress = field(default_factory=DeviceProgress)

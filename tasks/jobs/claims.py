@@ -100,12 +100,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A chunk whose Celery message is to be published: the message names the chunk and lets a worker claim it.
-
-    Attributes:
-        again: the chunk was claimed before, by a worker that died or failed: its message goes ahead of those that wait.
-    """
+    """A chunk whose turn it is: the worker that was given it claims it next."""
 
     job_id: str
     chunk: int
-    again: bool = False

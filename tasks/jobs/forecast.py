@@ -1,13 +1,14 @@
 """How fast jobs move and when they end: one estimate for a job, a list, a dry run and the drain of a lane.
 
-Owns the estimate. Jobs of a lane share its speed by their weights (`dispatch.lua`), so when job j ends, job i has had
-`min(left_i, left_j * weight_i / weight_j)` tokens computed; their sum over the lane's speed is the time left of j, and
-of the last job the time in which the lane is drained. The speed is what running jobs show; before any does, what the
-ready workers announce. Reads Redis only.
+Owns the estimate. Tenants share the speed of a lane, and jobs that of their tenant (`dispatch.lua`): when
+job j ends, job i has had `min(left_i, left_j * part_i / part_j)` tokens computed, where a part is the tenant's share by
+the job's part of its tenant's weights. Their sum over the lane's speed is the time left of j. The speed is what running
+jobs show; before any does, what the ready workers announce. Reads Redis only.
 """
 
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,8 +16,7 @@ import orjson
 from redis import Redis
 
 from tasks import keys
-from tasks.jobs.job import Job, JobProgress, Priority
-from tasks.jobs.records import WEIGHTS
+from tasks.jobs.job import WEIGHTS, Job, JobProgress
 from tasks.lanes import Lane
 
 __all__ = ["Backlog", "Forecasts", "JobShare"]
@@ -26,16 +26,18 @@ _RECENT_S = 60
 # Jobs beyond these are not read: a lane with so many is drained in a time that nobody wants to the second.
 _MOST_JOBS = 1000
 _CACHE_S = 1.0
-_FIELDS = ("state", "weight", "estimated_tokens", "done_estimate", "tokens", "recent", "started_ms")
+_FIELDS = ("state", "tenant", "share", "weight", "estimated_tokens", "done_estimate", "tokens", "recent", "started_ms")
 
 
 @dataclass(frozen=True, slots=True)
 class JobShare:
-    """One unfinished job of a lane: estimated tokens that are left, its weight, tokens per second of late."""
+    """One unfinished job of a lane: estimated tokens that are left, its weights, tokens per second of late."""
 
     left_tokens: float
     weight: float
     tokens_per_s: float
+    tenant: str = "default"
+    share: float = WEIGHTS["normal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +63,20 @@ class Backlog:
         """Return when nothing waits any more, in seconds; None: nobody works on what waits, or nothing is known."""
         return self._over_speed(self.tokens)
 
-    def eta_s(self, job_id: str, tokens: float, weight: float) -> float | None:
-        """Return when a job ends that may or may not be among these and has so many tokens left."""
-        if tokens <= 0:
+    def eta_s(self, job_id: str, job: JobShare) -> float | None:
+        """Return when a job ends that may or may not be among these."""
+        if job.left_tokens <= 0:
             return 0.0
-        others = (share for name, share in self.shares.items() if name != job_id)
-        return self._over_speed(tokens + sum(min(one.left_tokens, tokens * one.weight / weight) for one in others))
+        others = [share for name, share in self.shares.items() if name != job_id]
+        weights: dict[str, float] = defaultdict(float)
+        for one in (job, *others):
+            weights[one.tenant] += one.weight
+
+        def part(one: JobShare) -> float:
+            return one.share * one.weight / weights[one.tenant]
+
+        computed = (min(one.left_tokens, job.left_tokens * part(one) / part(job)) for one in others)
+        return self._over_speed(job.left_tokens + sum(computed))
 
     def _over_speed(self, tokens: float) -> float | None:
         if tokens <= 0:
@@ -116,26 +126,39 @@ class Forecasts:
         if share is None:
             # Paused, or created a moment ago.
             waits = job.state == "queued"
-            eta_s = backlog.eta_s(job.id, job.estimated_tokens, WEIGHTS[job.priority]) if waits else None
+            new = JobShare(job.estimated_tokens, WEIGHTS[job.priority], 0.0, job.tenant)
+            eta_s = backlog.eta_s(job.id, new) if waits else None
             return JobProgress(eta_s=eta_s, position=position)
-        eta_s = backlog.eta_s(job.id, share.left_tokens, share.weight)
+        eta_s = backlog.eta_s(job.id, share)
         return JobProgress(share.tokens_per_s or None, eta_s, position)
 
-    def estimate_s(self, lane: Lane, tokens: int, priority: Priority) -> float | None:
-        """Return when a job of so many tokens would end if it were created now; None: unknown."""
-        return self.backlog(lane).eta_s("", tokens, WEIGHTS[priority])
+    def estimate_s(self, lane: Lane, job: JobShare) -> float | None:
+        """Return when a job would end if it were created now; None: unknown."""
+        return self.backlog(lane).eta_s("", job)
 
     def _ask(self, lane: Lane) -> Backlog:
         pipeline = self._redis.pipeline(transaction=False)
-        pipeline.zrange(keys.lane_ready(lane), 0, _MOST_JOBS - 1)
+        pipeline.zrange(keys.lane_ready(lane), 0, -1)
         pipeline.zrange(keys.lane_inflight(lane), 0, -1)
         pipeline.time()
-        ready, in_flight, (seconds, micros) = pipeline.execute()
-        positions = {job_id.decode(): rank for rank, job_id in enumerate(ready)}
+        tenants, in_flight, (seconds, micros) = pipeline.execute()
+        positions = self._positions(lane, tenants)
         job_ids = list(dict.fromkeys([*positions, *(entry.decode().rpartition(":")[0] for entry in in_flight)]))
         shares = self._shares(job_ids, seconds + micros / 1e6)
         measured = sum(share.tokens_per_s for share in shares.values())
         return Backlog(shares, positions, measured or self._announced(lane.model))
+
+    def _positions(self, lane: Lane, tenants: Sequence[bytes]) -> dict[str, int]:
+        """Return the turns before that of each job; as tenants take turns, each earlier one of its own is a round."""
+        pipeline = self._redis.pipeline(transaction=False)
+        for tenant in tenants:
+            pipeline.zrange(keys.lane_turns(lane, tenant.decode()), 0, _MOST_JOBS - 1)
+        ranks = [
+            (rank * len(tenants) + place, job_id.decode())
+            for place, jobs in enumerate(pipeline.execute())
+            for rank, job_id in enumerate(jobs)
+        ]
+        return {job_id: place for place, job_id in sorted(ranks)[:_MOST_JOBS]}
 
     def _shares(self, job_ids: Sequence[str], now_s: float) -> dict[str, JobShare]:
         pipeline = self._redis.pipeline(transaction=False)
@@ -158,7 +181,8 @@ def _read_share(record: Mapping[str, bytes | None], now_s: float) -> JobShare:
     left *= tokens / done if done > 0 and tokens > 0 else 1.0
     started_s = number("started_ms") / 1000
     speed = _recent_speed(orjson.loads(record["recent"] or b"[]"), started_s, now_s)
-    return JobShare(max(0.0, left), number("weight") or 1.0, speed)
+    weight, share = number("weight") or 1.0, number("share") or WEIGHTS["normal"]
+    return JobShare(max(0.0, left), weight, speed, (record["tenant"] or b"default").decode(), share)
 
 
 def _recent_speed(recent: Sequence[tuple[int, int]], started_s: float, now_s: float) -> float:

@@ -8,13 +8,14 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from tasks.engine import JobParams, Operation
 from tasks.lanes import Lane
 
 __all__ = [
     "TERMINAL",
+    "WEIGHTS",
     "ChunkInput",
     "ChunkRecord",
     "ChunkState",
@@ -31,6 +32,8 @@ __all__ = [
 ]
 
 Priority = Literal["low", "normal", "high"]
+# Shares of the priorities in fair queueing; `dispatch.lua` knows the heaviest.
+WEIGHTS: Final[Mapping[str, int]] = {"low": 1, "normal": 4, "high": 16}
 
 
 class JobState(enum.StrEnum):
@@ -195,6 +198,7 @@ class NewJob:
         input_bytes, result_bytes: stored size of the inputs, expected size of the results; the latter is reserved.
         deadline_in_s: after so many seconds the job ends as `expired`; None never.
         queue_limit: items that the tenant may have in the queue; None: any number.
+        share: weight of the tenant in turns between tenants.
     """
 
     id: str
@@ -213,6 +217,7 @@ class NewJob:
     deadline_in_s: float | None = None
     webhook: Webhook | None = None
     queue_limit: int | None = None
+    share: int = WEIGHTS["normal"]
 
 
 @dataclass(frozen=True, slots=True)

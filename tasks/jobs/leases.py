@@ -1,4 +1,4 @@
-"""What workers do with chunks: dispatch through a window, claims with a lease, completions, and reaping.
+"""What workers do with chunks: taking turns, claims with a lease, completions, and reaping.
 
 Owns the calls of those transitions. What users do with a job is in `tasks.jobs.store`; what a worker does with a claim
 is in `tasks.bulk.chunk_task`.
@@ -31,6 +31,7 @@ from tasks.jobs.transitions import (
     OverdueScript,
     ReapScript,
     ReleaseScript,
+    ResumeScript,
 )
 from tasks.lanes import Lane, Service
 from tasks.presence.activity import hour_now, minute_now
@@ -38,7 +39,6 @@ from tasks.scripts import Scripts
 
 __all__ = ["Leases"]
 
-_MAX_TICKET_DELAY_MS = 300_000
 _REAP_ENTRIES = 200
 # Attempts after which a chunk's remaining items become errors, as a multiple of `max_attempts`: far more than finding a
 # bad item takes, so that a chunk whose workers were merely killed is not condemned.
@@ -63,24 +63,44 @@ class Leases:
         self._fingerprints = {} if fingerprints is None else fingerprints
         self._refs: dict[str, JobRef] = {}
 
-    def dispatch(self, lane: Lane, head: str | None = None) -> list[Ticket]:
-        """Issue tickets (see `Ticket`) by fair queueing until the window is full, and return them for publication.
+    def dispatch(self, lane: Lane, most: int | None = None, most_tokens: int | None = None) -> list[Ticket]:
+        """Issue tickets (see `Ticket`) by fair queueing, between tenants first and then between the jobs of one.
 
         Args:
             lane: the lane.
-            head: the job that is next, where the caller knows it from a completion; empty: no job waits.
+            most: how many at most; None: until nothing waits or the lane is full.
+            most_tokens: stop at a larger chunk, but for one of a single item; None: take any.
         """
-        if head is None:
-            first: list[bytes] = self.redis.zrange(keys.lane_ready(lane), 0, 0)  # type: ignore[assignment]  # sync client
-            head = first[0].decode() if first else ""
-        tickets = []
-        room = 1
-        while head and room > 0:
-            code, number, next_head, room, attempts = self._offer(lane, head)
+        tickets: list[Ticket] = []
+        while (most is None or len(tickets) < most) and (head := self._find_head(lane)) is not None:
+            code, number = self._offer(head, most_tokens)
             if code == b"TICKET":
-                tickets.append(Ticket(head, int(number), again=attempts > 0))
-            head = next_head.decode()
+                tickets.append(Ticket(head.id, int(number)))
+            elif code != b"NEXT":
+                break
         return tickets
+
+    def count_messages(self, lane: Lane, wanted: int | None = None) -> int:
+        """Return how many chunk messages should be added to those that wait in the lane's queue.
+
+        Args:
+            lane: the lane.
+            wanted: what the caller wants to add; None: one for each chunk that workers can hold, if no message is left.
+        """
+        with self.redis.pipeline(transaction=False) as pipe:
+            pipe.zcard(keys.lane_ready(lane))
+            pipe.llen(keys.lane_messages(lane))
+            pipe.zcard(keys.lane_workers(lane.model))
+            ready, waiting, workers = map(int, pipe.execute())
+        if not ready:
+            return 0
+        if wanted is None:
+            return 0 if waiting else max(1, workers) * self.settings.chunks_in_flight
+        return max(0, min(wanted, max(self.settings.window, workers * self._tickets_per_worker) - waiting))
+
+    def has_turns(self, lane: Lane) -> bool:
+        """Return whether a chunk waits in the lane."""
+        return bool(self.redis.exists(keys.lane_ready(lane)))
 
     def claim(self, job_id: str, chunk: int, worker_id: str, lease_s: float | None = None) -> Claim:
         """Take a chunk; the attempt is counted before anything is computed.
@@ -127,8 +147,8 @@ class Leases:
         call = MarkScript(self._keys(job), claim.chunk, claim.fence, noted=noted, lease_ms=lease_ms)
         return bool(self._scripts.call(call) != b"GO")
 
-    def complete(self, claim: Claim, completion: Completion, pointer: str = IN_REDIS) -> tuple[Completed, str]:
-        """Store the result and count it once; return what became of it, and the job that is next.
+    def complete(self, claim: Claim, completion: Completion, pointer: str = IN_REDIS) -> Completed:
+        """Store the result and count it once; return what became of it.
 
         Args:
             claim: the claim.
@@ -137,7 +157,7 @@ class Leases:
         """
         job = self.find(claim.job_id)
         if job is None:
-            return Completed.GONE, ""
+            return Completed.GONE
         call = CompleteScript(
             self._keys(job),
             minute=keys.activity_minute(minute_now()),
@@ -158,8 +178,7 @@ class Leases:
             fingerprint=claim.fingerprint,
             failures=orjson.dumps(completion.failures),
         )
-        code, _, head = self._scripts.call(call)
-        return Completed(code.decode()), head.decode()
+        return Completed(self._scripts.call(call).decode())
 
     def release(self, claim: Claim, delay_s: float = 0.0) -> bool:
         """Give the chunk back as if it had not been claimed; return whether the claim still held.
@@ -174,13 +193,14 @@ class Leases:
         """Give the chunk back with its attempt counted; return whether the claim still held."""
         return self._release(claim, 0, reason)
 
-    def reap(self, lane: Lane) -> list[Ticket]:
-        """Take back overdue claims, end jobs whose deadline has passed; return tickets that must be published again."""
+    def reap(self, lane: Lane) -> None:
+        """Take back overdue tickets and claims, and end jobs whose deadline has passed."""
         entries, jobs = self._list_overdue(lane)
         for job_id in jobs:
             self._scripts.call(CancelScript(self._keys(self._place(job_id.decode(), lane)), ending="expired"))
         self._take_up_misfits(lane)
-        return self._reap(lane, entries)
+        self._take_up_earlier_turns(lane)
+        self._reap(lane, entries)
 
     def reap_job(self, job: JobRef | Job) -> None:
         """Take back the overdue claims of one job, so that it ends even where no worker is alive to reap."""
@@ -192,7 +212,7 @@ class Leases:
         job = self.find(job_id)
         if job is None:
             return False
-        call = ReapScript(self._keys(job), chunk, max_delay_ms=_MAX_TICKET_DELAY_MS, worker_id=worker_id)
+        call = ReapScript(self._keys(job), chunk, worker_id=worker_id)
         return bool(self._scripts.call(call) == b"BACK")
 
     def note(self, job_id: str, event: str, detail: Mapping[str, object]) -> None:
@@ -238,15 +258,33 @@ class Leases:
         )
         return bool(self._scripts.call(call) == b"OK")
 
-    def _offer(self, lane: Lane, job_id: str) -> tuple[bytes, bytes, bytes, int, int]:
+    @property
+    def _tickets_per_worker(self) -> int:
+        return 2 * self.settings.chunks_in_flight
+
+    def _find_head(self, lane: Lane) -> JobRef | None:
+        """Return the job whose turn it is; its ID is empty where all of the tenant expired, which the script sees."""
+        for tenant in cast("list[bytes]", self.redis.zrange(keys.lane_ready(lane), 0, 0)):
+            jobs = cast("list[bytes]", self.redis.zrange(keys.lane_turns(lane, tenant.decode()), 0, 0))
+            return JobRef(jobs[0].decode() if jobs else "", lane, tenant.decode())
+        return None
+
+    def _offer(self, job: JobRef, most_tokens: int | None) -> tuple[bytes, bytes]:
         call = DispatchScript(
-            self._keys(self._place(job_id, lane)),
-            workers=keys.lane_workers(lane.model),
+            self._keys(job),
+            workers=keys.lane_workers(job.lane.model),
             window=self.settings.window,
-            tickets_per_worker=2 * self.settings.chunks_in_flight,
+            tickets_per_worker=self._tickets_per_worker,
             timeout_ms=int(self.settings.ticket_timeout_s * 1000),
+            most_tokens=most_tokens,
         )
-        return cast("tuple[bytes, bytes, bytes, int, int]", self._scripts.call(call))
+        return cast("tuple[bytes, bytes]", self._scripts.call(call))
+
+    def _take_up_earlier_turns(self, lane: Lane) -> None:
+        """Give the jobs a turn that processes of an earlier version put in line; resuming one twice changes nothing."""
+        for job_id in cast("list[bytes]", self.redis.zrange(keys.lane_earlier_turns(lane), 0, -1)):
+            self._scripts.call(ResumeScript(self._keys(self._place(job_id.decode(), lane))))
+            self.redis.zrem(keys.lane_earlier_turns(lane), job_id)
 
     def _take_up_misfits(self, lane: Lane) -> None:
         """Give the jobs their turn again that wait for a worker with this one's model."""
@@ -263,12 +301,7 @@ class Leases:
         entries, jobs = self._scripts.call(call)
         return entries, jobs
 
-    def _reap(self, lane: Lane, entries: Sequence[bytes]) -> list[Ticket]:
-        tickets = []
+    def _reap(self, lane: Lane, entries: Sequence[bytes]) -> None:
         for entry in entries:
             job_id, _, number = entry.decode().rpartition(":")
-            names = self._keys(self._place(job_id, lane))
-            call = ReapScript(names, int(number), max_delay_ms=_MAX_TICKET_DELAY_MS, worker_id="")
-            if self._scripts.call(call) == b"PUBLISH":
-                tickets.append(Ticket(job_id, int(number)))
-        return tickets
+            self._scripts.call(ReapScript(self._keys(self._place(job_id, lane)), int(number), worker_id=""))

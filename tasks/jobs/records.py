@@ -5,7 +5,7 @@ Owns the field names of the job record and the chunk lines; the scripts in `task
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any
 
 import orjson
 
@@ -14,6 +14,7 @@ from tasks import keys
 from tasks.engine import JobParams
 from tasks.jobs.claims import Claim, ClaimCode
 from tasks.jobs.job import (
+    WEIGHTS,
     ChunkRecord,
     ChunkState,
     Counts,
@@ -27,7 +28,6 @@ from tasks.jobs.transitions import CreateScript, JobKeys
 from tasks.lanes import Lane, Service
 
 __all__ = [
-    "WEIGHTS",
     "Creation",
     "FinishedResult",
     "read_chunk",
@@ -36,9 +36,6 @@ __all__ = [
     "write_chunk",
     "write_job",
 ]
-
-# Shares of the priorities in fair queueing; `dispatch.lua` knows the heaviest.
-WEIGHTS: Final[Mapping[str, int]] = {"low": 1, "normal": 4, "high": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +99,6 @@ class Creation:
             items=job.total,
             outcome=outcome.describe() if outcome else b"",
             frame=outcome.frame if outcome else b"",
-            tenant=job.tenant,
         )
 
 
@@ -124,6 +120,7 @@ def write_job(job: NewJob, *, outside: bool) -> list[str]:
         "params": orjson.dumps(asdict(job.params)).decode(),
         "priority": job.priority,
         "weight": WEIGHTS[job.priority],
+        "share": job.share,
         "fingerprint": job.fingerprint,
         "outside": int(outside),
         "extra": orjson.dumps(dict(job.extra)).decode(),

@@ -61,9 +61,10 @@ class JobKeys:
         pending: numbers of chunks without a ticket.
         events: the last change.
         log: what happened to the job.
-        ready: the lane's jobs that have pending chunks.
+        ready: the lane's tenants that have pending chunks.
+        turns: those jobs of the tenant.
+        shares: what fair queueing remembers of the lane.
         inflight: the lane's tickets and claims.
-        clock: the lane's virtual time.
         deadlines: the lane's deadlines.
         misfits: the lane's jobs that wait for a worker with their model.
         reserved: bytes that jobs will still need for results.
@@ -82,8 +83,9 @@ class JobKeys:
     events: Key
     log: Key
     ready: Key
+    turns: Key
+    shares: Key
     inflight: Key
-    clock: Key
     deadlines: Key
     misfits: Key
     reserved: Key
@@ -92,6 +94,7 @@ class JobKeys:
     queued: Key
     totals: Key
     job_id: str
+    tenant: str
     lane_ttl_ms: int
     actor: str
     request_id: str
@@ -107,8 +110,9 @@ class JobKeys:
             events=keys.job_events(job.id),
             log=keys.job_log(job.id),
             ready=keys.lane_ready(job.lane),
+            turns=keys.lane_turns(job.lane, job.tenant),
+            shares=keys.lane_shares(job.lane),
             inflight=keys.lane_inflight(job.lane),
-            clock=keys.lane_clock(job.lane),
             deadlines=keys.lane_deadlines(job.lane),
             misfits=keys.lane_misfits(job.lane),
             reserved=keys.store_reserved(),
@@ -117,6 +121,7 @@ class JobKeys:
             queued=keys.tenant_queued(job.tenant),
             totals=keys.job_totals(),
             job_id=job.id,
+            tenant=job.tenant,
             lane_ttl_ms=int(settings.job_ttl_s * 1000) + _DAY_MS,
             actor=origin.actor,
             request_id=origin.request_id,
@@ -161,7 +166,6 @@ class CreateScript(Script):
     items: int
     outcome: bytes
     frame: bytes
-    tenant: str
 
 
 class QueueReserveScript(Script):
@@ -228,13 +232,18 @@ class DeleteScript(Script):
 
 
 class DispatchScript(Script):
-    """Issue a ticket for the job's next chunk, if the lane has fewer than `window`, or `tickets_per_worker` each."""
+    """Issue a ticket for the job's next chunk, if the lane has fewer than `window`, or `tickets_per_worker` each.
+
+    Attributes:
+        most_tokens: none for a larger chunk, but that of a single item; None: for any.
+    """
 
     keys: JobKeys
     workers: Key
     window: int
     tickets_per_worker: int
     timeout_ms: int
+    most_tokens: int | None
 
 
 class ClaimScript(Script):
@@ -331,13 +340,11 @@ class ReapScript(Script):
     """Settle one overdue ticket or claim.
 
     Attributes:
-        max_delay_ms: the longest time between two copies of a ticket.
         worker_id: whose claim is taken back, overdue or not; empty: whatever is overdue.
     """
 
     keys: JobKeys
     number: int
-    max_delay_ms: int
     worker_id: str
 
 

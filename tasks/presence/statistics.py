@@ -12,7 +12,6 @@ from typing import Any
 import orjson
 from redis import Redis
 
-from config.settings import Settings
 from tasks import keys
 from tasks.lanes import Lane, Service
 from tasks.presence.eviction import may_evict
@@ -32,10 +31,10 @@ class LaneStatistics:
         requests: interactive requests that wait in its list.
         tokens: estimated tokens that wait: in that list and, in a bulk lane, in chunks that are not done.
         jobs_ready: jobs that have chunks without a ticket.
-        tickets: chunks that were published and are not claimed.
+        tickets: chunks that a worker was given and has not claimed yet, or that wait for a moment after a failure.
         claims: chunks that a worker holds.
-        messages: Celery messages in the queue; copies and lost ones make it differ from `tickets`.
-        oldest_ticket_s: time since the oldest of the tickets was first published; after 5 min a lower bound.
+        messages: Celery messages in the queue.
+        stalled_s: for how long chunks have waited without any worker taking one.
     """
 
     lane: Lane
@@ -45,7 +44,7 @@ class LaneStatistics:
     tickets: int = 0
     claims: int = 0
     messages: int = 0
-    oldest_ticket_s: float = 0.0
+    stalled_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +72,10 @@ class _Raw:
     ready: list[bytes]
     in_flight: list[tuple[bytes, float]]
     messages: int
+    moved_ms: float
 
 
-def read_statistics(redis: Redis, settings: Settings, models: Iterable[str]) -> StoreStatistics:
+def read_statistics(redis: Redis, models: Iterable[str]) -> StoreStatistics:
     """Read both lanes of the models (slugs), and what they share.
 
     Raises:
@@ -91,7 +91,7 @@ def read_statistics(redis: Redis, settings: Settings, models: Iterable[str]) -> 
     readings = []
     for lane, part in zip(lanes, raw, strict=True):
         backlog = waiting[lane.model] if lane.service is Service.BULK else 0
-        readings.append(_describe(redis, lane, part, backlog, now_s, settings.ticket_timeout_s))
+        readings.append(_describe(redis, lane, part, backlog, now_s))
     return StoreStatistics(
         lanes=readings,
         jobs=Counter(state for _, state, _ in jobs),
@@ -110,10 +110,10 @@ def _read_lanes(redis: Redis, lanes: Sequence[Lane]) -> tuple[list[_Raw], tuple[
     for lane in lanes:
         pipeline.llen(keys.lane_requests(lane))
         pipeline.hget(keys.lane_load(lane), "waiting")
-        pipeline.zrange(keys.lane_ready(lane), 0, _MOST_JOBS - 1)
+        pipeline.zrange(keys.lane_ready(lane), 0, -1)
         pipeline.zrange(keys.lane_inflight(lane), 0, -1, withscores=True)
-        for messages in keys.lane_messages(lane):
-            pipeline.llen(messages)
+        pipeline.llen(keys.lane_messages(lane))
+        pipeline.hget(keys.lane_shares(lane), "moved")
     pipeline.time()
     pipeline.info("memory")
     pipeline.hget(keys.store_reserved(), "total")
@@ -122,10 +122,27 @@ def _read_lanes(redis: Redis, lanes: Sequence[Lane]) -> tuple[list[_Raw], tuple[
     (seconds, micros), memory, reserved, holders = answers[-4:]
     raw = [
         # The count of an empty list is healed by its next request, so it is not believed until then.
-        _Raw(requests, int(tokens or 0) if requests else 0, ready, in_flight, ahead + ordinary)
-        for requests, tokens, ready, in_flight, ahead, ordinary in zip(*[iter(answers[:-4])] * 6, strict=True)
+        _Raw(
+            requests,
+            int(tokens or 0) if requests else 0,
+            _read_turns(redis, lane, tenants),
+            flight,
+            messages,
+            float(moved or 0),
+        )
+        for lane, (requests, tokens, tenants, flight, messages, moved) in zip(
+            lanes, zip(*[iter(answers[:-4])] * 6, strict=True), strict=True
+        )
     ]
     return raw, (seconds + micros / 1e6, memory, reserved, holders)
+
+
+def _read_turns(redis: Redis, lane: Lane, tenants: Sequence[bytes]) -> list[bytes]:
+    """Return the jobs of these tenants that have a turn in a bulk lane."""
+    pipeline = redis.pipeline(transaction=False)
+    for tenant in tenants:
+        pipeline.zrange(keys.lane_turns(lane, tenant.decode()), 0, _MOST_JOBS - 1)
+    return [job for jobs in pipeline.execute() for job in jobs][:_MOST_JOBS]
 
 
 def _read_counts(redis: Redis) -> tuple[int, Mapping[str, int], Mapping[str, int]]:
@@ -159,32 +176,19 @@ def _read_jobs(redis: Redis, job_ids: Sequence[str]) -> list[tuple[str, str, int
     return found
 
 
-def _describe(redis: Redis, lane: Lane, raw: _Raw, backlog: int, now_s: float, timeout_s: float) -> LaneStatistics:
+def _describe(redis: Redis, lane: Lane, raw: _Raw, backlog: int, now_s: float) -> LaneStatistics:
     pipeline = redis.pipeline(transaction=False)
     for entry, _ in raw.in_flight:
         job_id, _, number = entry.decode().rpartition(":")
         pipeline.hget(keys.job_chunks(job_id), number)
     chunks = [orjson.loads(line) if line else {} for line in pipeline.execute()] if raw.in_flight else []
-    ages = [
-        _ticket_age_s(until_ms / 1000, chunk.get("delay", 0) / 1000, now_s, timeout_s)
-        for chunk, (_, until_ms) in zip(chunks, raw.in_flight, strict=True)
-        if chunk.get("state") == "ticket"
-    ]
     return LaneStatistics(
         lane=lane,
         requests=raw.requests,
         tokens=raw.tokens + backlog,
         jobs_ready=len(raw.ready),
-        tickets=len(ages),
+        tickets=sum(chunk.get("state") == "ticket" for chunk in chunks),
         claims=sum(chunk.get("state") == "claimed" for chunk in chunks),
         messages=raw.messages,
-        oldest_ticket_s=max(ages, default=0.0),
+        stalled_s=max(0.0, now_s - raw.moved_ms / 1000) if raw.ready else 0.0,
     )
-
-
-def _ticket_age_s(until_s: float, delay_s: float, now_s: float, timeout_s: float) -> float:
-    """Return how long ago a ticket was first published.
-
-    Its delay doubles with each repeat, so those before the last one add up to the delay less the first one.
-    """
-    return max(0.0, now_s - (until_s - delay_s)) + max(0.0, delay_s - timeout_s)

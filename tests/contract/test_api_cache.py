@@ -154,8 +154,8 @@ def test_hits_and_misses_are_counted_for_the_operator(
     ada: FlaskClient, server: EmbeddedServer, texts: list[str]
 ) -> None:
     with Redis.from_url(server.url) as redis:
-        before = read_statistics(redis, Settings(_env_file=None), ["fake"]).cache_lookups
+        before = read_statistics(redis, ["fake"]).cache_lookups
         for _ in range(2):
             embed(ada, texts[:4], cache=True)
-        after = read_statistics(redis, Settings(_env_file=None), ["fake"]).cache_lookups
+        after = read_statistics(redis, ["fake"]).cache_lookups
     assert {name: after[name] - before.get(name, 0) for name in after} == {"hit": 4, "miss": 4}

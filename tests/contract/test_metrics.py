@@ -89,7 +89,7 @@ def test_a_job_without_a_worker_shows_as_depth_that_never_drains(client: FlaskCl
     seen = scrape(client)
     assert seen["twolane_jobs", ("queued",)] == 1
     assert seen["twolane_lane_jobs_ready", ("bulk.fake",)] == 1
-    assert seen["twolane_lane_chunks_in_flight", ("bulk.fake", "ticket")] == 4
+    assert seen["twolane_lane_chunks_in_flight", ("bulk.fake", "ticket")] == 0
     assert seen["twolane_lane_chunks_in_flight", ("bulk.fake", "claimed")] == 0
     assert seen["twolane_lane_messages", ("bulk.fake",)] == 4
     assert seen["twolane_lane_waiting_tokens", ("bulk.fake",)] > 100
@@ -100,18 +100,18 @@ def test_a_job_without_a_worker_shows_as_depth_that_never_drains(client: FlaskCl
     assert seen["twolane_store_memory_bytes", ()] > 0
 
 
-def test_the_age_of_a_ticket_runs_on_when_it_is_published_again(client: FlaskClient, redis: Redis) -> None:
-    job_id = submit(client, 70)
-    old_s = scrape(client)["twolane_lane_oldest_ticket_seconds", ("bulk.fake",)]
-    # As after its second repeat: 20 s and 40 s are over, and the 80 s have just begun.
-    chunk = redis.hget(keys.job_chunks(job_id), "0")
-    redis.hset(keys.job_chunks(job_id), "0", chunk.replace(b'"delay":20000', b'"delay":80000'))  # type: ignore[union-attr,arg-type]
-    redis.zincrby(keys.lane_inflight(LANE), 60_000, f"{job_id}:0")
-    assert scrape(client)["twolane_lane_oldest_ticket_seconds", ("bulk.fake",)] >= old_s + 60
+def test_chunks_that_no_worker_takes_show_for_how_long_they_have_waited(client: FlaskClient, redis: Redis) -> None:
+    assert scrape(client)["twolane_lane_stalled_seconds", ("bulk.fake",)] == 0
+    submit(client, 70)
+    shares = keys.lane_shares(LANE)
+    redis.hset(shares, "moved", str(float(redis.hget(shares, "moved") or 0) - 60_000))
+    submit(client, 70)
+    assert scrape(client)["twolane_lane_stalled_seconds", ("bulk.fake",)] >= 60
 
 
 def test_a_claimed_chunk_is_no_ticket_and_a_paused_job_is_not_lost(app: Flask, client: FlaskClient) -> None:
     live, job_id = services_of(app), submit(client, 100)
+    live.store.leases.dispatch(LANE)
     live.store.leases.claim(job_id, 0, "w")
     seen = scrape(client)
     assert seen["twolane_lane_chunks_in_flight", ("bulk.fake", "claimed")] == 1
@@ -144,7 +144,7 @@ def test_a_worker_empties_the_lanes_and_counts_as_ready(client: FlaskClient, set
 def test_another_web_process_says_the_same_of_the_shared_state(app: Flask, settings: Settings) -> None:
     submit(app.test_client(), 100)
     shared = {metric.name for metric in METRICS if "process" not in metric.labels}
-    shared -= {"twolane_store_memory_bytes", "twolane_lane_oldest_ticket_seconds"}
+    shared -= {"twolane_store_memory_bytes", "twolane_lane_stalled_seconds"}
     with opened_app(settings) as other:
         views = [scrape(one.test_client()) for one in (app, other)]
     first, second = ({key: value for key, value in view.items() if key[0] in shared} for view in views)

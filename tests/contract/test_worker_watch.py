@@ -98,8 +98,8 @@ def test_a_silent_worker_is_said_once_for_all_web_processes_and_its_chunks_run_e
     again = live.store.leases.claim(job.id, ticket.chunk, "cpu-2@box#8")
     assert again.attempt == 2
     # The frozen one wakes up, after all: the first result counts, and only once.
-    assert live.store.leases.complete(claim, make_completion(claim))[0] is Completed.OK
-    assert live.store.leases.complete(again, make_completion(again))[0] is Completed.DUP
+    assert live.store.leases.complete(claim, make_completion(claim)) is Completed.OK
+    assert live.store.leases.complete(again, make_completion(again)) is Completed.DUP
     assert live.store.get(job.id).counts.completed == 2
 
 

@@ -14,7 +14,7 @@ from redis import Redis
 from config.settings import Settings
 from tasks import frames, keys
 from tasks.bulk import chunk_task
-from tasks.bulk.chunk_task import WorkerContext, publish_tickets, run_chunk
+from tasks.bulk.chunk_task import WorkerContext, publish_messages, run_chunk
 from tasks.bulk.device_sharing import DeviceProgress, DeviceSharing, ProgressWatch
 from tasks.celery import app, publisher
 from tasks.engine import Outcomes, Work
@@ -33,7 +33,7 @@ from tests.support.job_maker import (
     make_overdue,
     outlive_restart_grace,
     submit,
-    take_tickets,
+    take_messages,
 )
 from workers.engine import DeviceEngine
 
@@ -93,15 +93,16 @@ def worker(store: JobStore, blobs: Blobs, engine: Engine, settings: Settings) ->
 
 
 def work(store: JobStore, times: int = 1) -> None:
-    """Deliver every ticket so many times; a worker that dies leaves its claim to the reaper."""
-    publish_tickets(store.leases, LANE)
-    while tickets := take_tickets(store.redis):
-        for job_id, chunk in tickets * times:
+    """Deliver every message so many times; a worker that dies leaves its claim to the reaper."""
+    publish_messages(store.leases, LANE, store.settings.window)
+    while messages := take_messages(store.redis):
+        for model in messages * times:
             try:
-                run_chunk(job_id, chunk)
+                run_chunk(model)
             except WorkerDied:
                 app.twolane = revive(app.twolane)
-                make_overdue(store.redis, job_id, chunk)
+                for entry in store.redis.zrange(keys.lane_inflight(LANE), 0, -1):
+                    make_overdue(store.redis, *entry.decode().rsplit(":", 1))
                 chunk_task.reap(store.leases, LANE)
 
 
@@ -240,7 +241,7 @@ def test_a_worker_that_goes_away_gives_its_chunk_back_without_an_attempt(
     assert (chunk.state, chunk.attempts) == ("ticket", 0)
     engine.raises = None
     make_overdue(store.redis, job.id, 0)
-    assert chunk_task.reap(store.leases, LANE) == 1
+    assert chunk_task.reap(store.leases, LANE) > 0
     work(store)
     assert audit(store, blobs, job.id).counts == Counts(1, 1)
 
@@ -266,13 +267,13 @@ def test_retrying_the_failed_items_computes_nothing_else(
     assert audit(store, blobs, job.id).counts == Counts(4, 3, 1)
 
 
-def test_tickets_that_the_broker_loses_are_published_again(store: JobStore, blobs: Blobs, worker: Redis) -> None:
+def test_messages_that_the_broker_loses_are_published_again(store: JobStore, blobs: Blobs, worker: Redis) -> None:
     job = submit(store, blobs, ["a"] * 6)
-    publish_tickets(store.leases, LANE)
-    assert len(take_tickets(store.redis)) == 3  # and nobody got them
-    for chunk in range(3):
-        make_overdue(store.redis, job.id, chunk)
-    assert chunk_task.reap(store.leases, LANE) == 3
+    publish_messages(store.leases, LANE, job.chunks)
+    assert len(take_messages(store.redis)) == 3  # and nobody got them
+    assert chunk_task.reap(store.leases, LANE) > 0
+    for model in take_messages(store.redis):
+        run_chunk(model)
     work(store)
     assert audit(store, blobs, job.id).state is JobState.SUCCEEDED
 
@@ -282,10 +283,9 @@ def test_a_broker_that_is_away_leaves_a_created_job_to_the_reaper(
 ) -> None:
     away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
     job = submit(store, blobs, ["a"])
-    assert publish_tickets(Leases(store.redis, away), LANE) == 0
+    assert publish_messages(Leases(store.redis, away), LANE, 1) == 0
     publisher(away).close()
-    make_overdue(store.redis, job.id, 0)
-    assert chunk_task.reap(store.leases, LANE) == 1
+    assert chunk_task.reap(store.leases, LANE) > 0
     work(store)
     assert audit(store, blobs, job.id).state is JobState.SUCCEEDED
 
@@ -294,10 +294,9 @@ def test_a_job_that_is_cancelled_while_it_is_computed_stops(
     store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
 ) -> None:
     job = submit(store, blobs, ["a", "b"])
-    store.leases.dispatch(LANE)
     held: Future[Outcomes] = Future()
     engine.submit = lambda work: (store.cancel(job.id), held)[1]  # type: ignore[method-assign]
-    run_chunk(job.id, 0)
+    run_chunk("fake")
     assert held.cancelled()
     assert audit(store, blobs, job.id).state is JobState.CANCELLED
 
@@ -309,18 +308,17 @@ def test_a_device_that_hangs_loses_its_claim_and_takes_no_other_chunk_until_it_m
     hasty = JobStore(store.redis, impatient)
     app.twolane = WorkerContext(hasty.leases, blobs, engine, impatient, "this process", dimensions={"fake": 64})
     job = submit(store, blobs, ["a", "b", "c"])
-    hasty.leases.dispatch(LANE)
     compute = engine.submit
     engine.submit = lambda work: Future()  # type: ignore[method-assign]
     stop = threading.Event()
     reaper = threading.Thread(target=lambda: [store.leases.reap(LANE) for _ in iter(lambda: stop.wait(0.02), True)])
     reaper.start()
     try:
-        run_chunk(job.id, 0)
-        hung = store.chunk_table(job.id)[0]  # taken back, and announced again
-        assert (hung.state, hung.attempts) == ("ticket", 1)
-        run_chunk(job.id, 1)
-        assert store.chunk_table(job.id)[1].attempts == 0
+        run_chunk("fake")
+        hung = store.chunk_table(job.id)[0]  # taken back, and waiting again
+        assert (hung.state, hung.attempts) == ("pending", 1)
+        run_chunk("fake")
+        assert [chunk.attempts for chunk in store.chunk_table(job.id)] == [1, 0]
     finally:
         stop.set()
         reaper.join()
@@ -330,10 +328,35 @@ def test_a_device_that_hangs_loses_its_claim_and_takes_no_other_chunk_until_it_m
         store.leases, blobs, engine, settings, "this process", app.twolane.sharing, {"fake": 64}
     )
     work(store)
-    store.redis.zadd(keys.lane_inflight(LANE), {f"{job.id}:1": 1}, xx=True)
-    chunk_task.reap(store.leases, LANE)
-    work(store)
     assert audit(store, blobs, job.id).counts == Counts(3, 3)
+
+
+def test_a_small_chunk_is_computed_beside_those_that_a_worker_holds(
+    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine, settings: Settings
+) -> None:
+    held = app.twolane.sharing.held
+    for _ in range(settings.chunks_in_flight):
+        assert held.enter(settings.chunks_in_flight, 0)
+    large = submit(store, blobs, ["word " * 2000] * 2)
+    small = submit(store, blobs, ["a"])
+    waiting = threading.Thread(target=run_chunk, args=("fake",))
+    waiting.start()
+    store.wait(small.id, "default", small.version + 1, 20)
+    assert audit(store, blobs, small.id).counts == Counts(1, 1)
+    waiting.join()
+    beside = threading.Thread(target=run_chunk, args=("fake",))
+    beside.start()
+    assert store.get(large.id).state is JobState.QUEUED
+    held.leave()
+    beside.join()
+    assert audit(store, blobs, large.id).counts == Counts(2, 2)
+
+
+def test_a_worker_that_is_going_away_takes_no_chunk(store: JobStore, blobs: Blobs, worker: Redis) -> None:
+    job = submit(store, blobs, ["a"])
+    app.twolane.sharing.held.close()
+    run_chunk("fake")
+    assert store.get(job.id).state is JobState.QUEUED
 
 
 def test_the_lease_grows_with_the_slowest_pass(settings: Settings) -> None:
@@ -354,7 +377,6 @@ def test_a_deleted_job_leaves_nothing_to_the_worker_that_still_computes_it(
     store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
 ) -> None:
     job = submit(store, blobs, ["a", "b"])
-    store.leases.dispatch(LANE)
     compute = engine.submit
 
     def delete_meanwhile(work: Work) -> Future[Outcomes]:
@@ -362,5 +384,5 @@ def test_a_deleted_job_leaves_nothing_to_the_worker_that_still_computes_it(
         return compute(work)
 
     engine.submit = delete_meanwhile  # type: ignore[method-assign]
-    run_chunk(job.id, 0)
+    run_chunk("fake")
     assert store.redis.keys(f"*{job.id}*") == []

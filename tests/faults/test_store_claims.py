@@ -98,7 +98,7 @@ def test_the_last_completion_ends_the_job_and_leaves_nothing_behind(store: JobSt
 def test_a_late_result_counts_if_nobody_was_faster(store: JobStore, blobs: Blobs) -> None:
     job, old = begin(store, blobs, ["x"])
     lapse(store, job.id)
-    assert store.leases.complete(old, make_completion(old))[0] is Completed.OK
+    assert store.leases.complete(old, make_completion(old)) is Completed.OK
     assert store.leases.dispatch(LANE) == []
     audit(store, blobs, job.id)
 
@@ -133,8 +133,8 @@ def test_of_two_results_the_first_one_counts(store: JobStore, blobs: Blobs) -> N
     lapse(store, job.id)
     store.leases.dispatch(LANE)
     other = store.leases.claim(job.id, 0, "v")
-    assert store.leases.complete(other, make_completion(other))[0] is Completed.OK
-    assert store.leases.complete(frozen, make_completion(frozen, failed=2))[0] is Completed.DUP
+    assert store.leases.complete(other, make_completion(other)) is Completed.OK
+    assert store.leases.complete(frozen, make_completion(frozen, failed=2)) is Completed.DUP
     assert audit(store, blobs, job.id).counts == Counts(2, 2)
 
 

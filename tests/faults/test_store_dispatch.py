@@ -2,7 +2,7 @@
 
 from config.settings import Settings
 from tasks import keys
-from tasks.bulk.chunk_task import publish_tickets, reap
+from tasks.bulk.chunk_task import publish_messages, reap
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.job import Counts, JobState
 from tasks.jobs.store import JobStore
@@ -15,7 +15,7 @@ from tests.support.job_maker import (
     outlive_restart_grace,
     run_out,
     submit,
-    take_tickets,
+    take_messages,
     work_off,
 )
 
@@ -28,9 +28,8 @@ def test_no_more_tickets_are_out_than_the_window_holds(store: JobStore, blobs: B
     assert store.leases.dispatch(LANE) == []
     claim = store.leases.claim(job.id, 1, "w")
     assert store.leases.dispatch(LANE) == []
-    _, head = store.leases.complete(claim, make_completion(claim))
-    assert head == job.id
-    assert [ticket.chunk for ticket in store.leases.dispatch(LANE, head)] == [3]
+    store.leases.complete(claim, make_completion(claim))
+    assert [ticket.chunk for ticket in store.leases.dispatch(LANE)] == [3]
 
 
 def test_the_window_grows_with_the_ready_workers(store: JobStore, blobs: Blobs, settings: Settings) -> None:
@@ -39,14 +38,61 @@ def test_the_window_grows_with_the_ready_workers(store: JobStore, blobs: Blobs, 
     assert len(store.leases.dispatch(LANE)) == 2 * 2 * settings.chunks_in_flight
 
 
-def test_a_small_job_behind_a_huge_one_is_served_within_two_windows(store: JobStore, blobs: Blobs) -> None:
+def test_a_small_job_behind_a_huge_one_has_the_next_turn(store: JobStore, blobs: Blobs) -> None:
     huge = submit(store, blobs, ["x"] * 1000)
     work_off(store, 30)
-    small = submit(store, blobs, ["y"] * 4)
-    served = work_off(store, 2 * store.settings.window)
-    assert served.count(small.id) == 2
+    small = submit(store, blobs, ["y"])
+    assert small.id in work_off(store, 2)
     assert store.get(small.id).state is JobState.SUCCEEDED
     assert not store.get(huge.id).ended
+
+
+def test_tenants_get_the_same_however_many_jobs_each_has(store: JobStore, blobs: Blobs) -> None:
+    many = [submit(store, blobs, ["x"] * 60, tenant="many").id for _ in range(9)]
+    one = submit(store, blobs, ["x"] * 60, tenant="one").id
+    served = work_off(store, 40)
+    assert abs(served.count(one) - 20) <= 1
+    assert all(2 <= served.count(job_id) <= 3 for job_id in many)
+
+
+def test_tenants_get_turns_by_their_share(store: JobStore, blobs: Blobs) -> None:
+    heavy = submit(store, blobs, ["x"] * 200, tenant="heavy", share=12).id
+    submit(store, blobs, ["x"] * 200, tenant="light", share=4)
+    assert abs(work_off(store, 40).count(heavy) - 30) <= 1
+
+
+def test_an_idle_tenant_has_the_next_turn_among_fifty_busy_ones(store: JobStore, blobs: Blobs) -> None:
+    for number in range(50):
+        for _ in range(1 + number % 3):
+            submit(store, blobs, ["x"] * 20, tenant=f"t{number}")
+    work_off(store, 120)
+    newcomer = submit(store, blobs, ["y"], tenant="idle").id
+    assert newcomer in work_off(store, 3)
+
+
+def test_a_tenant_pays_for_what_was_computed_and_not_for_what_was_estimated(store: JobStore, blobs: Blobs) -> None:
+    long = submit(store, blobs, ["word " * 20] * 120, tenant="long").id
+    submit(store, blobs, ["x"] * 120, tenant="short")
+    served = work_off(store, 36, tokens=30)
+    assert 0.7 < served.count(long) / (36 - served.count(long)) < 1.4
+
+
+def test_a_job_that_waits_ages(store: JobStore, blobs: Blobs) -> None:
+    low = submit(store, blobs, ["x"] * 200, priority="low")
+    submit(store, blobs, ["x"] * 200, priority="high")
+    served = []
+    for _ in range(40):
+        store.redis.hincrby(keys.job(low.id), "turn_ms", -3_600_000)
+        served += work_off(store, 1)
+    assert served.count(low.id) > 10
+
+
+def test_only_a_small_chunk_is_taken_beside_those_that_are_held(store: JobStore, blobs: Blobs) -> None:
+    submit(store, blobs, ["word " * 50] * 4)
+    assert store.leases.dispatch(LANE, 1, most_tokens=20) == []
+    store.leases.dispatch(LANE)
+    small = submit(store, blobs, ["word " * 50])
+    assert [ticket.job_id for ticket in store.leases.dispatch(LANE, 1, most_tokens=20)] == [small.id]
 
 
 def test_jobs_of_one_priority_take_turns_by_tokens_not_by_arrival(store: JobStore, blobs: Blobs) -> None:
@@ -91,44 +137,47 @@ def test_an_overdue_claim_goes_back_and_its_attempt_stays_counted(store: JobStor
     outlive_restart_grace(store)
     job, _ = begin(store, blobs, ["x"] * 10)
     make_overdue(store.redis, job.id, 0)
-    assert store.leases.reap(LANE) == []
+    store.leases.reap(LANE)
     assert [ticket.chunk for ticket in store.leases.dispatch(LANE)] == [0]
     assert store.leases.claim(job.id, 0, "v").attempt == 2
 
 
-def test_the_chunk_of_a_dead_worker_goes_ahead_of_the_tickets_that_wait(store: JobStore, blobs: Blobs) -> None:
-    outlive_restart_grace(store)
+def test_a_message_is_published_for_each_chunk_that_is_wanted_and_none_twice(store: JobStore, blobs: Blobs) -> None:
     job = submit(store, blobs, ["x"] * 50)
-    publish_tickets(store.leases, LANE)
-    waiting = take_tickets(store.redis)
-    assert [chunk for _, chunk in waiting] == [0, 1, 2]
-    store.leases.claim(job.id, 1, "w")
-    make_overdue(store.redis, job.id, 1)
-    # The tickets of 0 and 2 still wait; this is their second copy, behind which the first claim's chunk would stand.
-    for chunk in (0, 2):
-        make_overdue(store.redis, job.id, chunk)
-    assert reap(store.leases, LANE) == 3
-    assert take_tickets(store.redis)[0] == (job.id, 1)
+    assert publish_messages(store.leases, LANE, job.chunks) == store.settings.window
+    assert publish_messages(store.leases, LANE, job.chunks) == reap(store.leases, LANE) == 0
+    assert take_messages(store.redis) == ["fake"] * store.settings.window
+    # All were lost.
+    assert reap(store.leases, LANE) == store.settings.chunks_in_flight
+    work_off(store, 50)
+    take_messages(store.redis)
+    assert reap(store.leases, LANE) == publish_messages(store.leases, LANE, 1) == 0
 
 
 def test_what_another_process_has_reaped_already_is_left_alone(store: JobStore, blobs: Blobs) -> None:
     job, _ = begin(store, blobs, ["x"])
-    assert store.leases._reap(LANE, [f"{job.id}:0".encode()]) == []
+    store.leases._reap(LANE, [f"{job.id}:0".encode()])
     assert store.chunk_table(job.id)[0].state == "claimed"
 
 
-def test_an_overdue_ticket_is_published_again_with_growing_delays(store: JobStore, blobs: Blobs) -> None:
+def test_the_chunk_of_a_worker_that_died_before_it_claimed_waits_again(store: JobStore, blobs: Blobs) -> None:
     outlive_restart_grace(store)
     job = submit(store, blobs, ["x"])
     store.leases.dispatch(LANE)
-    delays_s = []
-    for _ in range(6):
-        make_overdue(store.redis, job.id, 0)
-        assert [ticket.chunk for ticket in store.leases.reap(LANE)] == [0]
-        assert store.leases.reap(LANE) == []
-        (_, until_ms) = store.redis.zrange(keys.lane_inflight(LANE), 0, -1, withscores=True)[0]
-        delays_s.append(round(until_ms / 1000 - store.redis.time()[0], -1))
-    assert delays_s == [40, 80, 160, 300, 300, 300]
+    make_overdue(store.redis, job.id, 0)
+    store.leases.reap(LANE)
+    assert store.chunk_table(job.id)[0].state == "pending"
+    assert [ticket.chunk for ticket in store.leases.dispatch(LANE)] == [0]
+
+
+def test_jobs_that_an_earlier_version_put_in_line_get_their_turn(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["x"])
+    for key in (keys.lane_ready(LANE), keys.lane_turns(LANE, "default")):
+        store.redis.delete(key)
+    store.redis.zadd(keys.lane_earlier_turns(LANE), {job.id: 1})
+    store.leases.reap(LANE)
+    assert store.redis.exists(keys.lane_earlier_turns(LANE)) == 0
+    assert work_off(store, 1) == [job.id]
 
 
 def test_what_is_left_of_a_vanished_job_is_swept_out(store: JobStore, blobs: Blobs) -> None:
@@ -149,5 +198,6 @@ def test_nothing_is_reaped_just_after_the_server_came_back(store: JobStore, blob
     patient = JobStore(store.redis, settings.model_copy(update={"lease_s": 10_000.0}))
     job, claim = begin(store, blobs, ["x"])
     make_overdue(store.redis, job.id, 0)
-    assert patient.leases.reap(LANE) == []
+    patient.leases.reap(LANE)
+    assert store.chunk_table(job.id)[0].state == "claimed"
     assert store.leases.heartbeat(claim, 1) is False

@@ -11,7 +11,7 @@ from tasks.engine import JobParams
 from tasks.errors import Conflict, NotFound
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.claims import ClaimCode, Completed
-from tasks.jobs.forecast import Forecasts
+from tasks.jobs.forecast import Forecasts, JobShare
 from tasks.jobs.job import Counts, JobState
 from tasks.jobs.origin import Origin, set_origin
 from tasks.jobs.store import JobStore
@@ -50,7 +50,7 @@ def test_cancelling_drops_what_waits_and_keeps_what_is_done(store: JobStore, blo
 def test_a_claim_may_finish_while_its_job_is_cancelled(store: JobStore, blobs: Blobs) -> None:
     job, claim = begin(store, blobs, ["x"] * 20)
     store.cancel(job.id)
-    assert store.leases.complete(claim, make_completion(claim))[0] is Completed.OK
+    assert store.leases.complete(claim, make_completion(claim)) is Completed.OK
     assert audit(store, blobs, job.id).counts == Counts(20, 2)
 
 
@@ -113,7 +113,7 @@ def test_only_the_failed_items_are_computed_again(store: JobStore, blobs: Blobs)
     again = store.retry_failed(job.id)
     assert (again.state, again.counts) == (JobState.RUNNING, Counts(6, 5, 0))
     # A message from before the retry must not pass for its result.
-    assert store.leases.complete(claims[1], make_completion(claims[1]))[0] is Completed.DUP
+    assert store.leases.complete(claims[1], make_completion(claims[1])) is Completed.DUP
     assert [ticket.chunk for ticket in store.leases.dispatch(LANE)] == [1]
     claim = store.leases.claim(job.id, 1, "w")
     assert (claim.redo, claim.attempt, claim.pointer) == (True, 1, "redis")
@@ -144,7 +144,7 @@ def test_a_deleted_job_is_gone_for_everybody(store: JobStore, blobs: Blobs) -> N
     with pytest.raises(NotFound):
         store.get(job.id)
     assert store.leases.heartbeat(held, 1) is True
-    assert store.leases.complete(held, make_completion(held))[0] is Completed.GONE
+    assert store.leases.complete(held, make_completion(held)) is Completed.GONE
     assert store.redis.keys(f"*{job.id}*") == []
     assert store.redis.zcard(keys.lane_inflight(LANE)) == 0
     assert store.listing.find("default") == []
@@ -195,8 +195,10 @@ def test_progress_tells_speed_time_left_and_place_in_the_queue(store: JobStore, 
     assert (
         announced.progress(job).eta_s == announced.progress(behind).eta_s == drained_s == 2 * job.estimated_tokens / 10
     )
-    assert announced.estimate_s(LANE, 1, "normal") == 3 / 10  # a small one has a third of the device until it ends
-    assert announced.estimate_s(LANE, 10**6, "normal") == (10**6 + 2 * job.estimated_tokens) / 10
+    assert (
+        announced.estimate_s(LANE, JobShare(1, 4, 0)) == 3 / 10
+    )  # a small one has a third of the device until it ends
+    assert announced.estimate_s(LANE, JobShare(10**6, 4, 0)) == (10**6 + 2 * job.estimated_tokens) / 10
     work_off(store, 6)
     progress = Forecasts(store.redis, lambda _: 0.0, cache_s=0).progress(store.get(job.id))
     assert progress.tokens_per_s is not None

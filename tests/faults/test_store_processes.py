@@ -21,7 +21,7 @@ from config.parent_death import tied_to_parent
 from config.settings import Settings
 from stack.embedded_redis import EmbeddedServer
 from tasks import frames, keys
-from tasks.bulk.chunk_task import publish_tickets
+from tasks.bulk.chunk_task import publish_messages
 from tasks.celery import publisher
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.job import Counts, JobState
@@ -155,7 +155,7 @@ def test_a_text_that_ends_the_process_costs_three_processes_and_one_item(
     texts = [f"text {number}" for number in range(60)]
     texts[17] = f"a text with {marker}"
     job = submit(store, blobs, texts, chunk_items=20)
-    publish_tickets(store.leases, LANE)
+    publish_messages(store.leases, LANE, store.settings.window)
     with kept_alive(start) as codes:
         wait_for_end(store, job.id)
     assert codes == [code] * 3
@@ -180,7 +180,7 @@ def test_killing_the_worker_in_mid_chunk_makes_no_item_an_error(
     store: JobStore, blobs: Blobs, start: Callable[[], Worker], times: int
 ) -> None:
     job = submit(store, blobs, [f"text {number} " + "word " * 200 for number in range(400)], chunk_items=20)
-    publish_tickets(store.leases, LANE)
+    publish_messages(store.leases, LANE, store.settings.window)
     kill_in_mid_chunk(store, start, job.id, times, seed=7)
     wait_for_end(store, job.id)
     assert audit(store, blobs, job.id).counts == Counts(400, 400)
@@ -190,7 +190,7 @@ def test_a_worker_that_was_frozen_past_its_lease_comes_too_late(
     store: JobStore, blobs: Blobs, start: Callable[[], Worker]
 ) -> None:
     job = submit(store, blobs, ["word " * 200] * 100, chunk_items=20)
-    publish_tickets(store.leases, LANE)
+    publish_messages(store.leases, LANE, store.settings.window)
     frozen = start()
     wait_until(lambda: claimed(store, job.id))
     frozen.end(signal.SIGSTOP)
@@ -210,7 +210,7 @@ def test_a_worker_that_is_told_to_end_repeats_no_finished_chunk(
     store: JobStore, blobs: Blobs, start: Callable[[], Worker]
 ) -> None:
     job = submit(store, blobs, ["word " * 200] * 200, chunk_items=20)
-    publish_tickets(store.leases, LANE)
+    publish_messages(store.leases, LANE, store.settings.window)
     first = start()
     wait_until(lambda: store.get(job.id).chunks_done > 0)
     first.end(signal.SIGTERM)
@@ -249,7 +249,7 @@ def test_a_server_that_is_killed_loses_no_accepted_job(
         store, blobs = JobStore(redis, settings), open_blobs(redis, settings)
         try:
             job_id = accepted(store, blobs, texts)
-            publish_tickets(store.leases, LANE)
+            publish_messages(store.leases, LANE, store.settings.window)
             for _ in range(times):
                 before = store.get(job_id).chunks_done
                 wait_until(lambda seen=before: store.get(job_id).chunks_done > seen)  # type: ignore[misc]
@@ -268,7 +268,7 @@ def test_a_server_that_is_killed_loses_no_accepted_job(
 
 def audit_a_further_job(store: JobStore, blobs: Blobs) -> bool:
     job = submit(store, blobs, ["text"] * 40, chunk_items=20)
-    publish_tickets(store.leases, LANE)
+    publish_messages(store.leases, LANE, store.settings.window)
     wait_for_end(store, job.id)
     return audit(store, blobs, job.id).counts == Counts(40, 40)
 
@@ -277,7 +277,7 @@ def test_a_job_survives_the_loss_of_everything_that_the_broker_held(
     store: JobStore, blobs: Blobs, start: Callable[[], Worker]
 ) -> None:
     job = submit(store, blobs, ["word " * 200] * 400, chunk_items=20)
-    publish_tickets(store.leases, LANE)
+    publish_messages(store.leases, LANE, store.settings.window)
     start()
     wait_until(lambda: store.get(job.id).chunks_done > 0)
     for key in store.redis.scan_iter(f"{keys.BROKER_PREFIX}*"):

@@ -63,9 +63,9 @@ def test_a_completion_that_is_sent_twice_counts_once(store: JobStore, blobs: Blo
     job = submit(store, blobs, ["a", "b", "c"])
     ticket, _ = store.leases.dispatch(LANE)
     claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
-    assert store.leases.complete(claim, make_completion(claim))[0] is Completed.OK
+    assert store.leases.complete(claim, make_completion(claim)) is Completed.OK
     once = store.get(job.id)
-    assert store.leases.complete(claim, make_completion(claim))[0] is Completed.DUP
+    assert store.leases.complete(claim, make_completion(claim)) is Completed.DUP
     assert store.get(job.id) == once
     assert once.counts == Counts(3, 2)
 

@@ -1,4 +1,4 @@
-"""Real worker processes are killed, tickets are repeated; afterwards every item has exactly one outcome."""
+"""Real worker processes are killed, messages are repeated; afterwards every item has exactly one outcome."""
 
 import json
 import os
@@ -59,15 +59,15 @@ def test_killing_the_worker_in_the_middle_of_a_job_loses_and_duplicates_nothing(
     np.testing.assert_allclose(vectors(http, job["id"])[sample], reference([texts[i] for i in sample]), atol=1e-4)
 
 
-def test_every_ticket_delivered_three_times_counts_exactly(http: httpx.Client, stack: RunningStack) -> None:
+def test_every_message_delivered_three_times_counts_exactly(http: httpx.Client, stack: RunningStack) -> None:
     card = load_catalog().find(MODEL)
     assert card is not None
     celery = make_app(stack.settings)
     texts = passages(400)
     job = submit(http, texts)
     for _ in range(2):
-        for chunk in range(job["chunks"]["total"]):
-            celery.send_task("run_chunk", args=(job["id"], chunk), queue=Lane(card.slug, Service.BULK).queue)
+        for _ in range(job["chunks"]["total"]):
+            celery.send_task("run_chunk", args=(card.slug,), queue=Lane(card.slug, Service.BULK).queue)
     ended = wait_for_end(http, job["id"])
     assert ended["counts"]["completed"] == len(texts)
     audit(http, stack, job["id"], texts)

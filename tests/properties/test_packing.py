@@ -145,6 +145,18 @@ def test_no_bulk_row_waits_for_ever_under_constant_arrivals(stream: list[int], b
     raise AssertionError(f"{len(left)} rows still wait after 400 passes")
 
 
+def test_a_short_bulk_request_waits_for_one_pass_of_a_long_one() -> None:
+    lane = BulkLane(window_tokens=4000)
+    lane.put(a_request([100] * 200))
+    lane.take(Budget(lambda longest: 500))
+    short = [a_request([3]), a_request([5])]
+    for request in short:
+        lane.put(request)
+    passes = [{row.request for row in lane.take(Budget(lambda longest: 500))} for _ in range(4)]
+    assert [bool(rows & set(short)) for rows in passes].index(True) <= 1
+    assert not passes[2] & set(short)
+
+
 def test_a_future_that_was_cancelled_is_not_set() -> None:
     request = a_request([3])
     assert isinstance(request.future, Future)

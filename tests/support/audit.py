@@ -131,10 +131,10 @@ def _vector(text: str) -> NDArray[np.float32]:
     return backend.run([encoded.tokens])[0]
 
 
-def audit_job_keys(redis: Redis, job_id: str, slug: str = "fake") -> None:
+def audit_job_keys(redis: Redis, job_id: str, slug: str = "fake", tenant: str = "default") -> None:
     """No lease, turn or reservation of the job is left; `slug`: of its model, as in the lane's name."""
     lane = Lane(slug, Service.BULK)
-    for key in (keys.lane_inflight(lane), keys.lane_ready(lane), keys.lane_deadlines(lane)):
+    for key in (keys.lane_inflight(lane), keys.lane_turns(lane, tenant), keys.lane_deadlines(lane)):
         assert [member for member in redis.zrange(key, 0, -1) if job_id.encode() in member] == [], key
     assert redis.hget(keys.store_reserved(), job_id) is None
     assert redis.zscore(keys.store_reserved_until(), job_id) is None

@@ -3,6 +3,7 @@
 import base64
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -30,7 +31,7 @@ __all__ = [
     "outlive_restart_grace",
     "run_out",
     "submit",
-    "take_tickets",
+    "take_messages",
     "work_off",
 ]
 
@@ -96,13 +97,12 @@ def lapse(store: JobStore, job_id: str, chunk: int = 0) -> None:
     store.leases.reap(LANE)
 
 
-def take_tickets(redis: Redis) -> list[tuple[str, int]]:
-    """Take all messages of the lane out of the broker, in the order of workers: the arguments of `run_chunk`."""
+def take_messages(redis: Redis) -> list[str]:
+    """Take all messages of the lane out of the broker: the argument of `run_chunk` of each."""
     found = []
-    for queue in keys.lane_messages(LANE):
-        while message := cast("bytes | None", redis.rpop(queue)):
-            (job_id, chunk), _, _ = orjson.loads(base64.b64decode(orjson.loads(message)["body"]))
-            found.append((job_id, chunk))
+    while message := cast("bytes | None", redis.rpop(keys.lane_messages(LANE))):
+        (model,), _, _ = orjson.loads(base64.b64decode(orjson.loads(message)["body"]))
+        found.append(model)
     return found
 
 
@@ -114,24 +114,22 @@ def run_out(store: JobStore) -> None:
             store.leases.complete(claim, make_completion(claim))
 
 
-def work_off(store: JobStore, chunks: int) -> list[str]:
-    """Complete so many chunks in the order of their tickets, refilling the window; return their jobs."""
-    queue = [(entry.decode().rsplit(":", 1)) for entry in store.redis.zrange(keys.lane_inflight(LANE), 0, -1)]
+def work_off(store: JobStore, chunks: int, tokens: int | None = None) -> list[str]:
+    """Complete so many chunks in their turns, each of so many tokens or as was estimated; return their jobs."""
     served = []
     for _ in range(chunks):
-        queue += [[ticket.job_id, str(ticket.chunk)] for ticket in store.leases.dispatch(LANE)]
-        if not queue:
-            break
-        job_id, number = queue.pop(0)
-        claim = store.leases.claim(job_id, int(number), "w")
-        store.leases.complete(claim, make_completion(claim))
-        served.append(job_id)
+        for ticket in store.leases.dispatch(LANE, 1):
+            claim = store.leases.claim(ticket.job_id, ticket.chunk, "w")
+            line = cast("bytes", store.redis.hget(keys.job_chunks(ticket.job_id), str(ticket.chunk)))
+            spent = orjson.loads(line)["tokens"] if tokens is None else tokens
+            store.leases.complete(claim, replace(make_completion(claim), tokens=spent))
+            served.append(ticket.job_id)
     return served
 
 
-def audit(store: JobStore, blobs: Blobs, job_id: str) -> Job:
+def audit(store: JobStore, blobs: Blobs, job_id: str, tenant: str = "default") -> Job:
     """What must hold of an ended job: one outcome per item, exact counts, nothing held, every key with an expiry."""
-    job, redis = store.get(job_id), store.redis
+    job, redis = store.get(job_id, tenant), store.redis
     assert job.ended
     seen: list[int] = []
     completed = failed = 0
@@ -150,7 +148,7 @@ def audit(store: JobStore, blobs: Blobs, job_id: str) -> Job:
         assert seen == list(range(job.counts.total))
         assert job.counts.completed + job.counts.failed == job.counts.total
     assert [entry for entry in redis.zrange(keys.lane_inflight(LANE), 0, -1) if job_id.encode() in entry] == []
-    assert redis.zscore(keys.lane_ready(LANE), job_id) is None
+    assert redis.zscore(keys.lane_turns(LANE, job.tenant), job_id) is None
     assert redis.hget(keys.store_reserved(), job_id) is None
     assert_expiry(redis)
     return job

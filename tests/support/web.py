@@ -128,7 +128,7 @@ def running_worker(settings: Settings) -> Iterator[DeviceEngine]:
         heartbeat = WorkerHeartbeat(state, "w-test", lambda: facts, settings.worker_ttl_s)
         threads = [
             threading.Thread(target=serve, args=(blocking, cards, reusing, stop)),
-            threading.Thread(target=_take_tickets, args=(settings, cards, context, stop)),
+            threading.Thread(target=_take_messages, args=(settings, cards, context, stop)),
         ]
         for thread in threads:
             thread.start()
@@ -153,7 +153,7 @@ def wait_for_end(client: FlaskClient, job_id: str, within_s: float = 30.0) -> di
     raise AssertionError(f"the job did not end: {job}")
 
 
-def _take_tickets(settings: Settings, cards: list[ModelCard], context: WorkerContext, stop: threading.Event) -> None:
+def _take_messages(settings: Settings, cards: list[ModelCard], context: WorkerContext, stop: threading.Event) -> None:
     chunk_task.app.twolane = context
     lanes = [Lane(card.slug, Service.BULK) for card in cards]
     with make_app(settings).connection() as connection:

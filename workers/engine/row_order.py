@@ -15,6 +15,8 @@ from workers.engine.pending import PendingWork, Row
 
 __all__ = ["BulkLane", "InteractiveLane", "RowLane"]
 
+# A request of at most this part of the bulk window, or of one row, does not wait for the window.
+_SHORT_PART = 32
 # Rows that are looked at to fill an interactive pass.
 _WINDOW_ROWS = 256
 
@@ -84,7 +86,8 @@ class BulkLane:
     """Rows go by length within a window of waiting rows, longest first and shortest first in turn.
 
     A window is refilled when less than a pass is left of it. The rows left then are the ones at its end, and turning
-    the direction lets them go first, so no length waits for ever however much arrives.
+    the direction lets them go first, so no length waits for ever however much arrives. Short requests and the window
+    take turns, so that a small job beside large chunks waits for one pass.
     """
 
     def __init__(self, window_tokens: int, multiple: int = 1) -> None:
@@ -94,30 +97,44 @@ class BulkLane:
         # Sorted so that the next row is the last one: taking from a list's end is cheap.
         self._window: list[Row] = []
         self._down = False
+        self._short: deque[Row] = deque()
+        self._was_short = False
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._window)
+        return len(self._waiting) + len(self._window) + len(self._short)
 
     def put(self, request: PendingWork) -> None:
         """See `RowLane.put`."""
-        self._waiting.extend(request.rows)
+        short = len(request.rows) == 1 or request.tokens * _SHORT_PART <= self._window_tokens
+        (self._short if short else self._waiting).extend(request.rows)
 
     def take(self, budget: Budget) -> list[Row]:
-        """Take the next run of the window."""
+        """Take the next run of the window, or of short requests."""
+        rest = bool(self._waiting or self._window)
+        self._was_short = bool(self._short) and not (rest and self._was_short)
+        if self._was_short:
+            return self._pop_short(pick_run(map(len, self._short), budget, self._multiple))
         if self._waiting and self._is_low(budget):
             self._refill()
         return self._pop(self._count(budget))
 
     def take_beside(self, rows: Sequence[Row], budget: Budget) -> list[Row]:
-        """Remove and return the rows of the window's next run that fit into a pass with others; maybe none."""
+        """Remove and return the next rows that fit into a pass with others, short requests first; maybe none."""
+        lengths = [len(row) for row in rows]
+        if taken := self._pop_short(pick_beside(map(len, self._short), lengths, budget)):
+            return taken
         if self._waiting and not self._window:
             self._refill()
-        return self._pop(pick_beside(map(len, reversed(self._window)), [len(row) for row in rows], budget))
+        return self._pop(pick_beside(map(len, reversed(self._window)), lengths, budget))
 
     def drop(self, requests: AbstractSet[PendingWork]) -> None:
         """See `RowLane.drop`."""
         self._waiting = deque(row for row in self._waiting if row.request not in requests)
         self._window = [row for row in self._window if row.request not in requests]
+        self._short = deque(row for row in self._short if row.request not in requests)
+
+    def _pop_short(self, count: int) -> list[Row]:
+        return [self._short.popleft() for _ in range(count)]
 
     def _pop(self, count: int) -> list[Row]:
         start = len(self._window) - count

@@ -4,7 +4,7 @@ local TIME = redis.call('TIME')
 local NOW_MS = TIME[1] * 1000 + math.floor(TIME[2] / 1000)
 
 local FIELDS = { 'state', 'ending', 'claimed', 'chunks', 'chunks_done', 'total', 'completed', 'failed', 'deadline_ms',
-  'expires_ms', 'started_ms', 'vtime', 'weight', 'fence', 'result_bytes', 'retried', 'misfit' }
+  'expires_ms', 'started_ms', 'vtime', 'weight', 'share', 'turn_ms', 'fence', 'result_bytes', 'retried', 'misfit' }
 local ENDED = { succeeded = true, failed = true, cancelled = true, expired = true }
 
 -- The fields that transitions decide by; nil when the job is gone.
@@ -70,14 +70,73 @@ local function let_go(number)
   redis.call('ZREM', INFLIGHT, entry(number))
 end
 
--- Enter the fair queue. A newcomer, or one that was away, starts at the lane's clock: waiting earns no credit.
+-- Start-time fair queueing (Goyal 1996) in two levels: READY holds tenants by the service that they were given, in tokens
+-- per weight, and TURNS this tenant's jobs by what they will have been given with their next chunk, so that a small job
+-- goes before the chunks of large ones; the least goes next. SHARES remembers the service of tenants, and a clock for
+-- each level.
+local SERVED, TENANT_CLOCK = 'served:' .. tenant, 'clock:' .. tenant
+
+local function read_share(name)
+  return tonumber(redis.call('HGET', SHARES, name) or 0)
+end
+
+local function write_share(name, value)
+  redis.call('HSET', SHARES, name, string.format('%.6f', value))
+end
+
+local function rank(job, flag)
+  local number = redis.call('LINDEX', PENDING, 0)
+  local tokens = number and read_chunk(number).tokens or 0
+  redis.call('ZADD', TURNS, flag, job.vtime + tokens / job.weight, job_id)
+end
+
+-- Where a tenant starts that was idle: at the clock, but before all that wait. Tenants are few and pay for what they get,
+-- so that cannot hold others back for long.
+local function idle_start()
+  local head = redis.call('ZRANGE', READY, 0, 0, 'WITHSCORES')
+  local clock = read_share('clock')
+  return head[2] and math.min(clock, head[2] - 0.001) or clock
+end
+
+-- A negative time is that of a job which goes first, see `first.lua`. Its tenant gets as much ahead as the job needs.
+local function go_first(job)
+  local head = redis.call('ZRANGE', READY, 0, 0, 'WITHSCORES')
+  local tokens = tonumber(redis.call('HGET', JOB, 'estimated_tokens') or 0)
+  local before = tonumber(head[2] or read_share('clock')) - tokens / (job.share or 4) - 1
+  write_share(SERVED, math.min(read_share(SERVED), before))
+  redis.call('ZADD', READY, 'XX', read_share(SERVED), tenant)
+end
+
+-- Enter the fair queue. A newcomer, or one that was away, starts at the clock: waiting earns no credit.
 local function enter_ready(job)
   if job.misfit or (job.state ~= 'queued' and job.state ~= 'running') then return end
-  if redis.call('LLEN', PENDING) == 0 or redis.call('ZSCORE', READY, job_id) then return end
-  -- A negative time is that of a job which goes first, see `first.lua`.
-  if job.vtime >= 0 then set(job, 'vtime', math.max(job.vtime, tonumber(redis.call('GET', CLOCK) or 0))) end
-  redis.call('ZADD', READY, job.vtime, job_id)
-  redis.call('PEXPIRE', READY, lane_ttl_ms)
+  if redis.call('LLEN', PENDING) == 0 or redis.call('ZSCORE', TURNS, job_id) then return end
+  if not redis.call('ZSCORE', READY, tenant) then
+    write_share(SERVED, math.max(read_share(SERVED), idle_start()))
+    if redis.call('EXISTS', READY) == 0 then write_share('moved', NOW_MS) end
+    redis.call('ZADD', READY, read_share(SERVED), tenant)
+  end
+  if job.vtime < 0 then
+    go_first(job)
+  else
+    set(job, 'vtime', math.max(job.vtime, read_share(TENANT_CLOCK)))
+  end
+  set(job, 'turn_ms', NOW_MS)
+  rank(job, 'NX')
+  for _, key in ipairs({ READY, TURNS, SHARES }) do redis.call('PEXPIRE', key, lane_ttl_ms) end
+end
+
+local function leave_ready()
+  redis.call('ZREM', TURNS, job_id)
+  if redis.call('ZCARD', TURNS) == 0 then redis.call('ZREM', READY, tenant) end
+end
+
+-- Charge tokens of service to the job and its tenant, or give back what was charged for nothing.
+local function charge(job, tokens, age)
+  write_share(SERVED, read_share(SERVED) + tokens / (job.share or 4))
+  redis.call('ZADD', READY, 'XX', read_share(SERVED), tenant)
+  set(job, 'vtime', job.vtime + tokens / (job.weight * (age or 1)))
+  rank(job, 'XX')
 end
 
 -- Whether a worker's model is the one that the job began with. As long as nothing was computed, the job takes any.
@@ -92,7 +151,7 @@ end
 
 -- The job has no turn before a worker with its model comes: it must not fill the window with tickets that none can use.
 local function wait_for_model(job)
-  redis.call('ZREM', READY, job_id)
+  leave_ready()
   redis.call('ZADD', MISFITS, NOW_MS, job_id)
   redis.call('PEXPIRE', MISFITS, lane_ttl_ms)
   set(job, 'misfit', 1)
@@ -159,7 +218,7 @@ local function end_job(job, state)
   tally('jobs:' .. state, 1)
   redis.call('HSET', JOB, 'ended_ms', NOW_MS)
   redis.call('DEL', PENDING)
-  redis.call('ZREM', READY, job_id)
+  leave_ready()
   redis.call('ZREM', DEADLINES, job_id)
   redis.call('ZREM', MISFITS, job_id)
   redis.call('HDEL', QUEUED, job_id)
@@ -190,7 +249,7 @@ local function begin_ending(job, ending)
   set(job, 'state', 'cancelling')
   set(job, 'ending', ending)
   note(job, ending == 'expired' and 'deadline_passed' or 'cancel_asked')
-  redis.call('ZREM', READY, job_id)
+  leave_ready()
   for _, member in ipairs(redis.call('ZRANGE', INFLIGHT, 0, -1)) do
     local owner, number = member:match('^(.*):(%d+)$')
     local chunk = owner == job_id and read_chunk(number)
@@ -243,8 +302,4 @@ local function end_claim(job, number, chunk)
   else
     put_back(job, number, chunk)
   end
-end
-
-local function head_of_ready()
-  return redis.call('ZRANGE', READY, 0, 0)[1] or ''
 end

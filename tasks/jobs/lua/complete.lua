@@ -1,24 +1,24 @@
 #!lua flags=allow-oom
 -- Store a chunk's result and count it, once; the last chunk ends the job. The first writer wins: a result is a result even
 -- if its lease ran out, and a worker that claimed the chunk since stops at its next heartbeat.
--- Answers {OK | DUP | GONE, state of the job, head of the ready jobs or ''}
+-- Answers OK, DUP or GONE
 -- include: _job
 local job = read_job()
 local chunk = job and read_chunk(number)
-if not chunk then return { 'GONE', '', '' } end
+if not chunk then return 'GONE' end
 if ENDED[job.state] or chunk.state == 'done' or chunk.state == 'dropped' or fence <= (chunk.floor or 0) then
-  return { 'DUP', job.state, head_of_ready() }
+  return 'DUP'
 end
 -- A chunk that waits again is dropped with the rest when the job is being cancelled.
-if job.state == 'cancelling' and chunk.state ~= 'claimed' then return { 'DUP', job.state, head_of_ready() } end
+if job.state == 'cancelling' and chunk.state ~= 'claimed' then return 'DUP' end
 
 -- A worker that was frozen while the job took to another model.
-if not fits(job, fingerprint) then return { 'DUP', job.state, head_of_ready() } end
+if not fits(job, fingerprint) then return 'DUP' end
 
 if chunk.state == 'claimed' then add(job, 'claimed', -1) end
 if chunk.state == 'pending' then
   redis.call('LREM', PENDING, 1, number)
-  if redis.call('LLEN', PENDING) == 0 then redis.call('ZREM', READY, job_id) end
+  if redis.call('LLEN', PENDING) == 0 then leave_ready() end
 end
 let_go(number)
 
@@ -33,6 +33,8 @@ chunk.truncated, chunk.spent = (chunk.truncated or 0) + truncated, (chunk.spent 
 chunk.nonce, chunk.worker, chunk.marked, chunk.progress, chunk.deaths, chunk.delay = nil, nil, nil, nil, nil, nil
 write_chunk(number, chunk)
 
+-- The chunk was charged by its estimate. Something is charged in any case: what is cached takes a turn, too.
+charge(job, math.max(tokens, chunk.tokens / 8) - chunk.tokens)
 add(job, 'completed', completed)
 add(job, 'failed', failed)
 redis.call('HINCRBY', JOB, 'truncated', truncated)
@@ -67,4 +69,4 @@ redis.call('HSET', JOB, 'recent', cjson.encode(recent))
 
 settle(job)
 announce(job)
-return { 'OK', job.state, head_of_ready() }
+return 'OK'

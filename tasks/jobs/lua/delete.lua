@@ -4,7 +4,7 @@
 -- include: _job
 redis.call('ZREM', TENANT_JOBS, job_id)
 redis.call('ZREM', ALL_JOBS, job_id)
-redis.call('ZREM', READY, job_id)
+leave_ready()
 redis.call('ZREM', DEADLINES, job_id)
 redis.call('ZREM', MISFITS, job_id)
 redis.call('ZREM', WEBHOOKS, job_id)

@@ -1,42 +1,39 @@
 #!lua flags=allow-oom
--- Give the job's next chunk a ticket, if the lane's window has room. The caller publishes it afterwards; if that fails,
--- the ticket becomes overdue and is published again.
--- Answers {TICKET | FULL | NEXT, chunk number or '', head of the ready jobs or '', room left, attempts of the chunk}
+-- Give a ticket for the job's next chunk to the worker that asks: it claims the chunk at once. If it dies before that,
+-- the ticket becomes overdue and the chunk waits again.
+-- Answers {TICKET | LARGE | FULL | NEXT, chunk number or ''}
 -- include: _job
-local heaviest = 16
-
-local function room()
-  local workers = redis.call('ZCOUNT', WORKERS, NOW_MS, '+inf')
-  return math.max(window, workers * tickets_per_worker) - redis.call('ZCARD', INFLIGHT)
-end
+local heaviest, oldest = 16, 16
 
 local job = read_job()
 if not job or overdue(job) or job.misfit or (job.state ~= 'queued' and job.state ~= 'running') then
-  redis.call('ZREM', READY, job_id)
-  return { 'NEXT', '', head_of_ready(), room(), 0 }
+  leave_ready()
+  return { 'NEXT', '' }
 end
-local free = room()
-if free <= 0 then return { 'FULL', '', '', 0, 0 } end
-local number = redis.call('LPOP', PENDING)
+local workers = redis.call('ZCOUNT', WORKERS, NOW_MS, '+inf')
+if redis.call('ZCARD', INFLIGHT) >= math.max(window, workers * tickets_per_worker) then return { 'FULL', '' } end
+local number = redis.call('LINDEX', PENDING, 0)
 if not number then
-  redis.call('ZREM', READY, job_id)
-  return { 'NEXT', '', head_of_ready(), free, 0 }
+  leave_ready()
+  return { 'NEXT', '' }
 end
-
 local chunk = read_chunk(number)
-chunk.state, chunk.delay = 'ticket', timeout_ms
+if most_tokens and chunk.items > 1 and chunk.tokens > most_tokens then return { 'LARGE', '' } end
+
+redis.call('LPOP', PENDING)
+chunk.state, chunk.delay = 'ticket', nil
 write_chunk(number, chunk)
 hold(number, NOW_MS + timeout_ms)
 
--- Start-time fair queueing (Goyal 1996): the job with the least service per weight goes next. The clock runs on with the
--- work that is handed out, even when only newcomers are served, so that no stream of newcomers can hold others back.
-local clock = math.max(tonumber(redis.call('GET', CLOCK) or 0), job.vtime)
-clock = clock + chunk.tokens / (heaviest * math.max(1, redis.call('ZCARD', READY)))
-redis.call('SET', CLOCK, string.format('%.6f', clock), 'PX', lane_ttl_ms)
-set(job, 'vtime', job.vtime + math.max(1, chunk.tokens) / job.weight)
-if redis.call('LLEN', PENDING) > 0 then
-  redis.call('ZADD', READY, job.vtime, job_id)
-else
-  redis.call('ZREM', READY, job_id)
+-- The clocks run on with the work that is handed out, even when only newcomers are served, so that no stream of newcomers
+-- can hold others back. A job that waits ages: each minute without a turn makes the next ones cheaper.
+local function advance(clock, start, rivals)
+  write_share(clock, math.max(read_share(clock), start) + chunk.tokens / (heaviest * math.max(1, rivals)))
 end
-return { 'TICKET', number, head_of_ready(), free - 1, chunk.attempts or 0 }
+advance('clock', read_share(SERVED), redis.call('ZCARD', READY))
+advance(TENANT_CLOCK, job.vtime, redis.call('ZCARD', TURNS))
+charge(job, math.max(1, chunk.tokens), math.min(oldest, 1 + (NOW_MS - (job.turn_ms or NOW_MS)) / 60000))
+set(job, 'turn_ms', NOW_MS)
+write_share('moved', NOW_MS)
+if redis.call('LLEN', PENDING) == 0 then leave_ready() end
+return { 'TICKET', number }

@@ -7,7 +7,10 @@ if not job then return 'GONE' end
 if ENDED[job.state] or job.state == 'cancelling' then return 'CONFLICT' end
 -- Below every other virtual time, and so far below that no work brings it up (see `enter_ready`).
 set(job, 'vtime', -1000 * NOW_MS)
-if redis.call('ZSCORE', READY, job_id) then redis.call('ZADD', READY, job.vtime, job_id) end
+if redis.call('ZSCORE', TURNS, job_id) then
+  rank(job, 'XX')
+  go_first(job)
+end
 note(job, 'put_first')
 announce(job)
 return 'OK'

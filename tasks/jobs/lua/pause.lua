@@ -8,7 +8,7 @@ if job.state == 'paused' then return 'OK' end
 if job.state ~= 'queued' and job.state ~= 'running' then return 'CONFLICT' end
 set(job, 'state', 'paused')
 note(job, 'paused')
-redis.call('ZREM', READY, job_id)
+leave_ready()
 for _, member in ipairs(redis.call('ZREVRANGE', INFLIGHT, 0, -1)) do
   local owner, number = member:match('^(.*):(%d+)$')
   local chunk = owner == job_id and read_chunk(number)

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Settle one overdue ticket or claim; any process may do it. Repeatable. With a worker's ID: take back what that worker
 -- holds, overdue or not.
--- Answers PUBLISH (the ticket has to be sent again), BACK (a claim was taken back), or NONE
+-- Answers BACK (the chunk waits again) or NONE
 -- include: _job
 local until_ms = tonumber(redis.call('ZSCORE', INFLIGHT, entry(number)) or NOW_MS + 1)
 if worker_id == '' and until_ms > NOW_MS then return 'NONE' end
@@ -19,10 +19,8 @@ if chunk.state == 'claimed' then
   return 'BACK'
 end
 if chunk.state == 'ticket' and (job.state == 'queued' or job.state == 'running') then
-  chunk.delay = math.min(2 * chunk.delay, max_delay_ms)
-  write_chunk(number, chunk)
-  hold(number, NOW_MS + chunk.delay)
-  return 'PUBLISH'
+  put_back(job, number, chunk)
+  return 'BACK'
 end
 let_go(number)
 return 'NONE'

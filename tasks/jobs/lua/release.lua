@@ -11,12 +11,13 @@ if counts then
   note(job, 'chunk_failed', { chunk = number, worker = chunk.worker, attempt = chunk.attempts, reason = reason })
 else
   chunk.attempts = chunk.attempts - 1
+  charge(job, 0 - chunk.tokens)
 end
 if delay_ms == 0 or job.state ~= 'running' then
   end_claim(job, number, chunk)
   return 'OK'
 end
--- A ticket that was never published: the reaper does it when its time has come.
+-- The reaper puts it back when its time has come.
 add(job, 'claimed', -1)
 chunk.state, chunk.delay, chunk.nonce, chunk.worker, chunk.marked, chunk.progress = 'ticket', delay_ms, nil, nil, nil, nil
 write_chunk(number, chunk)
