@@ -65,7 +65,8 @@ class DeviceEngine:
         self._used_s = dict.fromkeys(models, time.monotonic())
         self._settings = settings
         self._limits = _limits(settings, models, on_cpu=on_cpu)
-        self._queue = WorkQueue(settings.engine_max_tokens, _WINDOW_PASSES * self._limits.batch_tokens)
+        window_tokens = _WINDOW_PASSES * self._limits.batch_tokens
+        self._queue = WorkQueue(settings.engine_max_tokens, window_tokens, short_first=settings.lanes)
         self._fair_share = FairShare(settings.bulk_min_share, self._limits.pass_ms / 1000)
         # One thread for the device, and a second for the interactive rows of models with a latency stream.
         self._loops: tuple[DeviceLoop, ...] = (

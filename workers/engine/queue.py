@@ -47,17 +47,26 @@ class Taker(Protocol):
 class WorkQueue:
     """Rows that wait for the device. Thread-safe."""
 
-    def __init__(self, max_tokens: int, window_tokens: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_tokens: int,
+        window_tokens: int,
+        clock: Callable[[], float] = time.monotonic,
+        *,
+        short_first: bool = True,
+    ) -> None:
         """Start empty.
 
         Args:
             max_tokens: bounds each class of service.
             window_tokens: bulk rows are sorted by length among so many.
             clock: gives the seconds in which deadlines are counted.
+            short_first: whether short bulk requests go beside that window.
         """
         self.clock = clock
         self._max_tokens = max_tokens
         self.window_tokens = window_tokens
+        self._short_first = short_first
         self._lock = threading.Lock()
         # One for each taker: waking a thread that has nothing to do costs more than taking a request in.
         self._changed: dict[Taker, threading.Condition] = {}
@@ -190,7 +199,8 @@ class WorkQueue:
         if model not in lanes:
             parallel = request.model.backend.parallel
             bulk = service is Service.BULK
-            lanes[model] = BulkLane(self.window_tokens, parallel) if bulk else InteractiveLane()
+            ours = BulkLane(self.window_tokens, parallel, short_first=self._short_first) if bulk else InteractiveLane()
+            lanes[model] = ours
         lanes[model].put(request)
         self._waiting[request] = tokens
         self._tokens[service] += tokens

@@ -90,7 +90,8 @@ class BulkLane:
     take turns, so that a small job beside large chunks waits for one pass.
     """
 
-    def __init__(self, window_tokens: int, multiple: int = 1) -> None:
+    def __init__(self, window_tokens: int, multiple: int = 1, *, short_first: bool = True) -> None:
+        self._short_first = short_first
         self._window_tokens = window_tokens
         self._multiple = multiple
         self._waiting: deque[Row] = deque()
@@ -106,7 +107,7 @@ class BulkLane:
     def put(self, request: PendingWork) -> None:
         """See `RowLane.put`."""
         short = len(request.rows) == 1 or request.tokens * _SHORT_PART <= self._window_tokens
-        (self._short if short else self._waiting).extend(request.rows)
+        (self._short if short and self._short_first else self._waiting).extend(request.rows)
 
     def take(self, budget: Budget) -> list[Row]:
         """Take the next run of the window, or of short requests."""
