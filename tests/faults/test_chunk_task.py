@@ -125,34 +125,31 @@ def test_a_chunk_whose_model_is_swapped_under_it_goes_back_without_an_attempt_an
 ) -> None:
     job = submit(store, blobs, ["a text"] * 4, chunk_items=2)
     begun = Leases(store.redis, settings, {"fake": "fake:before"})
-    publish_tickets(begun, LANE)
-    first, second = take_tickets(store.redis)
-    done = begun.claim(*first, "worker")
+    begun.dispatch(LANE, 1)
+    done = begun.claim(job.id, 0, "worker")
     begun.complete(done, make_completion(done))
     with DeviceEngine(settings, {"fake": fake_model()}) as swapped:
         # It claims by the model that it had, and the engine has the next one when the texts come.
         app.twolane = replace(app.twolane, leases=begun, engine=swapped)
-        run_chunk(*second)
+        run_chunk("fake")
     chunk = store.chunk_table(job.id)[1]
     assert chunk.attempts == 0
     after = Leases(store.redis, settings, {"fake": "fake:test"})
-    assert after.claim(*second, "worker").code is ClaimCode.MISFIT
+    assert after.claim(job.id, 1, "worker").code is ClaimCode.MISFIT
     assert store.get(job.id).waits_for_model
     assert store.get(job.id).fingerprint == "fake:before"
 
 
-def test_a_ticket_of_a_model_that_was_unloaded_meanwhile_is_passed_on(
+def test_a_message_for_a_model_that_was_unloaded_meanwhile_is_passed_on(
     store: JobStore, blobs: Blobs, worker: Redis, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunk_task, "_BUSY_DELAY_S", 0.0)
     job = submit(store, blobs, ["a text"] * 2)
-    publish_tickets(store.leases, LANE)
-    (ticket,) = take_tickets(store.redis)
     app.twolane = replace(app.twolane, serves=lambda _: False)
-    run_chunk(*ticket)
-    assert (take_tickets(store.redis), engine.computed) == ([ticket], [])
+    run_chunk("fake")
+    assert (take_messages(store.redis), engine.computed) == (["fake"], [])
     app.twolane = replace(app.twolane, serves=lambda slug: slug == "fake")
-    run_chunk(*ticket)
+    run_chunk("fake")
     assert store.get(job.id).state is JobState.SUCCEEDED
 
 
