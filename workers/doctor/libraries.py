@@ -50,6 +50,9 @@ def open_reference(recipe: Recipe, device: str) -> Reference:
     """
     if recipe.pairs is not None:
         return _language_model(recipe, device)
+    if recipe.family in {"splade", "colbert"}:
+        message = "sparse weights and token vectors are not compared yet; what is proved at load holds"
+        raise ConfigError(f"model {recipe.card.name}: {message}")
     if recipe.family == "cross-encoder":
         return _cross_encoder(recipe, device)
     listed = None if (recipe.folder / "modules.json").is_file() else _find_listed(recipe)
