@@ -60,6 +60,8 @@ class ModelCard(BaseModel):
     # `bundled:<package>` (a folder in an installed wheel), `modelscope:<id>`, `hf:<id>` or `path:<folder>`
     source: str
     revision: str = ""
+    # Whether weights may be downloaded as pickles, for models that have no safetensors.
+    pickle: bool = False
     # `auto`: as the folder says.
     family: Family = "auto"
     # `auto` lets the worker choose by device

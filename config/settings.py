@@ -91,10 +91,11 @@ class Settings(BaseSettings):
     catalog_file: Path | None = Field(
         None, description="TOML file with your own model cards; they come before the built-in ones."
     )
+    allow_pickle: bool = Field(
+        default=False, description="Download weights that are pickles; false: only of cards that say `pickle = true`."
+    )
     any_dimensions: bool = Field(
-        False,  # noqa: FBT003 - a field's default has no name
-        description="Let callers cut vectors to any length, also of models that were not trained for it; false: such a "
-        "request is answered 400 with the lengths that the model offers.",
+        default=False, description="Let callers cut vectors to lengths that the model was not trained for."
     )
     model_memory: Annotated[int, Field(ge=0)] = Field(
         0,
@@ -110,7 +111,7 @@ class Settings(BaseSettings):
         0.0, description="A model that is not pinned is unloaded when no work came for this long; 0: never."
     )
     load_on_demand: bool = Field(
-        False,  # noqa: FBT003 - a field's default has no name
+        default=False,
         description="Whether a call or a job loads a model that is set up and not loaded; set it for web and workers.",
     )
 
@@ -222,8 +223,7 @@ class Settings(BaseSettings):
 
     # -- webhooks ----------------------------------------------------------------------------------------
     webhook_allow_private: bool = Field(
-        False,  # noqa: FBT003 - a field's default has no name
-        description="Whether webhooks may lead to private and loopback addresses: for tests and intranets.",
+        default=False, description="Whether webhooks may lead to private addresses and loopback: for tests, intranets."
     )
     webhook_timeout_s: Seconds = Field(10.0, description="How long one attempt to tell a job's end may take.")
     webhook_retry_s: Seconds = Field(
@@ -272,7 +272,7 @@ class Settings(BaseSettings):
         8.0, description="How long a worker may finish what it holds when it is stopped; then it is killed."
     )
     lanes: bool = Field(
-        True,  # noqa: FBT003 - a field's default has no name
+        default=True,
         description="Interactive work goes ahead of bulk; false: one queue in the order of arrival, to compare with.",
     )
     worker_max_memory_bytes: Annotated[int, Field(ge=0)] = Field(

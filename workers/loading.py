@@ -179,7 +179,8 @@ class ModelSet:
         from workers.models.recognise import recognise  # noqa: PLC0415
 
         self._reports.note(card.name, step="fetching")
-        folder = fetch(card, self._settings)
+        folder = fetch(card, self._settings, lambda share: self._reports.note(card.name, progress=share))
+        self._reports.note(card.name, progress=None)
         # Costs milliseconds, and a folder that cannot be served costs no other model its place.
         self._reports.complete(recognise(card, folder).card)
         return weight_bytes(folder)
