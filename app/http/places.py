@@ -263,12 +263,21 @@ def find_kind(environ: Mapping[str, Any]) -> Kind:
     path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
     if path in _PROBES or (path.startswith(_CANCELS) and (method == "DELETE" or path.endswith("/cancel"))):
         return Kind.CONTROL
+    if method == "GET" and (kind := _find_reader(path, environ.get("QUERY_STRING", ""))) is not None:
+        return kind
     if "HTTP_TRANSFER_ENCODING" in environ:
         return Kind.UPLOAD
     length = environ.get("CONTENT_LENGTH") or "0"
     if not length.isdecimal() or int(length) > SMALL_BODY_BYTES:
         return Kind.LARGE
     return Kind.CONTROL if path.startswith(_OPERATOR) else Kind.SMALL
+
+
+def _find_reader(path: str, query: str) -> Kind | None:
+    """Return the kind of a reader of a stream, where the address alone tells it."""
+    if path.endswith("/content") or (path.endswith("/results") and "format=" in query and "format=json" not in query):
+        return Kind.STREAM
+    return Kind.WAIT if path.endswith("/events") else None
 
 
 def current_place() -> Place:
