@@ -34,6 +34,7 @@ __all__ = [
 log = logging.getLogger(__name__)
 
 _RECHECK_S = 1.0
+_REPEAT_S = 60.0
 Limit = Annotated[int, Field(ge=1)]
 
 
@@ -113,7 +114,7 @@ class KeyringFile:
     """A keys file that is read again when it changed. Thread-safe.
 
     The file is looked at no more than once a second. A bad file stops the start; later it keeps the keys that were
-    good, with one line in the log for each bad version.
+    good, with a line in the log for each bad version and each minute. One that was emptied revokes all of its keys.
 
     Raises:
         KeyringError: the first reading failed.
@@ -127,6 +128,7 @@ class KeyringFile:
         self._content: bytes | None = read_keys_file(path)
         self._keyring = _parse(path, self._content)
         self._next_check_s = time.monotonic() + recheck_s
+        self._next_line_s = 0.0
 
     def current(self) -> Keyring:
         """Return the keys that count now."""
@@ -144,12 +146,14 @@ class KeyringFile:
             # The content is compared, not the time of change: two writes within the clock's grain share one time.
             self._content = None
             self._content = read_keys_file(self._path)
-            if self._content == seen:
+            if self._content == seen and not self._next_line_s:
                 return
-            self._keyring = _parse(self._path, self._content)
+            self._keyring = _parse(self._path, self._content) if _holds_keys(self._content) else Keyring(())
+            self._next_line_s = 0.0
             log.info("read %d keys from %s", len(self._keyring), self._path)
         except KeyringError as error:
-            if self._content != seen:
+            if self._content != seen or time.monotonic() >= self._next_line_s:
+                self._next_line_s = time.monotonic() + _REPEAT_S
                 log.error("the keys that were read before stay valid: %s", error)  # noqa: TRY400 - no traceback needed
 
 
@@ -187,6 +191,14 @@ def read_keys_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise KeyringError(f"TWOLANE_KEYS_FILE={path} cannot be read: {error.strerror}") from error
+
+
+def _holds_keys(content: bytes) -> bool:
+    """Return whether there is anything but comments and an empty list of keys."""
+    try:
+        return tomllib.loads(content.decode("utf-8")) not in ({}, {"keys": []})
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return True
 
 
 def _parse(path: Path, content: bytes) -> Keyring:

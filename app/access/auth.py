@@ -110,7 +110,7 @@ class Tenant:
 
 
 # Without a keys file there is one tenant, who may do everything; the server then binds a loopback address only.
-OPEN_TENANT = Tenant("default", admin=True)
+OPEN_TENANT = Tenant("default", priority="high", admin=True)
 
 
 class Authenticator:

@@ -53,6 +53,12 @@ def test_a_job_waits_for_a_worker_can_be_paused_resumed_and_cancelled(app: Flask
     assert np.isnan(array).all()
 
 
+@pytest.mark.parametrize("priority", ["low", "normal", "high"])
+def test_a_server_without_keys_obeys_the_priority_that_is_asked_for(app: Flask, priority: str) -> None:
+    body = {"type": "embeddings", "model": "fake", "input": ["a text"] * 100, "priority": priority}
+    assert (app.test_client().post("/v1/jobs", json=body).json or {})["priority"] == priority
+
+
 def test_a_job_whose_model_is_gone_says_what_it_waits_for(app: Flask) -> None:
     client, live = app.test_client(), services_of(app)
     job_id = submit(client, [text for text in TEXTS for _ in range(4)]).json["id"]

@@ -121,6 +121,16 @@ def test_a_bad_change_keeps_the_old_keys_and_is_logged_once(tmp_path: Path, capl
     assert "cannot be read" in caplog.messages[1]
 
 
+@pytest.mark.parametrize("emptied", ["", "# nobody", "keys = []"], ids=["nothing", "a comment", "an empty list"])
+def test_an_emptied_file_revokes_all_keys_and_a_missing_one_none(tmp_path: Path, emptied: str) -> None:
+    path = write_keys(tmp_path / "keys.toml", "ada")
+    file = KeyringFile(path, recheck_s=0)
+    path.unlink()
+    assert tenant_of(file.current(), "key-of-ada") == "ada"
+    path.write_text(emptied, "utf-8")
+    assert tenant_of(file.current(), "key-of-ada") is None
+
+
 def test_the_file_is_not_read_for_every_request(tmp_path: Path) -> None:
     path = write_keys(tmp_path / "keys.toml", "ada")
     file = KeyringFile(path, recheck_s=3600)
