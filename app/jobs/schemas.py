@@ -3,32 +3,29 @@
 Owns shapes and types; limits that are settings are checked in `app.submission.service`.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.fields import (
-    CutoffLayer,
     Documents,
     Metadata,
     ModelName,
     QueryParameters,
-    Returns,
     SparseWeights,
     Truncate,
     Vector,
     document_text,
 )
+from app.jobs.how_to_compute import HowToCompute
 from app.jobs.items import MAX_ID_BYTES, BadItemError, read_id, read_item
-from app.spellings import JOB_FIELDS, translate_job
 from app.vector_formats import Precision
 from tasks.errors import InvalidRequest
 from tasks.jobs.chunking import Item
 
 __all__ = [
     "EventHeaders",
-    "HowToCompute",
     "JobEstimate",
     "JobFilter",
     "JobId",
@@ -85,35 +82,6 @@ _ITEMS_SCHEMA = {
 Items = Annotated[list[Item], PlainValidator(_check_items), WithJsonSchema(_ITEMS_SCHEMA)]
 WebhookUrl = Annotated[str, Field(max_length=2048)]
 WebhookSecret = Annotated[str, Field(max_length=200)]
-
-
-class HowToCompute(BaseModel):
-    """What both forms of a job have in common."""
-
-    dimensions: Annotated[int, Field(ge=1)] | None = Field(None, description="Cut embeddings to this length.")
-    input_type: Literal["query", "document"] | None = Field(None, description="query: the model's own instruction.")
-    instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
-    cutoff_layers: CutoffLayer | None = Field(
-        None,
-        description="For rerank: the layer after which a layerwise reranker scores, also in a list. Default: the last.",
-    )
-    truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none fails the item.")
-    dtype: Literal["float32", "float16"] | None = Field(None, description="Precision at rest. Default: float32.")
-    priority: Literal["low", "normal", "high"] | None = Field(None, description="Default: normal.")
-    cache: bool | None = Field(
-        None, description="Use cached values of your earlier work, and cache these. Default: no."
-    )
-    dedupe: bool | None = Field(None, description="Compute equal texts of the job once. Default: no.")
-    returns: Returns | None = Field(
-        None, alias="return", description="For embeddings: kinds of vectors that the model gives. Default: dense."
-    )
-
-    spelled: ClassVar[frozenset[str]] = JOB_FIELDS
-
-    @model_validator(mode="before")
-    @classmethod
-    def _translate(cls, value: Any) -> Any:
-        return translate_job(value)
 
 
 class WebhookRequest(BaseModel):

@@ -1,0 +1,42 @@
+"""How the items of a job are computed: the fields that its JSON body and its query parameters share.
+
+Owns those fields alone; the bodies that have them are in `app.jobs.schemas`.
+"""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from app.fields import CutoffLayer, Returns, Truncate
+from app.spellings import JOB_FIELDS, translate_job
+
+__all__ = ["HowToCompute"]
+
+
+class HowToCompute(BaseModel):
+    """What both forms of a job have in common."""
+
+    dimensions: Annotated[int, Field(ge=1)] | None = Field(None, description="Cut embeddings to this length.")
+    input_type: Literal["query", "document"] | None = Field(None, description="query: the model's own instruction.")
+    instruction: str | None = Field(None, max_length=10_000, description="An instruction instead of the model's own.")
+    cutoff_layers: CutoffLayer | None = Field(
+        None,
+        description="For rerank: the layer after which a layerwise reranker scores, also in a list. Default: the last.",
+    )
+    truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none fails the item.")
+    dtype: Literal["float32", "float16"] | None = Field(None, description="Precision at rest. Default: float32.")
+    priority: Literal["low", "normal", "high"] | None = Field(None, description="Default: normal.")
+    cache: bool | None = Field(
+        None, description="Use cached values of your earlier work, and cache these. Default: no."
+    )
+    dedupe: bool | None = Field(None, description="Compute equal texts of the job once. Default: no.")
+    returns: Returns | None = Field(
+        None, alias="return", description="For embeddings: kinds of vectors that the model gives. Default: dense."
+    )
+
+    spelled: ClassVar[frozenset[str]] = JOB_FIELDS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _translate(cls, value: Any) -> Any:
+        return translate_job(value)
