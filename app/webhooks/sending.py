@@ -7,7 +7,9 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Mapping
+from concurrent.futures import Future
 
 from app.webhooks.targets import ForbiddenTarget, Target, find_addresses
 from tasks.jobs.outbox import Attempt
@@ -24,12 +26,14 @@ def post(target: Target, headers: Mapping[str, str], body: bytes, timeout_s: flo
         target: where to.
         headers: besides `Host` and the length.
         body: what is sent.
-        timeout_s: for the whole of it from the connection on, however slowly the receiver drips.
+        timeout_s: for the whole of it, however slowly names are resolved or the receiver drips.
         allow_private: whether addresses that are not public may be connected to.
     """
+    until_s = time.monotonic() + timeout_s
     try:
-        addresses = find_addresses(target, allow_private=allow_private)
-        status = _exchange(_Connection(target, addresses, timeout_s), target, headers, body, timeout_s)
+        addresses = _resolve(target, timeout_s, allow_private=allow_private)
+        left_s = max(0.001, until_s - time.monotonic())
+        status = _exchange(_Connection(target, addresses, left_s), target, headers, body, left_s)
     except ForbiddenTarget as error:
         return Attempt(error=f"the webhook's URL {error}")
     except TimeoutError:
@@ -39,6 +43,20 @@ def post(target: Target, headers: Mapping[str, str], body: bytes, timeout_s: flo
     if 200 <= status < 300:
         return Attempt(answer=status)
     return Attempt(answer=status, error=f"the receiver answered {status}", final=status == _GONE)
+
+
+def _resolve(target: Target, timeout_s: float, *, allow_private: bool) -> list[str]:
+    """Return the addresses in time: the C library has no limit of ours, so it is asked in a thread that may be left."""
+    found: Future[list[str]] = Future()
+
+    def ask() -> None:
+        try:
+            found.set_result(find_addresses(target, allow_private=allow_private))
+        except (ForbiddenTarget, OSError) as error:
+            found.set_exception(error)
+
+    threading.Thread(target=ask, name="twolane-webhook-dns", daemon=True).start()
+    return found.result(timeout_s)
 
 
 class _Connection(http.client.HTTPConnection):

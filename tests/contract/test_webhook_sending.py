@@ -110,6 +110,17 @@ def test_a_name_is_resolved_once_and_the_connection_goes_to_what_was_checked(mon
     assert receiver.calls[0][0]["host"].startswith("rebinding.example:")
 
 
+def test_a_name_server_that_does_not_answer_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answered.wait(30) and [])
+    try:
+        target = parse_target("http://receiver.example/", allow_private=True)
+        attempt = post(target, {"webhook-id": "msg_1"}, b"body", 0.2, allow_private=True)
+        assert (attempt.error, answered.is_set()) == ("the receiver did not answer in time", False)
+    finally:
+        answered.set()
+
+
 def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
