@@ -20,7 +20,7 @@ from app.http.responses import install_compression
 from app.inference import embeddings, models, rerank
 from app.inference.calls import DirectCalls
 from app.inference.schemas import EmbeddingsRequest, RerankRequest
-from app.jobs import events_routes, results_routes
+from app.jobs import events_routes, log_routes, results_routes
 from app.jobs import routes as jobs_routes
 from app.jobs.schemas import JobEstimate, JobRequest, ResultPage
 from app.ops import health, metrics, model_routes, pages
@@ -31,7 +31,7 @@ from config.version import read_version
 
 __all__ = ["create_app"]
 
-_JOBS = (jobs_routes, results_routes, events_routes)
+_JOBS = (jobs_routes, results_routes, events_routes, log_routes)
 _BATCHES = (files_routes, batches_routes)
 
 

@@ -94,7 +94,8 @@ class FleetReporter:
         order = send_card(self._redis, card)
         if card.state == "loading" or self._thread.stopping:
             return
-        if 0 < self._limit_bytes < card.memory_bytes:
+        # One that was above it from the start would restart for ever.
+        if card.memory_ready_bytes <= self._limit_bytes < card.memory_bytes and self._limit_bytes:
             self._restart(_over("memory", card.memory_bytes, self._limit_bytes))
         elif 0 < self._device_limit_bytes < card.device_memory_bytes:
             self._restart(_over("device memory", card.device_memory_bytes, self._device_limit_bytes))

@@ -1,10 +1,9 @@
 """The routes of jobs: create one, read it, wait for it, and change it."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from flask import Response, request
 from flask_openapi3.blueprint import APIBlueprint
@@ -23,7 +22,6 @@ from app.jobs.schemas import (
     JobFilter,
     JobId,
     JobList,
-    JobLog,
     JobObject,
     JobRequest,
     ReadHeaders,
@@ -125,16 +123,6 @@ def get_job(path: JobId, header: ReadHeaders) -> Response:
     return response
 
 
-@blueprint.get("/v1/jobs/<job_id>/log", responses=documented(JobLog, NotFound))
-def get_log(path: JobId) -> Response:
-    """Tell what happened to a job, by whom and in which request, oldest first; the newest 200 lines are kept."""
-    live, tenant = services(), current_tenant()
-    events = live.store.listing.log(live.store.get(path.job_id, tenant.name).id)
-    # The keys of others are not this tenant's business, an operator's neither.
-    shown = [{**event, **_name_actor(event, tenant.name)} for event in events]
-    return json_response({"object": "list", "data": shown, "has_more": False})
-
-
 @blueprint.delete("/v1/jobs/<job_id>", responses=_CHANGED, endpoint="delete_job", operation_id="delete_job")
 @blueprint.post("/v1/jobs/<job_id>/cancel", responses=_CHANGED)
 def cancel_job(path: JobId) -> Response:
@@ -215,11 +203,6 @@ def read_states(names: str | None) -> frozenset[JobState] | None:
     except ValueError:
         known = ", ".join(state.value for state in JobState)
         raise InvalidRequest(f"status must be one or more of {known}", param="status") from None
-
-
-def _name_actor(event: Mapping[str, Any], tenant: str) -> dict[str, str]:
-    by = str(event.get("by", ""))
-    return {} if not by or by.startswith(f"{tenant}/") else {"by": "an operator"}
 
 
 # -- waiting and changing

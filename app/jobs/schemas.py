@@ -30,7 +30,6 @@ __all__ = [
     "JobFilter",
     "JobId",
     "JobList",
-    "JobLog",
     "JobObject",
     "JobRequest",
     "ReadHeaders",
@@ -349,27 +348,6 @@ class JobList(BaseModel):
     data: list[JobObject]
     first_id: str | None
     last_id: str | None
-    has_more: bool
-
-
-class JobEvent(BaseModel):
-    """One line of a job's log."""
-
-    at: float = Field(description="Seconds since the epoch.")
-    event: str = Field(description="As created, started, chunk_failed, worker_silent, worker_lost, paused, succeeded.")
-    by: str | None = Field(None, description="Tenant and name of the key.")
-    request_id: str | None = None
-    worker: str | None = None
-    chunk: int | None = None
-    attempt: int | None = None
-    reason: str | None = None
-
-
-class JobLog(BaseModel):
-    """What happened to a job."""
-
-    object: Literal["list"]
-    data: list[JobEvent]
     has_more: bool
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -86,6 +87,9 @@ def test_a_worker_reports_from_the_start_of_loading_with_speed_and_memory(wire: 
 
 def test_a_worker_above_its_memory_ends_in_order_and_says_why(wire: Wire, ended: list[int]) -> None:
     reporter, _, _ = make(worker_max_memory_bytes=2**20)
+    reporter.report()
+    assert ended == []  # it was above from the start: a fresh one would be, too
+    reporter._card = replace(reporter._card, memory_ready_bytes=2**19)
     reporter.report()
     reporter.report()
     assert ended == [signal.SIGTERM]  # once: what it holds takes some time to finish

@@ -22,7 +22,7 @@ function draw(place) {
   const axis = { stroke: ink("--soft"), grid: { stroke: ink("--line"), width: 1 }, ticks: { show: false }, font: "11px system-ui" };
   new uPlot({
     width: place.clientWidth, height: 120, legend: { show: false }, cursor: { y: false },
-    padding: [10, 8, 0, 0],
+    padding: [10, 20, 0, 0],
     axes: [{ ...axis, size: 26, values: (_, moments) => time(moments) }, { ...axis, size: 56 }],
     series: [{}, { points: { show: false }, stroke: ink("--blue"), fill: ink("--wash"), width: 1.5 }],
   }, series, place);
