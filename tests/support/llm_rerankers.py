@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.support.model_folders import edit
 from workers.models.pair_template import TEMPLATES
 
-__all__ = ["RERANKERS", "make_llm_reranker", "mend_minicpm"]
+__all__ = ["RERANKERS", "make_llm_reranker", "make_tokenizer", "mend_minicpm"]
 
 # As Qwen's tokenizers split texts.
 _QWEN_SPLIT = (
@@ -51,7 +51,7 @@ def make_llm_reranker(kind: str, folder: Path) -> dict[str, Any]:
     if kind == "bge-reranker-v2-minicpm-layerwise":
         return _make_layerwise(folder)
     architecture, auto, template = RERANKERS[kind]
-    tokenizer = _make_tokenizer(architecture)
+    tokenizer = make_tokenizer(architecture)
     tokenizer.save_pretrained(folder)
     config_class, fields = _CONFIGS[architecture]
     labels = {"num_labels": 1} if "SequenceClassification" in auto else {}
@@ -71,7 +71,7 @@ def mend_minicpm(monkeypatch: Any) -> None:
 
 
 def _make_layerwise(folder: Path) -> dict[str, Any]:
-    tokenizer = _make_tokenizer("minicpm")
+    tokenizer = make_tokenizer("minicpm")
     tokenizer.save_pretrained(folder)
     heads = {"start_layer": 2, "head_multi": True, "head_type": "simple"}
     scales = {"scale_emb": 12, "scale_depth": 1.4, "dim_model_base": 32}
@@ -101,7 +101,7 @@ def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     }
 
 
-def _make_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
+def make_tokenizer(architecture: str) -> PreTrainedTokenizerFast:
     """Train a tokenizer on the templates and some texts."""
     texts = [json.dumps([template.query, template.suffix, template.document]) for template in TEMPLATES.values()]
     texts += ["yes no Yes No 0 1 the quick brown fox jumps over a lazy dog"] * 20

@@ -1,27 +1,33 @@
 """Texts to token ids, safe to call from many threads at once.
 
-Owns cutting: a fast tokenizer keeps its truncation and padding settings inside the shared object, so two threads
-that ask for different lengths corrupt each other. Ours has both switched off and ids are cut one text at a time.
+Owns cutting and special tokens: a fast tokenizer keeps its truncation and padding settings inside the shared object,
+so two threads that ask for different lengths corrupt each other. Ours has both switched off, ids are cut one text at a
+time, and special tokens are put around them here.
 Knows nothing of instructions (`workers.engine.admission`) or padding (the backends).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.errors import ConfigError
 from tasks.vectors import Extra
 
 __all__ = [
     "QUERY_SHARE",
     "Encoded",
     "FastTokenizer",
+    "SpecialTokens",
     "TextTokenizer",
     "Tokens",
     "Truncate",
+    "learn_special_tokens",
     "lower_cased",
     "read_tokenizer",
     "shorten",
@@ -99,8 +105,10 @@ class FastTokenizer:
         self.fast.no_padding()
         self.fallback_id = fallback_id
         self.max_tokens = max_tokens
-        self._room = max_tokens - self.fast.num_special_tokens_to_add(is_pair=False)
-        self._pair_room = max_tokens - self.fast.num_special_tokens_to_add(is_pair=True)
+        self._single = learn_special_tokens(self.fast, pair=False)
+        self._pair = learn_special_tokens(self.fast, pair=True)
+        self._room = max_tokens - self._single.size
+        self._pair_room = max_tokens - self._pair.size
 
     def draw_ids(self, seed: int, count: int) -> list[int]:
         """Return ids of ordinary tokens at random, the same ones for the same seed."""
@@ -115,49 +123,72 @@ class FastTokenizer:
 
     def encode(self, texts: Sequence[str], truncate: Truncate) -> list[Encoded]:
         """See `TextTokenizer.encode`."""
-        rows = []
-        for part, shortened in self._split(texts, self._room, truncate):
-            asked = len(part.ids) + self.max_tokens - self._room
-            cut = _cut(part, self._room, truncate)
-            rows.append(Encoded(self._finish(part, None), cut or shortened, asked))
-        return rows
+        rows = _RowBuilder(self.fallback_id)
+        before, after = self._single.before, self._single.after
+        for ids, shortened in self._split(texts, self._room, truncate):
+            kept = _cut(ids, self._room, truncate)
+            rows.add((before, kept, after), 0, shortened or len(kept) < len(ids), len(ids) + self._single.size)
+        return rows.finish()
 
     def encode_pairs(self, queries: Sequence[str], texts: Sequence[str], truncate: Truncate) -> list[Encoded]:
         """See `TextTokenizer.encode_pairs`."""
         share, whole = QUERY_SHARE
         most = min(self.max_tokens * share // whole, self._pair_room)
         unique = list(dict.fromkeys(queries))
-        heads: dict[str, tuple[Any, bool]] = {}
-        for query, (part, shortened) in zip(unique, self._split(unique, most, "end"), strict=True):
-            cut = _cut(part, most, "end")
-            heads[query] = part, cut or shortened
-        rows = []
-        for query, (part, shortened) in zip(queries, self._split(texts, self._pair_room, truncate), strict=True):
+        heads: dict[str, tuple[list[int], bool]] = {}
+        for query, (ids, shortened) in zip(unique, self._split(unique, most, "end"), strict=True):
+            head = _cut(ids, most, "end")
+            heads[query] = head, shortened or len(head) < len(ids)
+        rows, frame = _RowBuilder(self.fallback_id), self._pair
+        for query, (ids, shortened) in zip(queries, self._split(texts, self._pair_room, truncate), strict=True):
             head, head_cut = heads[query]
-            asked = len(head.ids) + len(part.ids) + self.max_tokens - self._pair_room
-            cut = _cut(part, self._pair_room - len(head.ids), truncate)
-            rows.append(Encoded(self._finish(head, part), cut or shortened or head_cut, asked))
-        return rows
+            kept = _cut(ids, self._pair_room - len(head), truncate)
+            cut = shortened or head_cut or len(kept) < len(ids)
+            parts = frame.before, head, frame.between, kept, frame.after
+            rows.add(parts, frame.second_at(len(head), len(kept)), cut, len(head) + len(ids) + frame.size)
+        return rows.finish()
 
-    def _split(self, texts: Sequence[str], room: int, truncate: Truncate) -> list[tuple[Any, bool]]:
+    def _split(self, texts: Sequence[str], room: int, truncate: Truncate) -> list[tuple[list[int], bool]]:
         """Return each text's ids without special tokens, and whether the text was shortened before."""
         short = [shorten(text, room, truncate) for text in texts]
+        # The library works on all its threads meanwhile, and without the interpreter's lock.
         parts = self.fast.encode_batch_fast(short, add_special_tokens=False)
-        return [self._recheck(*row, room) for row in zip(texts, short, parts, strict=True)]
+        return [self._recheck(*row, room) for row in zip(texts, short, [part.ids for part in parts], strict=True)]
 
-    def _recheck(self, text: str, short: str, part: Any, room: int) -> tuple[Any, bool]:
+    def _recheck(self, text: str, short: str, ids: list[int], room: int) -> tuple[list[int], bool]:
         """Read the whole text after all where the shortened one does not fill the room."""
         if len(short) == len(text):
-            return part, False
-        if len(part.ids) > room:
-            return part, True
-        return self.fast.encode_batch_fast([text], add_special_tokens=False)[0], False
+            return ids, False
+        if len(ids) > room:
+            return ids, True
+        return self.fast.encode_batch_fast([text], add_special_tokens=False)[0].ids, False
 
-    def _finish(self, part: Any, second: Any | None) -> Tokens:
-        whole = self.fast.post_process(part, second)
-        ids = np.array(whole.ids or [self.fallback_id], np.int32)
-        types = whole.type_ids
-        return Tokens(ids, types.index(1) if second is not None and 1 in types else 0)
+
+class _RowBuilder:
+    """Puts the ids of many rows into one array, of which each row is a view."""
+
+    def __init__(self, fallback_id: int) -> None:
+        self._fallback_id = fallback_id
+        self._ids, self._offsets = array("i"), [0]
+        self._rest: list[tuple[int, bool, int]] = []
+
+    def add(self, parts: Iterable[list[int]], second_at: int, cut: bool, asked: int) -> None:  # noqa: FBT001 - a column
+        """Add a row that is made of these parts; see `Encoded`."""
+        for part in parts:
+            self._ids.fromlist(part)
+        if len(self._ids) == self._offsets[-1]:
+            self._ids.append(self._fallback_id)
+        self._offsets.append(len(self._ids))
+        self._rest.append((second_at, cut, asked))
+
+    def finish(self) -> list[Encoded]:
+        """Return the rows."""
+        flat = np.array(self._ids, np.int32)
+        bounds = itertools.pairwise(self._offsets)
+        return [
+            Encoded(Tokens(flat[begin:end], second_at), cut, asked)
+            for (begin, end), (second_at, cut, asked) in zip(bounds, self._rest, strict=True)
+        ]
 
 
 def read_tokenizer(path: Path, max_tokens: int, fallback_id: int) -> FastTokenizer:
@@ -189,9 +220,75 @@ def shorten(text: str, room: int, truncate: Truncate) -> str:
     return text if at < 0 else text[:at]
 
 
-def _cut(part: Any, room: int, truncate: Truncate) -> bool:
-    """Shorten an encoding to `room` ids and say whether that was necessary."""
-    if len(part.ids) <= room:
-        return False
-    part.truncate(max(room, 0), direction="left" if truncate == "start" else "right")
-    return True
+def _cut(ids: list[int], room: int, truncate: Truncate) -> list[int]:
+    """Return as many ids as there is room for."""
+    if len(ids) <= room:
+        return ids
+    return ids[len(ids) - max(room, 0) :] if truncate == "start" else ids[: max(room, 0)]
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialTokens:
+    """What a tokenizer's post-processor puts around the ids of one text or of two, the same for all texts.
+
+    Attributes:
+        before, between, after: ids in front of the first text, between the texts and behind the last.
+        second_type: where the token type of the second text begins, counted from the end of the first; None: no type
+            tells the texts apart.
+        typed_end: whether that type is there too when the second text is empty.
+    """
+
+    before: list[int]
+    between: list[int]
+    after: list[int]
+    second_type: int | None = None
+    typed_end: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many ids it adds."""
+        return len(self.before) + len(self.between) + len(self.after)
+
+    def second_at(self, first: int, second: int) -> int:
+        """Return where the second text begins by its token type, for texts of so many ids; 0: no type says it."""
+        if self.second_type is None or not (second or self.typed_end):
+            return 0
+        return len(self.before) + first + self.second_type
+
+
+def learn_special_tokens(fast: Any, *, pair: bool) -> SpecialTokens:
+    """Return what the post-processor of a `tokenizers.Tokenizer` adds, as two probes show it.
+
+    Running it on each text took longer than all else that a tokenizer does outside of the library's own threads.
+
+    Raises:
+        ConfigError: it does more than put the same ids around texts.
+    """
+    probe, empty = _probe(fast), _probe(fast)
+    empty.truncate(0)
+    special = fast.post_process(empty, empty if pair else None)
+    whole = fast.post_process(probe, probe if pair else None)
+    ids, text = special.ids, probe.ids
+    places = range(len(ids) + 1)
+    cuts = itertools.combinations_with_replacement(places, 2) if pair else ((place, place) for place in places)
+    for one, two in cuts:
+        frame = SpecialTokens(ids[:one], ids[one:two], ids[two:])
+        if frame.before + text + frame.between + (text if pair else []) + frame.after == whole.ids:
+            if not pair or 1 not in whole.type_ids:
+                return frame
+            at = whole.type_ids.index(1) - len(frame.before) - len(text)
+            return replace(frame, second_type=at, typed_end=1 in special.type_ids)
+    raise ConfigError("the tokenizer's post-processor does more than to put special tokens around texts")
+
+
+def _probe(fast: Any) -> Any:
+    """Return the ids of a text that has some, and none that are special, as far as the vocabulary goes."""
+    size = fast.get_vocab_size(with_added_tokens=False)
+    texts = ("a", "the", "1", *(fast.id_to_token(one) or "" for one in range(min(size, 1000))))
+    special = {*fast.get_added_tokens_decoder()}
+    parts = [fast.encode(text, add_special_tokens=False) for text in texts[:3]]
+    parts += [] if any(parts) else [fast.encode(text, add_special_tokens=False) for text in texts[3:]]
+    found = [part for part in parts if len(part)]
+    if not found:
+        raise ConfigError("the tokenizer gives no ids for any text")
+    return next((part for part in found if special.isdisjoint(part.ids)), found[0])
