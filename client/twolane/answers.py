@@ -28,6 +28,7 @@ __all__ = [
     "JobPage",
     "Model",
     "ModelPage",
+    "ModelWorker",
     "RankedDocument",
     "Ranking",
     "ResultItem",
@@ -106,6 +107,24 @@ class Ranking(msgspec.Struct, frozen=True):
     meta: dict[str, Any] = {}
 
 
+class ModelWorker(msgspec.Struct, frozen=True):
+    """What one worker says of a model. `name` stays over its restarts, `worker` is new at each; `progress` is in [0, 1]."""
+
+    worker: str
+    name: str = ""
+    state: str = ""
+    reason: str = ""
+    step: str = ""
+    progress: float | None = None
+    order: int = 0
+    memory_bytes: int = 0
+    pinned: bool = False
+    idle_s: float = 0.0
+    load_s: float = 0.0
+    since_s: float = 0.0
+    fingerprint: str | None = None
+
+
 class Model(msgspec.Struct, frozen=True):
     """A model of the server; `ready`: whether a worker can compute with it now.
 
@@ -133,7 +152,7 @@ class Model(msgspec.Struct, frozen=True):
     cutoff_layers: list[int] = []
     fingerprints: list[str] = []
     ready: bool = False
-    workers: list[dict[str, str]] = []
+    workers: list[ModelWorker] = []
 
 
 class ModelPage(msgspec.Struct, frozen=True):

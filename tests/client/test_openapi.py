@@ -16,6 +16,7 @@ ANSWERS: dict[type[msgspec.Struct], str] = {
     answers.RankedDocument: "RankedDocument",
     answers.Ranking: "RerankResponse",
     answers.Model: "ModelObject",
+    answers.ModelWorker: "ModelWorker",
     answers.ModelPage: "ModelList",
     answers.JobCounts: "JobCounts",
     answers.ItemError: "ItemFailure",

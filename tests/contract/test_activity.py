@@ -50,8 +50,8 @@ def test_completions_count_tokens_and_failures_by_code(app_here: Flask, settings
     live.redis.flushall()
     job, claim = begin(live.store, live.blobs, ["x", "y"])
     completion = make_completion(claim, failed=1)
-    assert live.store.leases.complete(claim, completion)[0].value == "OK"
-    assert live.store.leases.complete(claim, completion)[0].value == "DUP"
+    assert live.store.leases.complete(claim, completion).value == "OK"
+    assert live.store.leases.complete(claim, completion).value == "DUP"
     read = read_activity(live.redis)
     assert sum(read.tokens) == completion.tokens
     assert (read.computed, read.failed) == (2, {"item_failed": 1})

@@ -63,6 +63,7 @@ def test_a_job_whose_model_is_gone_says_what_it_waits_for(app: Flask) -> None:
     client, live = app.test_client(), services_of(app)
     job_id = submit(client, [text for text in TEXTS for _ in range(4)]).json["id"]
     lane = Lane("fake", Service.BULK)
+    live.store.leases.dispatch(lane)
     for fingerprint, code in (("fake:a", ClaimCode.OK), ("fake:b", ClaimCode.MISFIT)):
         leases = Leases(live.redis, live.settings, {"fake": fingerprint})
         chunk = 0 if code is ClaimCode.OK else 1
