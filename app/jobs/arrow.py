@@ -86,7 +86,9 @@ def _write_table(results: Results, form: TableFormat, after: int) -> Iterator[by
     with pa.PythonFile(sink, mode="w") as file, _open_writer(file, form, schema) as writer:
         waiting: list[Any] = []
         if not results.job.ended:
-            # The head of the answer goes out with the first piece, and the first chunk may take long.
+            # The head of the answer goes out with the first piece, and the first chunk may take long. The schema is
+            # written before the first rows, so there have to be some, be it none.
+            writer.write_batch(pa.RecordBatch.from_pylist([], schema))
             yield sink.drain()
         for chunk in results.chunks(after):
             waiting.append(_make_batch(chunk, schema))

@@ -108,7 +108,7 @@ class Ranking(msgspec.Struct, frozen=True):
 
 
 class ModelWorker(msgspec.Struct, frozen=True):
-    """What one worker says of a model. `name` stays over its restarts, `worker` is new at each; `progress` is in [0, 1]."""
+    """What one worker says of a model. `name` stays over restarts, `worker` is new at each; `progress` is in [0, 1]."""
 
     worker: str
     name: str = ""
