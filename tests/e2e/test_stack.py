@@ -97,7 +97,7 @@ def test_flower_shows_the_worker_to_whom_it_knows_and_nothing_to_others(fake_sta
         assert flower.get("/workers").status_code == 200
         wait_until(lambda: flower.get("/api/workers", params={"status": "true"}).json(), 30)
         (worker,) = flower.get("/api/workers", params={"status": "true"}).json()
-    assert worker.startswith("cpu-")
+    assert worker.startswith("cpu.")
 
 
 def test_the_models_are_warm_before_the_worker_takes_its_first_ticket(fake_stack: RunningStack) -> None:
