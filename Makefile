@@ -38,7 +38,7 @@ check: $(STAMP) ## format, lint, types, import rules, unit and property tests: u
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.*.yml
-	@$(BIN)/python -m pytest -q tests/unit tests/properties -m "not slow and not gpu"
+	@$(BIN)/python -m pytest -q -n $(or $(PROCESSES),2) --dist loadfile tests/unit tests/properties -m "not slow and not gpu"
 
 faults: $(STAMP) ## every fault test (processes killed, frozen, cut off, fed duplicates) and all other slow tests
 	@$(BIN)/python -m pytest -n $(or $(PROCESSES),2) --dist loadfile tests/faults -m "not gpu"
