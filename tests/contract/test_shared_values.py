@@ -1,5 +1,6 @@
 """Equal texts in chunks of one job, in two workers with an engine each: looked up chunk by chunk."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -85,9 +86,14 @@ def test_two_chunks_at_the_same_moment_wait_for_nobody_and_agree(workers: tuple[
 
 def test_a_chunk_that_is_cancelled_or_outlives_its_worker_ends(redis: Redis, settings: Settings) -> None:
     worker = Worker(settings, ContentCache(redis, settings))
-    blocked, waiting, cancelled = (worker.engine.submit(work(text)) for text in "abc")
+    blocked = worker.engine.submit(work("a"))
+    assert worker.backend.entered.wait(20)
+    waiting, cancelled = (worker.engine.submit(work(text)) for text in "bc")
     assert cancelled.cancel()
-    worker.close()
-    blocked.result(20)
+    closing = threading.Thread(target=worker.engine.close)
+    closing.start()
     with pytest.raises(EngineClosed):
         waiting.result(20)
+    worker.backend.gate.set()
+    blocked.result(20)
+    closing.join(20)
