@@ -224,6 +224,7 @@ def _show_addresses(story: _Story, plan: Plan) -> None:
     rows = {
         "API": f"{plan.url}/v1",
         "API docs": f"{plan.url}/docs",
+        "Console": f"{plan.url}/console",
         "Flower": f"{plan.flower_url}  user {plan.settings.flower_user}",
         "Data": str(plan.settings.data_dir),
     }

@@ -68,6 +68,7 @@ def describe(plan: Plan, took_s: float) -> str:
     rows = [
         ("API", f"{plan.url}/v1"),
         ("API docs", f"{plan.url}/docs"),
+        ("Console", f"{plan.url}/console"),
         ("Flower", f"{plan.flower_url}   user {settings.flower_user}, password in {password}"),
         ("Redis", f"{server}   private, kept in {plan.server_folder}" if plan.private_server else server),
         ("Data", str(settings.data_dir)),
