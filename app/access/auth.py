@@ -32,7 +32,6 @@ __all__ = [
     "hash_key",
     "look_up_card",
     "protect",
-    "require_admin",
     "visible_cards",
 ]
 
@@ -81,6 +80,15 @@ class Tenant:
     def actor(self) -> str:
         """What logs and job events name as the one who asked."""
         return f"{self.name}/{self.key_name or self.key_id[:8] or 'open'}"
+
+    def require_admin(self) -> None:
+        """Let only an operator's key pass.
+
+        Raises:
+            PermissionDenied: the key is a tenant's.
+        """
+        if not self.admin:
+            raise PermissionDenied("This needs a key with `admin = true`.")
 
     def may_use(self, card: ModelCard) -> bool:
         """Tell whether the key's allow-list names this model, by its name or an alias."""
@@ -211,16 +219,6 @@ def current_authenticator() -> Authenticator:
     return cast("Authenticator", current_app.extensions[_KEY])
 
 
-def require_admin() -> None:
-    """Let only an operator's key pass.
-
-    Raises:
-        PermissionDenied: the key of the request in progress is a tenant's.
-    """
-    if not current_tenant().admin:
-        raise PermissionDenied("This needs a key with `admin = true`.")
-
-
 def check_rights(tenant: Tenant, method: str, path: str) -> None:
     """Note who is asking, and refuse what the key may not do.
 
@@ -231,8 +229,8 @@ def check_rights(tenant: Tenant, method: str, path: str) -> None:
     set_origin(Origin(tenant.actor, current_request_id()))
     if tenant is not OPEN_TENANT:
         current_place().join(f"the keys of {tenant.name}")
-    if (path in _ADMIN_PATHS or path.startswith(_ADMIN_FOLDER)) and not tenant.admin:
-        raise PermissionDenied("This needs a key with `admin = true`.")
+    if path in _ADMIN_PATHS or path.startswith(_ADMIN_FOLDER):
+        tenant.require_admin()
     if tenant.read_only and method not in _SAFE_METHODS:
         raise PermissionDenied("This key has `read_only = true`: it may look and not change.")
 

@@ -17,7 +17,7 @@ from tasks.errors import AuthenticationError, PermissionDenied
 
 __all__ = ["SESSION_S", "Session", "Sessions"]
 
-# A day's work; whoever comes back tomorrow signs in again.
+# A day's work: tomorrow needs another sign-in.
 SESSION_S = 12 * 3600
 
 
@@ -65,7 +65,8 @@ class Sessions:
             PermissionDenied: it is not an admin's.
         """
         digest = hash_key(secret)
-        tenant = _require_admin(self._authenticator.find_tenant(digest))
+        tenant = self._authenticator.find_tenant(digest)
+        tenant.require_admin()
         session = Session(secrets.token_urlsafe(32), secrets.token_urlsafe(32), tenant)
         name = keys.console_session(hash_key(session.token))
         pipeline = self._redis.pipeline()
@@ -80,7 +81,8 @@ class Sessions:
         if not token or not known:
             return None
         try:
-            tenant = _require_admin(self._authenticator.find_tenant(known[b"key"].decode()))
+            tenant = self._authenticator.find_tenant(known[b"key"].decode())
+            tenant.require_admin()
         except (AuthenticationError, PermissionDenied):
             return None
         return Session(token, known[b"csrf"].decode(), tenant)
@@ -103,9 +105,3 @@ class Sessions:
         pipeline.hdel(name, "message")
         message: bytes | None = pipeline.execute()[0]
         return (message or b"").decode()
-
-
-def _require_admin(tenant: Tenant) -> Tenant:
-    if not tenant.admin:
-        raise PermissionDenied("This needs a key with `admin = true`.")
-    return tenant

@@ -11,7 +11,7 @@ from flask_openapi3.blueprint import APIBlueprint
 from flask_openapi3.models.tag import Tag
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.access.auth import look_up_card, require_admin
+from app.access.auth import current_tenant, look_up_card
 from app.http.bodies import read_model
 from app.http.errors import documented
 from app.http.responses import json_response
@@ -71,7 +71,7 @@ def reload_model(path: _ModelPath) -> Response:
 
 
 def _give(model: str, action: Action) -> Response:
-    require_admin()
+    current_tenant().require_admin()
     live = services()
     body = read_model(request, _MOST_BYTES, ModelOrderRequest) if request.content_length else ModelOrderRequest()
     card = look_up_card(live.catalog, model)
