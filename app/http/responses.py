@@ -15,7 +15,7 @@ from flask_compress import Compress
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
-__all__ = ["WholeResponse", "compress_whole", "encode_json", "install_compression", "json_response"]
+__all__ = ["WholeResponse", "compress_whole", "encode_json", "install_compression", "json_response", "live_stream"]
 
 _COMPRESS = "twolane-compress"
 _ALGORITHMS = ("zstd", "gzip")
@@ -81,4 +81,12 @@ def _compress(response: Response) -> Response:
         compressed: Response = current_app.extensions[_COMPRESS].after_request(response)
         return compressed
     response.vary.add("Accept-Encoding")
+    return response
+
+
+def live_stream(pieces: Iterable[bytes], mimetype: str) -> Response:
+    """Return an answer that is sent as it is made: nothing on the way keeps it or gathers it."""
+    response = Response(pieces, mimetype=mimetype)
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Accel-Buffering"] = "no"
     return response

@@ -14,7 +14,7 @@ from flask import Response, request, stream_with_context
 from app.access.auth import current_tenant
 from app.http.errors import raise_item_errors
 from app.http.places import Kind, current_place
-from app.http.responses import encode_json
+from app.http.responses import encode_json, live_stream
 from app.http.slow_clients import paced
 from app.inference.rendering import count_usage, embedding_entries
 from app.inference.schemas import EmbeddingsRequest
@@ -57,10 +57,8 @@ def stream_embeddings(order: Order, items: Sequence[Item], body: EmbeddingsReque
     pieces = (_event(value) if as_events else encode_json(value) + b"\n" for value in values)
     settings = services().settings
     stream = paced(stream_with_context(pieces), settings.min_client_bytes_s, settings.stream_timeout_s)
-    response = Response(stream, mimetype=_SSE if as_events else _NDJSON)
+    response = live_stream(stream, _SSE if as_events else _NDJSON)
     response.headers["x-model-fingerprint"] = first.fingerprint
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Accel-Buffering"] = "no"
     return response
 
 

@@ -11,7 +11,8 @@ from flask_openapi3.models.tag import Tag
 from app.access.auth import current_tenant
 from app.http.errors import documented
 from app.http.places import Kind, current_place
-from app.http.responses import encode_json
+from app.http.responses import encode_json, live_stream
+from app.jobs.following import IDLE_S, LONGEST_S, PAUSE_S
 from app.jobs.schemas import EventHeaders, JobId, JobObject
 from app.jobs.views import view_job
 from app.services import Services, services
@@ -23,12 +24,6 @@ __all__ = ["blueprint"]
 blueprint = APIBlueprint("job_events", __name__, abp_tags=[Tag(name="jobs", description="Large corpora")])
 
 _RETRY_MS = 2000
-# A fast job changes eighty times a second, and nobody reads that.
-_PAUSE_S = 0.25
-# Proxies and browsers give up on a connection that says nothing for longer.
-_COMMENT_S = 15.0
-# A stream holds a thread; the browser comes back by itself and goes on where it was.
-_LONGEST_S = 600.0
 _EVENTS: dict[str, Any] = {
     "description": "One event for each change, its data the job; the last one has the job's end.",
     "content": {"text/event-stream": {"schema": {"type": "string"}}},
@@ -46,15 +41,12 @@ def stream_events(path: JobId, header: EventHeaders) -> Response:
     seen = header.last_event_id or ""
     version = int(seen) if seen.isascii() and seen.isdecimal() else -1
     current_place().move(Kind.WAIT)
-    response = Response(_follow(live, job, version), mimetype="text/event-stream")
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Accel-Buffering"] = "no"
-    return response
+    return live_stream(_follow(live, job, version), "text/event-stream")
 
 
 def _follow(live: Services, job: Job, version: int) -> Iterator[bytes]:
     yield f"retry: {_RETRY_MS}\n\n".encode()
-    until_s = time.monotonic() + _LONGEST_S
+    until_s = time.monotonic() + LONGEST_S
     while True:
         if job.version > version:
             version = job.version
@@ -64,8 +56,8 @@ def _follow(live: Services, job: Job, version: int) -> Iterator[bytes]:
             yield b": still here\n\n"
         if job.ended or time.monotonic() > until_s:
             return
-        time.sleep(_PAUSE_S)
-        job = live.store.wait(job.id, job.tenant, version, _COMMENT_S)
+        time.sleep(PAUSE_S)
+        job = live.store.wait(job.id, job.tenant, version, IDLE_S)
 
 
 def _event(live: Services, job: Job) -> bytes:

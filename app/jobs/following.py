@@ -11,14 +11,14 @@ from app.http.responses import encode_json
 from app.jobs.results import Results
 from tasks.jobs.job import ChunkState, Job
 
-__all__ = ["FollowedResults"]
+__all__ = ["IDLE_S", "LONGEST_S", "PAUSE_S", "FollowedResults"]
 
 # A fast job changes eighty times a second; read in fewer and larger steps.
-_PAUSE_S = 0.25
-# Proxies give up on a connection that is silent for longer.
-_IDLE_S = 15.0
-# A stream holds a thread; its reader comes back with `after`.
-_LONGEST_S = 600.0
+PAUSE_S = 0.25
+# Proxies and browsers give up on a connection that is silent for longer.
+IDLE_S = 15.0
+# A stream holds a thread; its reader comes back and goes on where it was.
+LONGEST_S = 600.0
 _PAGE = 256
 _ENDED = frozenset({"done", "dropped"})
 
@@ -35,7 +35,7 @@ class FollowedResults(Results):
 
         Ends with the job, or after ten minutes.
         """
-        at, until_s, seen_s = first, time.monotonic() + _LONGEST_S, -math.inf
+        at, until_s, seen_s = first, time.monotonic() + LONGEST_S, -math.inf
         while at < self.job.chunks:
             ended = self.job.ended
             page = self._live.store.chunk_table(self.job.id, at, _PAGE)
@@ -49,11 +49,11 @@ class FollowedResults(Results):
             now_s = time.monotonic()
             if now_s > until_s:
                 return
-            if now_s - seen_s > _IDLE_S:
+            if now_s - seen_s > IDLE_S:
                 yield None
                 seen_s = now_s
-            time.sleep(_PAUSE_S)
-            self.job = self._live.store.wait(self.job.id, self.job.tenant, self.job.version, _IDLE_S)
+            time.sleep(PAUSE_S)
+            self.job = self._live.store.wait(self.job.id, self.job.tenant, self.job.version, IDLE_S)
         self.job = self._live.store.get(self.job.id, self.job.tenant)
 
     def last_line(self, after: int, *, complete: bool) -> bytes:

@@ -10,7 +10,7 @@ from flask_openapi3.models.tag import Tag
 from app.access.auth import current_tenant
 from app.http.errors import RangeNotSatisfiable, documented
 from app.http.places import Kind, current_place
-from app.http.responses import json_response
+from app.http.responses import json_response, live_stream
 from app.http.slow_clients import paced
 from app.jobs.arrow import TableFormat, stream_table
 from app.jobs.following import FollowedResults
@@ -83,10 +83,7 @@ def _follow(results: FollowedResults, query: ResultView) -> Response:
     current_place().move(Kind.WAIT)
     settings = services().settings
     stream = paced(_pieces(results, query), settings.min_client_bytes_s, settings.stream_timeout_s)
-    response = Response(stream, mimetype=_TYPES[str(query.format)])
-    response.headers["Cache-Control"] = "no-store"
-    response.headers["X-Accel-Buffering"] = "no"
-    return response
+    return live_stream(stream, _TYPES[str(query.format)])
 
 
 def _page(results: Results, query: ResultView) -> Response:
