@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.checkpoints import SHAPES, Shape
 from benchmarks.processes import BUILD
 
-__all__ = ["COPIES", "FAKE_SLOW", "FAKE_WIDE", "copies", "fake_cards", "shape_cards"]
+__all__ = ["COPIES", "FAKE_SLOW", "FAKE_WIDE", "copies", "fake_card", "fake_cards", "shape_cards"]
 
 FAKE_WIDE, FAKE_SLOW = "fake-384", "fake-slow"
 
@@ -20,7 +20,7 @@ description = "For benchmarks."
 source = "none:"
 family = "fake"
 backend = "fake"
-capabilities = ["dense"]
+capabilities = [{capabilities}]
 dimension = {dimension}
 max_tokens = 512
 pooling = "mean"
@@ -37,13 +37,16 @@ dtype = "float32"
 """
 
 
+def fake_card(name: str, dimension: int, knobs: str = "", capabilities: str = '"dense"') -> str:
+    """Return the card of a fake model, as it stands in a catalogue file; `knobs` as in an inline table of TOML."""
+    return _FAKE.format(name=name, dimension=dimension, knobs=knobs, capabilities=capabilities)
+
+
 def fake_cards() -> Path:
     """Write the catalogue with the fake models and return its path: one as wide as MiniLM, one slow to be killed in."""
     path = (BUILD / "fake-cards.toml").absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    wide = _FAKE.format(name=FAKE_WIDE, dimension=384, knobs="")
-    slow = _FAKE.format(name=FAKE_SLOW, dimension=64, knobs="latency_ms = 400")
-    path.write_text(wide + slow)
+    path.write_text(fake_card(FAKE_WIDE, 384) + fake_card(FAKE_SLOW, 64, "latency_ms = 400"))
     return path
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from benchmarks.bench import Bench
+from benchmarks.cards import fake_card
 from benchmarks.loadgen import Traffic
 from benchmarks.ours import Ours
 from benchmarks.processes import BUILD, Program, answers, wait_until
@@ -27,18 +28,7 @@ _SECONDS = 20.0
 _LEAD_S = 5.0  # until all abusers are connected
 _LONGEST_END_S = 90.0
 _JOB_ITEMS = 60_000
-_CARD = """
-[[models]]
-name = "{name}"
-source = "none:"
-family = "fake"
-backend = "fake"
-capabilities = ["dense", "rerank"]
-dimension = 384
-max_tokens = 512
-pooling = "mean"
-knobs = {{ latency_ms = {latency_ms} }}
-"""
+_KINDS = '"dense", "rerank"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +55,8 @@ def run(bench: Bench) -> None:
 def _settings() -> dict[str, str]:
     catalog = BUILD / "abuse.toml"
     catalog.parent.mkdir(parents=True, exist_ok=True)
-    catalog.write_text(_CARD.format(name="fake", latency_ms=2) + _CARD.format(name="slow", latency_ms=300))
+    quick, slow = (fake_card(name, 384, f"latency_ms = {ms}", _KINDS) for name, ms in (("fake", 2), ("slow", 300)))
+    catalog.write_text(quick + slow)
     return {"TWOLANE_CATALOG_FILE": str(catalog.absolute()), "TWOLANE_MAX_BATCH_TOKENS": "2048"}
 
 
