@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from app.http import request_ids
 from config.settings import Settings
 from stack.embedded_redis import EmbeddedServer
 from tasks.jobs.blobs import Blobs, open_blobs
@@ -18,6 +19,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
     """One server for the whole test session."""
     with EmbeddedServer(tmp_path_factory.mktemp("server")) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def _outside_of_a_request() -> None:
+    """A test that answered requests in this process leaves the id of the last one: it is not this test's."""
+    request_ids._request_id.set("")
 
 
 @pytest.fixture

@@ -47,8 +47,15 @@ def in_thread(launcher: Launcher) -> tuple[threading.Thread, list[int]]:
 
 
 def children() -> list[psutil.Process]:
-    running = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-    return [child for child in running if "-c" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "-c" in _arguments(child)]
+
+
+def _arguments(process: psutil.Process) -> list[str]:
+    """The command line of a process; none of one that has ended."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:  # also what is raised of a zombie
+        return []
 
 
 def test_a_worker_that_keeps_dying_is_started_again_with_growing_delays(
