@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from benchmarks.corpus import Corpus, gather
-from benchmarks.loadgen import LoadGenerator
+from benchmarks.load.loadgen import LoadGenerator
 from benchmarks.machine import Cores
 from benchmarks.peers.environment import PeerMissing
 from benchmarks.sheet import Sheet

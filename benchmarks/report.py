@@ -13,8 +13,8 @@ from rich.table import Table
 
 from benchmarks import machine as machines
 from benchmarks.goals import Verdict, judge
-from benchmarks.processes import BUILD
 from benchmarks.sheet import Row, Sheet
+from benchmarks.stacks.processes import BUILD
 
 __all__ = ["print_tables", "write_docs", "write_results"]
 

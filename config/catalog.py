@@ -1,7 +1,7 @@
 """The model catalogue: cards as data, read from `models.toml`, from the operator's own file and from `TWOLANE_MODELS`.
 
 Owns the shape of a card and the look-up by name or alias. Knows nothing of weights or devices: what a card leaves
-out is read from the model's folder by the worker that loads it (`workers.models.recognise`).
+out is read from the model's folder by the worker that loads it (`workers.models.folders.recognise`).
 """
 
 import difflib

@@ -175,9 +175,9 @@ class ModelSet:
         """Have the model's folder on disk; return the bytes of its weights."""
         if card.family == "fake":
             return int(card.knobs.get("memory_bytes", 0))
-        from workers.models.fetch import fetch  # noqa: PLC0415 - see above
+        from workers.models.downloads.fetch import fetch  # noqa: PLC0415 - see above
+        from workers.models.folders.recognise import recognise  # noqa: PLC0415
         from workers.models.memory import weight_bytes  # noqa: PLC0415
-        from workers.models.recognise import recognise  # noqa: PLC0415
 
         self._reports.note(card.name, step="fetching")
         folder = fetch(card, self._settings, lambda share: self._reports.note(card.name, progress=share))

@@ -1,6 +1,6 @@
 """FlagEmbedding as it is called by its users: `encode` and `compute_score` on all items at once.
 
-Loaded by `benchmarks.host`.
+Loaded by `benchmarks.stacks.host`.
 """
 
 from typing import Any

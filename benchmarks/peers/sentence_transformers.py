@@ -1,6 +1,6 @@
 """sentence-transformers as it is called by its users: `encode` and `predict` on all items at once.
 
-Loaded by `benchmarks.host`; its fp32 vectors are the reference for correctness.
+Loaded by `benchmarks.stacks.host`; its fp32 vectors are the reference for correctness.
 """
 
 from typing import Any

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.corpus import model_folder
-from benchmarks.loadgen import Target, request
+from benchmarks.load.loadgen import Target, request
 from benchmarks.peers import environment
-from benchmarks.processes import BUILD, Program, answers, wait_until
+from benchmarks.stacks.processes import BUILD, Program, answers, wait_until
 from stack.embedded_redis import free_port
 
 __all__ = ["Server", "start_antsk", "start_infinity", "start_infinity_onnx"]

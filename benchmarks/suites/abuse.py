@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from benchmarks.bench import Bench
-from benchmarks.cards import fake_card
-from benchmarks.loadgen import Traffic
-from benchmarks.ours import Ours
-from benchmarks.processes import BUILD, Program, answers, wait_until
-from benchmarks.watch import MemoryWatch
+from benchmarks.load.loadgen import Traffic
+from benchmarks.load.watch import MemoryWatch
+from benchmarks.stacks.cards import fake_card
+from benchmarks.stacks.ours import Ours
+from benchmarks.stacks.processes import BUILD, Program, answers, wait_until
 
 __all__ = ["SUITE", "run"]
 
@@ -140,7 +140,7 @@ def _abused(bench: Bench, ours: Ours, condition: _Condition, seconds: float) -> 
         yield found
         return
     words = [condition.kind, str(ours.port), str(condition.count), str(seconds + _LEAD_S), condition.detail]
-    command = [sys.executable, "-m", "benchmarks.abusers", *words]
+    command = [sys.executable, "-m", "benchmarks.load.abusers", *words]
     with Program("abusers", command, bench.cores.client) as program:
         time.sleep(_LEAD_S)
         yield found

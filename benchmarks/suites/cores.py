@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from benchmarks.bench import Bench
 from benchmarks.corpus import lines, repeat
-from benchmarks.ours import Ours
+from benchmarks.stacks.ours import Ours
 from benchmarks.suites.lane import saturated
 
 __all__ = ["SUITE", "run"]

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from benchmarks.bench import Bench
 from benchmarks.corpus import count_tokens, lines, model_folder
-from benchmarks.gemm import encoder_flops
-from benchmarks.host import Hosted
-from benchmarks.ours import MODEL, Ours
-from benchmarks.processes import BUILD
+from benchmarks.devices.gemm import encoder_flops
+from benchmarks.stacks.host import Hosted
+from benchmarks.stacks.ours import MODEL, Ours
+from benchmarks.stacks.processes import BUILD
 
 __all__ = ["ENGINE", "JOB", "SUITE", "run"]
 
@@ -35,7 +35,9 @@ def run(bench: Bench) -> None:
     with ExitStack() as stack:
         contenders = [stack.enter_context(one) for one in _start(bench)]
         ours = stack.enter_context(bench.try_start("the stack", lambda: Ours("stack-engine", bench.cores.server)))
-        gemm = stack.enter_context(Hosted("gemm", "benchmarks.gemm:Gemm", {"device": bench.device}, bench.cores.server))
+        gemm = stack.enter_context(
+            Hosted("gemm", "benchmarks.devices.gemm:Gemm", {"device": bench.device}, bench.cores.server)
+        )
         for number in range(bench.plan.rounds):
             bench.say(f"  round {number + 1} of {bench.plan.rounds}")
             _measure_gemm(bench, gemm)
@@ -52,8 +54,8 @@ def _start(bench: Bench) -> list[Hosted]:
     peer = {"folder": str(model_folder()), "device": bench.device}
     flag = {**peer, "pooling": "mean"}
     wanted: list[tuple[str, str, dict[str, Any]]] = [
-        (ENGINE, "benchmarks.bare_engine:BareEngine", ours),
-        (ENGINE_FP32, "benchmarks.bare_engine:Fp32Engine", ours),
+        (ENGINE, "benchmarks.devices.bare_engine:BareEngine", ours),
+        (ENGINE_FP32, "benchmarks.devices.bare_engine:Fp32Engine", ours),
         (REFERENCE, _SENTENCE, peer),
     ]
     if bench.with_peers:

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from redis import Redis
 
 from benchmarks.bench import Bench
-from benchmarks.cards import fake_cards
-from benchmarks.processes import BUILD, hold_to_cores
+from benchmarks.stacks.cards import fake_cards
+from benchmarks.stacks.processes import BUILD, hold_to_cores
 from config.catalog import ModelCard
 from config.settings import Settings
 from stack.embedded_redis import EmbeddedServer
@@ -35,7 +35,7 @@ from tasks.lanes import Lane, Service
 from workers.engine import DeviceEngine
 from workers.models.backends.fake import FakeBackend, FakeTokenizer
 from workers.models.loaded import LoadedModel
-from workers.models.tokenizer import Encoded, Tokens, Truncate
+from workers.models.tokenizing.tokenizer import Encoded, Tokens, Truncate
 
 __all__ = ["SUITE", "run"]
 

@@ -1,6 +1,6 @@
 """Suite `gpu-engine`: our engine on one card, ids to vectors and texts to vectors, as shares of A.
 
-Owns the two contenders and the single short text. Shapes and texts are `benchmarks.gpu`'s.
+Owns the two contenders and the single short text. Shapes and texts are `benchmarks.devices.gpu`'s.
 """
 
 from functools import partial
@@ -8,15 +8,15 @@ from functools import partial
 import numpy as np
 
 from benchmarks.bench import Bench
-from benchmarks.gpu import LENGTHS, Subject, ceiling, share, subjects
-from benchmarks.host import Hosted
+from benchmarks.devices.gpu import LENGTHS, Subject, ceiling, share, subjects
+from benchmarks.stacks.host import Hosted
 
 __all__ = ["SUITE", "run"]
 
 SUITE = "gpu-engine"
 _CONTENDERS = {
-    "Twolane backend, ids to values": "benchmarks.device_probes:Ids",
-    "Twolane engine, texts to values": "benchmarks.bare_engine:BareEngine",
+    "Twolane backend, ids to values": "benchmarks.devices.device_probes:Ids",
+    "Twolane engine, texts to values": "benchmarks.devices.bare_engine:BareEngine",
 }
 _ONE_BY_ONE = 200
 

@@ -8,10 +8,10 @@ from functools import partial
 import numpy as np
 
 from benchmarks.bench import Bench
-from benchmarks.device_probes import Lanes
-from benchmarks.gpu import subjects
-from benchmarks.host import Hosted
-from benchmarks.processes import BUILD
+from benchmarks.devices.device_probes import Lanes
+from benchmarks.devices.gpu import subjects
+from benchmarks.stacks.host import Hosted
+from benchmarks.stacks.processes import BUILD
 
 __all__ = ["SUITE", "run"]
 
@@ -22,7 +22,9 @@ def run(bench: Bench) -> None:
     """Measure the embedders."""
     for subject in subjects(bench, ("encoder", "bge-m3", "decoder")):
         shape, arguments = subject.shape.name, subject.engine_arguments(bench)
-        start = partial(Hosted, f"gpu-lanes-{shape}", "benchmarks.device_probes:Lanes", arguments, bench.cores.server)
+        start = partial(
+            Hosted, f"gpu-lanes-{shape}", "benchmarks.devices.device_probes:Lanes", arguments, bench.cores.server
+        )
         lanes = bench.try_start(f"the engine, {shape}", start)
         if lanes is None:
             continue

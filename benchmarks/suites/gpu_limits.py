@@ -3,9 +3,9 @@
 import numpy as np
 
 from benchmarks.bench import Bench
-from benchmarks.device_probes import Limits
-from benchmarks.host import Hosted
-from benchmarks.processes import BUILD
+from benchmarks.devices.device_probes import Limits
+from benchmarks.stacks.host import Hosted
+from benchmarks.stacks.processes import BUILD
 
 __all__ = ["SUITE", "run"]
 
@@ -16,8 +16,8 @@ def run(bench: Bench) -> None:
     """Measure A, and what attention and copies reach."""
     arguments, cores = {"device": bench.device}, bench.cores.server
     with (
-        Hosted("gpu-gemm", "benchmarks.gemm:Gemm", arguments, cores) as gemm,
-        Hosted("gpu-limits", "benchmarks.device_probes:Limits", arguments, cores) as limits,
+        Hosted("gpu-gemm", "benchmarks.devices.gemm:Gemm", arguments, cores) as gemm,
+        Hosted("gpu-limits", "benchmarks.devices.device_probes:Limits", arguments, cores) as limits,
     ):
         for _ in range(bench.plan.rounds):
             gemm.run([0], save=BUILD / "gemm.npy")

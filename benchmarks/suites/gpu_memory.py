@@ -5,10 +5,10 @@ from functools import partial
 import numpy as np
 
 from benchmarks.bench import Bench
-from benchmarks.device_probes import Memory
-from benchmarks.gpu import subjects
-from benchmarks.host import Hosted
-from benchmarks.processes import BUILD
+from benchmarks.devices.device_probes import Memory
+from benchmarks.devices.gpu import subjects
+from benchmarks.stacks.host import Hosted
+from benchmarks.stacks.processes import BUILD
 
 __all__ = ["SUITE", "run"]
 
@@ -19,7 +19,9 @@ def run(bench: Bench) -> None:
     """Load each shape in a fresh process; its checkpoint's size stands beside what it took."""
     for subject in subjects(bench):
         shape, arguments = subject.shape.name, subject.engine_arguments(bench)
-        start = partial(Hosted, f"gpu-memory-{shape}", "benchmarks.device_probes:Memory", arguments, bench.cores.server)
+        start = partial(
+            Hosted, f"gpu-memory-{shape}", "benchmarks.devices.device_probes:Memory", arguments, bench.cores.server
+        )
         memory = bench.try_start(f"the engine, {shape}", start)
         if memory is None:
             continue

@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from benchmarks.bench import Bench
-from benchmarks.gpu import LENGTHS, MAX_TOKENS, Subject, subjects
-from benchmarks.host import Hosted
+from benchmarks.devices.gpu import LENGTHS, MAX_TOKENS, Subject, subjects
+from benchmarks.stacks.host import Hosted
 
 __all__ = ["SUITE", "run"]
 
@@ -41,7 +41,7 @@ def run(bench: Bench) -> None:
 
 def _contenders(bench: Bench, subject: Subject) -> Iterator[tuple[str, str, dict[str, Any]]]:
     family = subject.shape.family
-    yield _OURS, "benchmarks.bare_engine:BareEngine", subject.engine_arguments(bench)
+    yield _OURS, "benchmarks.devices.bare_engine:BareEngine", subject.engine_arguments(bench)
     if not bench.with_peers:
         return
     half = ("bfloat16" if family == "decoder" else "float16") if bench.device == "cuda" else "float32"

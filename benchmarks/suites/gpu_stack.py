@@ -1,7 +1,7 @@
 """Suite `gpu-stack`: the whole product on one card: a large job, small calls, both, and a worker that is killed.
 
 Owns the conditions. All that was submitted must come back exact, also after the kill, or the suite fails. Shapes and
-texts are `benchmarks.gpu`'s; the stack has the measured cores, the load generator the others.
+texts are `benchmarks.devices.gpu`'s; the stack has the measured cores, the load generator the others.
 """
 
 import time
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from benchmarks.bench import Bench
 from benchmarks.corpus import lines, repeat
-from benchmarks.gpu import Subject, ceiling, share, subjects
-from benchmarks.host import Hosted
-from benchmarks.loadgen import Traffic
-from benchmarks.ours import Ours
+from benchmarks.devices.gpu import Subject, ceiling, share, subjects
+from benchmarks.load.loadgen import Traffic
+from benchmarks.stacks.host import Hosted
+from benchmarks.stacks.ours import Ours
 from benchmarks.suites.lane import saturated
 
 __all__ = ["SUITE", "misplaced", "run"]

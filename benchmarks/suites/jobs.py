@@ -12,12 +12,12 @@ import numpy as np
 from redis import Redis
 
 from benchmarks.bench import Bench
-from benchmarks.cards import FAKE_SLOW, FAKE_WIDE, fake_cards
 from benchmarks.corpus import lines, repeat
-from benchmarks.host import Hosted
-from benchmarks.ours import Ours
-from benchmarks.processes import BUILD, hold_to_cores
-from benchmarks.watch import MemoryWatch
+from benchmarks.load.watch import MemoryWatch
+from benchmarks.stacks.cards import FAKE_SLOW, FAKE_WIDE, fake_cards
+from benchmarks.stacks.host import Hosted
+from benchmarks.stacks.ours import Ours
+from benchmarks.stacks.processes import BUILD, hold_to_cores
 from config.settings import Settings
 from stack.embedded_redis import EmbeddedServer
 from tasks.jobs.store import JobStore
@@ -59,7 +59,7 @@ def _measure_chunks(bench: Bench) -> None:
         hold_to_cores(server.pid, bench.cores.server)
         arguments = {"redis_url": server.url, "data_dir": str(folder.absolute())}
         env = {"TWOLANE_REDIS_URL": server.url}
-        target = "benchmarks.chunk_overhead:ChunkOverhead"
+        target = "benchmarks.devices.chunk_overhead:ChunkOverhead"
         with Hosted("chunk-overhead", target, arguments, bench.cores.server, env) as hosted:
             for _ in range(bench.plan.rounds):
                 path = BUILD / "chunks.npy"

@@ -15,8 +15,8 @@ import numpy as np
 
 from benchmarks.bench import Bench
 from benchmarks.corpus import lines, repeat
-from benchmarks.loadgen import Traffic
-from benchmarks.ours import Ours
+from benchmarks.load.loadgen import Traffic
+from benchmarks.stacks.ours import Ours
 from config.settings import Settings
 
 __all__ = ["SUITE", "run", "saturated"]

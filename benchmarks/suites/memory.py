@@ -7,10 +7,10 @@ that has one.
 from urllib.parse import quote
 
 from benchmarks.bench import Bench
-from benchmarks.cards import COPIES, copies
 from benchmarks.corpus import lines, repeat
-from benchmarks.ours import Ours
-from benchmarks.watch import MemoryWatch, resident_mb
+from benchmarks.load.watch import MemoryWatch, resident_mb
+from benchmarks.stacks.cards import COPIES, copies
+from benchmarks.stacks.ours import Ours
 
 __all__ = ["SUITE", "run"]
 

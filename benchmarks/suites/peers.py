@@ -10,10 +10,10 @@ from contextlib import ExitStack
 
 from benchmarks.bench import Bench
 from benchmarks.corpus import count_tokens, lines
-from benchmarks.loadgen import Target, request
-from benchmarks.ours import Ours
+from benchmarks.load.loadgen import Target, request
 from benchmarks.peers.servers import Server, start_antsk, start_infinity, start_infinity_onnx
-from benchmarks.processes import Program, answers, wait_until
+from benchmarks.stacks.ours import Ours
+from benchmarks.stacks.processes import Program, answers, wait_until
 from stack.embedded_redis import free_port
 
 __all__ = ["OURS", "SUITE", "run"]
@@ -65,7 +65,7 @@ def _measure_generator(bench: Bench) -> None:
     """Write down what the load generator reaches against a server that does nothing: far above all others."""
     port = free_port()
     with Program(
-        "trivial", [sys.executable, "-m", "benchmarks.trivial_server", str(port)], bench.cores.server
+        "trivial", [sys.executable, "-m", "benchmarks.load.trivial_server", str(port)], bench.cores.server
     ) as server:
         wait_until(lambda: answers(port, "/"), server)
         target = Target(port, (request("/", b"{}"),))

@@ -14,11 +14,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from benchmarks.bench import Bench
-from benchmarks.cards import shape_cards
-from benchmarks.checkpoints import SHAPES, Shape, make
-from benchmarks.gemm import encoder_flops
-from benchmarks.host import Hosted
-from benchmarks.processes import BUILD
+from benchmarks.devices.gemm import encoder_flops
+from benchmarks.stacks.cards import shape_cards
+from benchmarks.stacks.checkpoints import SHAPES, Shape, make
+from benchmarks.stacks.host import Hosted
+from benchmarks.stacks.processes import BUILD
 
 __all__ = ["SUITE", "run"]
 
@@ -43,7 +43,7 @@ def _measure_shape(bench: Bench, shape: Shape, folder: Path) -> None:
     tokens = _count_tokens(folder, items)
     with ExitStack() as stack:
         gemm = stack.enter_context(
-            Hosted("gemm-shapes", "benchmarks.gemm:Gemm", {"device": bench.device}, bench.cores.server)
+            Hosted("gemm-shapes", "benchmarks.devices.gemm:Gemm", {"device": bench.device}, bench.cores.server)
         )
         contenders = [stack.enter_context(one) for one in _start(bench, shape, folder)]
         for number in range(bench.plan.rounds):
@@ -70,7 +70,7 @@ def _start(bench: Bench, shape: Shape, folder: Path) -> list[Hosted]:
     sentence = "Reranker" if shape.family == "cross-encoder" else "Embedder"
     options = {"folder": str(folder), "max_tokens": _MAX_TOKENS, "device": bench.device}
     wanted: list[tuple[str, str, dict[str, Any]]] = [
-        ("Twolane engine", "benchmarks.bare_engine:BareEngine", ours),
+        ("Twolane engine", "benchmarks.devices.bare_engine:BareEngine", ours),
         ("sentence-transformers fp32", f"benchmarks.peers.sentence_transformers:{sentence}", options),
     ]
     if bench.with_peers:

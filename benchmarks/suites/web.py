@@ -11,10 +11,10 @@ import numpy as np
 
 from benchmarks.bench import Bench
 from benchmarks.corpus import lines, repeat
-from benchmarks.host import Hosted
-from benchmarks.ours import MODEL, Ours
-from benchmarks.processes import BUILD, Program, answers
-from benchmarks.watch import MemoryWatch, loads_library, resident_mb
+from benchmarks.load.watch import MemoryWatch, loads_library, resident_mb
+from benchmarks.stacks.host import Hosted
+from benchmarks.stacks.ours import MODEL, Ours
+from benchmarks.stacks.processes import BUILD, Program, answers
 from stack.embedded_redis import EmbeddedServer, free_port
 
 __all__ = ["SUITE", "run"]
@@ -35,7 +35,7 @@ def run(bench: Bench) -> None:
         data = str((BUILD / "data" / "bare").absolute())
         arguments = {"model": MODEL, "data_dir": data}
         engine = stack.enter_context(
-            Hosted("engine-web", "benchmarks.bare_engine:BareEngine", arguments, bench.cores.server)
+            Hosted("engine-web", "benchmarks.devices.bare_engine:BareEngine", arguments, bench.cores.server)
         )
         for _ in range(bench.plan.rounds):
             _measure_overhead(bench, ours, engine)

@@ -17,7 +17,7 @@ from tasks.lanes import Service
 from tests.support.corpus import passages
 from workers.engine import DeviceEngine
 from workers.hardware import cpu_has_bfloat16
-from workers.models.fetch import fetch
+from workers.models.downloads.fetch import fetch
 from workers.models.registry import load_models
 
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,9 @@ from workers.doctor.__main__ import NOT_EXAMINED, RIGHT, WRONG, main
 from workers.doctor.comparing import Check
 from workers.doctor.examination import Examination
 from workers.doctor.tensors import check_tensors
-from workers.models import recognise, tokenizer, weights
+from workers.models import weights
+from workers.models.folders import recognise
+from workers.models.tokenizing import tokenizer
 
 MODULES = sentence_modules()
 

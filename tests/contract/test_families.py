@@ -19,7 +19,7 @@ from workers.engine import DeviceEngine
 from workers.models.backends.torch import TorchBackend
 from workers.models.loaded import LoadedModel
 from workers.models.registry import load_models
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 RERANKERS = [family for family in FAMILIES if family.endswith("reranker")]
 EMBEDDERS = [family for family in FAMILIES if not family.endswith("reranker")]

@@ -19,8 +19,8 @@ import pytest
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.errors import ConfigError
-from workers.models.download import RemoteFile, Snapshot, choose, download
-from workers.models.fetch import fetch
+from workers.models.downloads.download import RemoteFile, Snapshot, choose, download
+from workers.models.downloads.fetch import fetch
 
 FILES = {
     "config.json": b'{"model_type": "bert"}',

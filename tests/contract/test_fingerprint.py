@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from config.catalog import ModelCard
 from tests.support.model_folders import edit, make_sentence_folder, sentence_modules
 from workers.models.fingerprint import fingerprint_recipe
-from workers.models.recognise import recognise
+from workers.models.folders.recognise import recognise
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from workers.models.backends.packed.backend import PackedBackend
 from workers.models.backends.packed.flat import Shape
 from workers.models.backends.packed.graphs import GraphStream, choose_bucket
 from workers.models.loaded import LoadedModel
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 TEXTS = varied_texts(200)
 BUCKETS = (Shape(16, 1), Shape(64, 4), Shape(128, 8), Shape(512, 16))

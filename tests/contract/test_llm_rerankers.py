@@ -28,8 +28,8 @@ from tests.support.model_folders import edit, make_bare
 from tests.support.reranker_references import LAYERWISE, REFERENCES, Pairs, score_as_layerwise
 from tests.support.web import NDJSON, opened_app, running_scheduler, running_worker, settings_of, wait_for_end
 from workers.engine import DeviceEngine
+from workers.models.folders.pair_template import TEMPLATES
 from workers.models.loaded import LoadedModel
-from workers.models.pair_template import TEMPLATES
 from workers.models.registry import load_model
 
 KINDS = (*RERANKERS, LAYERWISE)

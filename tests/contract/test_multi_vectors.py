@@ -23,7 +23,7 @@ from workers.engine.scoring import PairScores
 from workers.models.backends.torch import TorchBackend
 from workers.models.loaded import LoadedModel
 from workers.models.registry import load_models
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 SETTINGS = Settings(_env_file=None, device="cpu", threads=2, dtype="float32")
 

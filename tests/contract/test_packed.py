@@ -21,7 +21,7 @@ from workers.models.backends.packed.architectures import make_packed_model
 from workers.models.backends.packed.choose import pack
 from workers.models.backends.torch import TorchBackend
 from workers.models.loaded import LoadedModel
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 TEXTS = varied_texts(200)
 

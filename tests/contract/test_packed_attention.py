@@ -15,7 +15,7 @@ from workers.models.backends.packed import attention, bert, modernbert, qwen
 from workers.models.backends.packed.architectures import make_packed_model
 from workers.models.backends.packed.attention import CAUSAL, FULL, attend_by_flash, attend_row_by_row
 from workers.models.backends.packed.flat import Flat, Shape, Spans, write_rows
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 
 @pytest.mark.parametrize("window", [FULL, CAUSAL, (3, 3), (2, 0)])

@@ -14,7 +14,7 @@ from workers.models.backends.openvino import OpenVinoBackend
 from workers.models.backends.torch import TorchBackend
 from workers.models.loaded import LoadedModel
 from workers.models.registry import load_models
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 MINILM = "all-MiniLM-L6-v2"
 ROOT = Path(__file__).parents[2]

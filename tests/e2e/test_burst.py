@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.burst import Burst, Outcome, burst
+from benchmarks.load.burst import Burst, Outcome, burst
 from tests.support.product import MODEL
 from tests.support.stack_fixture import RunningStack, running_stack
 

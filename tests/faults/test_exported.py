@@ -13,7 +13,7 @@ from config.catalog import ModelCard
 from tests.support.checkpoints import make_checkpoint
 from workers.models.export import MODEL, TOKENIZER
 from workers.models.exported import find_or_export
-from workers.models.recognise import recognise
+from workers.models.folders.recognise import recognise
 
 SCRIPT = textwrap.dedent(
     """
@@ -21,7 +21,7 @@ SCRIPT = textwrap.dedent(
     from pathlib import Path
     from config.catalog import ModelCard
     from workers.models.exported import find_or_export
-    from workers.models.recognise import recognise
+    from workers.models.folders.recognise import recognise
 
     card = ModelCard.model_validate_json(sys.argv[1])
     recipe = recognise(card, Path(card.source.removeprefix("path:")))

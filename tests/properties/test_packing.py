@@ -15,7 +15,7 @@ from workers.engine.packing import Budget, pick_around, pick_run
 from workers.engine.pending import PendingWork
 from workers.engine.row_order import BulkLane, InteractiveLane
 from workers.models.shapes import round_rows_down
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 lengths = st.lists(st.integers(1, 600), min_size=1, max_size=80)
 budgets = st.integers(1, 5000)

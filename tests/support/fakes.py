@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from config.catalog import ModelCard
 from workers.models.backends.fake import FakeBackend, FakeTokenizer
 from workers.models.loaded import LoadedModel
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 __all__ = ["GatedBackend", "fake_card", "fake_model", "write_fake_card"]
 

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.model_folders import edit
-from workers.models.pair_template import TEMPLATES
+from workers.models.folders.pair_template import TEMPLATES
 
 __all__ = ["RERANKERS", "make_llm_reranker", "make_tokenizer", "mend_minicpm"]
 

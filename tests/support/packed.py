@@ -12,10 +12,10 @@ from config.catalog import ModelCard
 from config.settings import Settings
 from tests.support.checkpoints import WORDS
 from workers.models.backends.base import Backend
+from workers.models.folders.recognise import recognise
 from workers.models.loaded import LoadedModel
-from workers.models.recognise import recognise
 from workers.models.registry import load_models
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 from workers.models.weights import Weights, load_weights
 
 __all__ = ["Repeat", "load", "make_rows", "run", "varied_texts", "weights_of"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from config.catalog import load_catalog
 from config.settings import Settings
-from workers.models.fetch import fetch
+from workers.models.downloads.fetch import fetch
 
 __all__ = ["MODEL", "reference", "submit", "vectors", "wait_for_end"]
 

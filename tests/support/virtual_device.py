@@ -27,7 +27,7 @@ from workers.engine.warmup import warm_up_steps
 from workers.engine.watchdog import Watchdog
 from workers.models.backends.fake import FakeBackend, FakeTokenizer
 from workers.models.loaded import LoadedModel
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 __all__ = ["BATCH_TOKENS", "CALL_TOKENS", "RanPass", "VirtualDevice", "virtual_device"]
 

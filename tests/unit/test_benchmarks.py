@@ -8,13 +8,13 @@ import pytest
 
 from benchmarks.bench import FULL, QUICK
 from benchmarks.corpus import repeat
-from benchmarks.gemm import encoder_flops
+from benchmarks.devices.gemm import encoder_flops
 from benchmarks.goals import GOALS, judge
+from benchmarks.load.wire import Incoming
 from benchmarks.machine import describe, name
 from benchmarks.report import DOCS, write_docs, write_results
 from benchmarks.sheet import Sheet
 from benchmarks.suites.gpu_stack import misplaced
-from benchmarks.wire import Incoming
 
 
 def fill(sheet: Sheet, subject: str, *samples: float, suite: str = "engine", metric: str = "passages") -> None:

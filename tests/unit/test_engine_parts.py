@@ -8,7 +8,7 @@ from tasks.lanes import Service
 from workers.engine.fair_share import FairShare
 from workers.engine.guard import find_bad, run_guarded
 from workers.engine.oom import SafeSizes, run_halving
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 
 def run_turns(shares: FairShare, turns: int, interactive_s: float, bulk_s: float) -> list[Service]:

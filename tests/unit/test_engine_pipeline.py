@@ -18,7 +18,7 @@ from workers.engine.passes import Passes
 from workers.engine.pending import PendingWork, Row
 from workers.engine.watchdog import Watchdog
 from workers.models.backends.base import Values
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 Parts = tuple[DeviceEngine, "PipelinedBackend"]
 

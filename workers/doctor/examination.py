@@ -21,9 +21,9 @@ from workers.doctor.libraries import Reference, draw_from_vocabulary, open_refer
 from workers.doctor.measuring import Served, Timed, compute_within, release, serve
 from workers.doctor.tensors import check_modules, check_tensors
 from workers.doctor.texts import make_texts
-from workers.models.fetch import fetch
+from workers.models.downloads.fetch import fetch
+from workers.models.folders.recognise import Recipe, recognise
 from workers.models.proof import find_disagreement
-from workers.models.recognise import Recipe, recognise
 
 __all__ = ["Examination"]
 

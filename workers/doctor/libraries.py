@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from tasks.errors import ConfigError
-from workers.models.recognise import Recipe
+from workers.models.folders.recognise import Recipe
 
 __all__ = ["Reference", "draw_from_vocabulary", "open_reference"]
 

@@ -1,7 +1,7 @@
 """What a model's files alone show: numbers that are none, matrices of zeros, modules that nobody names.
 
-Owns the look at every tensor. Whether the files are those of the hub is `workers.models.fetch`'s business, and
-what they give is seen by comparing.
+Owns the look at every tensor. Whether the files are those of the hub is `workers.models.downloads.fetch`'s
+business, and what they give is seen by comparing.
 """
 
 import re
@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from workers.doctor.comparing import Check
-from workers.models.recognise import Recipe
+from workers.models.folders.recognise import Recipe
 
 __all__ = ["check_modules", "check_tensors"]
 

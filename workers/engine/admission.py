@@ -17,9 +17,9 @@ from tasks.vectors import Extra, ExtraParts, Ragged
 from workers.engine.pending import ExtraSink, Finish, PendingWork
 from workers.engine.scoring import BLEND, TOKENS_ONLY, PairScores, cosines, to_unit_range
 from workers.models.loaded import LoadedModel
-from workers.models.pair_tokenizer import TemplateTokenizer
-from workers.models.token_tokenizer import TokenTokenizer
-from workers.models.tokenizer import Encoded
+from workers.models.tokenizing.pair_tokenizer import TemplateTokenizer
+from workers.models.tokenizing.token_tokenizer import TokenTokenizer
+from workers.models.tokenizing.tokenizer import Encoded
 
 __all__ = ["admit"]
 

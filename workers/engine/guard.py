@@ -12,7 +12,7 @@ from tasks.engine import ItemError
 from tasks.errors import InvalidEmbedding
 from tasks.vectors import ExtraParts
 from workers.models.backends.base import Backend, Heads, Values
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 __all__ = ["INVALID", "find_bad", "run_guarded", "run_guarded_heads"]
 

@@ -24,7 +24,7 @@ from workers.engine.queue import WorkQueue
 from workers.engine.scheduler import RECENT_S, Limits, Scheduler
 from workers.engine.watchdog import DeviceHealth, Watchdog, end_process
 from workers.models.loaded import LoadedModel
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 __all__ = ["DeviceLoop"]
 

@@ -19,7 +19,7 @@ from tasks.engine import ItemError, Outcomes
 from tasks.lanes import Service
 from tasks.vectors import ExtraParts
 from workers.models.loaded import LoadedModel
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 __all__ = ["Batch", "Deadlines", "ExtraSink", "Finish", "PendingWork", "Row"]
 

@@ -16,7 +16,7 @@ from tasks.lanes import Service
 from workers.engine.passes import Passes
 from workers.engine.pending import PendingWork
 from workers.models.loaded import LoadedModel
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 __all__ = ["warm_up_steps"]
 

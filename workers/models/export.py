@@ -14,7 +14,7 @@ import numpy as np
 
 from config.catalog import ModelCard
 from tasks.errors import ConfigError, WorkError
-from workers.models.recognise import recognise
+from workers.models.folders.recognise import recognise
 from workers.models.weights import Weights, load_weights
 
 __all__ = ["EXIT_REFUSED", "MODEL", "TOKENIZER", "TRAITS", "export", "import_openvino"]

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from config.parent_death import tied_to_parent
 from tasks.errors import ConfigError, WorkError
+from workers.models.downloads.fetch import locked
 from workers.models.export import EXIT_REFUSED, MODEL, TOKENIZER, TRAITS
-from workers.models.fetch import locked
 from workers.models.fingerprint import COMPUTING, hash_files, hash_recipe
-from workers.models.recognise import Recipe
+from workers.models.folders.recognise import Recipe
 
 __all__ = ["find_or_export"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from workers.models.pooling import pool_states
+from workers.models.folders.pooling import pool_states
 
 __all__ = ["AllOutputs", "Embedder", "MultiVectorEmbedder", "Scorer", "SpladeEmbedder", "TokenEmbedder"]
 
@@ -21,7 +21,7 @@ class Embedder(torch.nn.Module):
 
     Attributes:
         transformer: the model of transformers.
-        pooling: see `workers.models.pooling.pool_states`.
+        pooling: see `workers.models.folders.pooling.pool_states`.
         steps: modules from vectors to vectors, in their order; length 1, where it is wanted, is the last of them.
     """
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import orjson
 
 from config.catalog import ModelCard
-from workers.models.recognise import Recipe
+from workers.models.folders.recognise import Recipe
 
 __all__ = ["fingerprint_recipe", "hash_files", "hash_recipe", "make_fingerprint"]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from config.catalog import ModelCard
 from workers.models.backends.base import Backend
-from workers.models.tokenizer import TextTokenizer
+from workers.models.tokenizing.tokenizer import TextTokenizer
 
 __all__ = ["LoadedModel"]
 

@@ -13,8 +13,8 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.granite.modeling_granite import GranitePreTrainedModel
 
 from tasks.errors import ConfigError
-from workers.models.folder import read_json
-from workers.models.recognise import Recipe
+from workers.models.folders.folder import read_json
+from workers.models.folders.recognise import Recipe
 
 __all__ = ["LayerwiseScorer", "LogitScorer", "load_layerwise", "load_logit_scorer"]
 

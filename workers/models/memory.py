@@ -17,7 +17,7 @@ from workers.models.backends.base import Backend
 
 __all__ = ["MemoryGauge", "release_memory", "weight_bytes"]
 
-# As `workers.models.folder` knows them; a model's modules may have weights in folders of their own.
+# As `workers.models.folders.folder` knows them; a model's modules may have weights in folders of their own.
 _WEIGHTS: Sequence[Sequence[str]] = ("*.safetensors", "*/*.safetensors"), ("pytorch_model*.bin", "*/pytorch_model*.bin")
 
 

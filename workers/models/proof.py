@@ -15,7 +15,7 @@ from tasks.errors import ConfigError
 from tasks.vectors import Extra, Parts
 from workers.models.backends.base import Backend, Heads
 from workers.models.loaded import LoadedModel
-from workers.models.tokenizer import FastTokenizer, Tokens
+from workers.models.tokenizing.tokenizer import FastTokenizer, Tokens
 
 __all__ = ["find_disagreement", "prove"]
 

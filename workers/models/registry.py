@@ -16,14 +16,14 @@ from config.settings import Settings
 from tasks.errors import ConfigError, WorkError
 from workers.cores import usable_cores
 from workers.hardware import choose_devices, cpu_has_bfloat16, memory_share
+from workers.models.downloads.fetch import fetch, models_dir
 from workers.models.export import TOKENIZER, TRAITS
 from workers.models.exported import find_or_export
-from workers.models.fetch import fetch, models_dir
 from workers.models.fingerprint import fingerprint_recipe, make_fingerprint
+from workers.models.folders.recognise import Recipe, recognise
 from workers.models.loaded import LoadedModel
 from workers.models.proof import prove
-from workers.models.recognise import Recipe, recognise
-from workers.models.tokenizer import read_tokenizer
+from workers.models.tokenizing.tokenizer import read_tokenizer
 from workers.models.weights import load_weights
 
 __all__ = ["load_model", "load_models"]

@@ -13,17 +13,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from tasks.errors import ConfigError
-from workers.models.pair_template import read_chat_template
-from workers.models.pair_tokenizer import TemplateTokenizer
-from workers.models.recognise import Recipe
-from workers.models.token_tokenizer import TokenTokenizer
-from workers.models.tokenizer import FastTokenizer, lower_cased
+from workers.models.folders.pair_template import read_chat_template
+from workers.models.folders.recognise import Recipe
+from workers.models.tokenizing.pair_tokenizer import TemplateTokenizer
+from workers.models.tokenizing.token_tokenizer import TokenTokenizer
+from workers.models.tokenizing.tokenizer import FastTokenizer, lower_cased
 
 if TYPE_CHECKING:
     import torch
 
-    from workers.models.llm_rerankers import PairReading
-    from workers.models.pair_template import PairTemplate
+    from workers.models.folders.llm_rerankers import PairReading
+    from workers.models.folders.pair_template import PairTemplate
 
 __all__ = ["Weights", "load_weights"]
 
@@ -109,7 +109,7 @@ def _load_module(recipe: Recipe, dtype: str) -> "tuple[torch.nn.Module, Any]":
     from transformers import AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification  # noqa: PLC0415
 
     from workers.models.families import Embedder, MultiVectorEmbedder, Scorer, SpladeEmbedder, TokenEmbedder  # noqa: PLC0415
-    from workers.models.pooling import load_steps  # noqa: PLC0415
+    from workers.models.folders.pooling import load_steps  # noqa: PLC0415
 
     if recipe.family == "cross-encoder":
         model = _load_transformer(recipe, AutoModelForSequenceClassification, dtype)

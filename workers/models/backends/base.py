@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.vectors import ExtraParts
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 __all__ = ["Backend", "Heads", "Pipeline", "Values"]
 

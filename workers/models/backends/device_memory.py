@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tasks.errors import OutOfMemory
 from workers.models.backends.base import Values
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 __all__ = ["copy_back", "within_memory"]
 

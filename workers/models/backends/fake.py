@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from config.catalog import ModelCard
 from tasks.errors import OutOfMemory
 from workers.models.backends.base import Backend, Heads, Pipeline, Values
-from workers.models.tokenizer import Encoded, Tokens, Truncate
+from workers.models.tokenizing.tokenizer import Encoded, Tokens, Truncate
 
 __all__ = ["FakeBackend", "FakeTokenizer"]
 
@@ -38,7 +38,7 @@ _BEGIN, _END, _FIRST_MARKER = 1, 2, 10
 
 
 class FakeTokenizer:
-    """One token per word and two special ones. See `workers.models.tokenizer.TextTokenizer`."""
+    """One token per word and two special ones. See `workers.models.tokenizing.tokenizer.TextTokenizer`."""
 
     def __init__(self, card: ModelCard) -> None:
         self.max_tokens = card.max_tokens

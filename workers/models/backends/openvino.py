@@ -29,7 +29,7 @@ from workers.models.backends.padding import pad
 from workers.models.backends.token_outputs import deal_out
 from workers.models.export import MODEL, import_openvino
 from workers.models.shapes import ShapeCache, split_evenly
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 __all__ = ["OpenVinoBackend", "Traits", "compile_exported"]
 

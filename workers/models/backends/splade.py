@@ -15,7 +15,7 @@ from workers.models.backends.base import Values
 from workers.models.backends.device_memory import copy_back
 from workers.models.backends.padding import pad
 from workers.models.backends.torch import TorchBackend
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 from workers.models.weights import Weights
 
 __all__ = ["SpladeBackend"]

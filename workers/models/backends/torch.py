@@ -19,7 +19,7 @@ from workers.models.backends.device_memory import copy_back, within_memory
 from workers.models.backends.padding import pad
 from workers.models.backends.token_outputs import deal_out_all
 from workers.models.families import MultiVectorEmbedder
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 from workers.models.weights import Weights
 
 __all__ = ["TorchBackend"]

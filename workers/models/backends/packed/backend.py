@@ -17,7 +17,7 @@ from workers.models.backends.device_memory import copy_back, within_memory
 from workers.models.backends.packed.flat import Flat, Shape, write_rows
 from workers.models.backends.packed.model import PackedModel
 from workers.models.backends.token_outputs import deal_out_all
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 __all__ = ["PackedBackend"]
 

@@ -16,7 +16,7 @@ from workers.models.backends.packed.layers import UnknownModelError
 from workers.models.backends.packed.model import PackedModel
 from workers.models.backends.packed.parity import agree, check_rows
 from workers.models.backends.torch import TorchBackend
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 from workers.models.weights import Weights
 
 __all__ = ["pack"]

@@ -21,7 +21,7 @@ from workers.models.backends.device_memory import copy_back
 from workers.models.backends.packed.backend import PackedBackend
 from workers.models.backends.packed.flat import Flat, Shape, write_rows
 from workers.models.backends.packed.model import PackedModel
-from workers.models.tokenizer import Tokens
+from workers.models.tokenizing.tokenizer import Tokens
 
 __all__ = ["BUCKETS", "CudaRecorder", "GraphStream", "Recorder", "choose_bucket"]
 

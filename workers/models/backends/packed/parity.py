@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from config.catalog import ModelCard
 from workers.models.backends.base import Backend
-from workers.models.tokenizer import TextTokenizer, Tokens
+from workers.models.tokenizing.tokenizer import TextTokenizer, Tokens
 
 __all__ = ["agree", "check_rows", "disagreement"]
 

@@ -1,0 +1,1 @@
+"""Two trees or devices side by side, run by hand."""

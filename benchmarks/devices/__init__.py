@@ -1,0 +1,1 @@
+"""One engine or device without a server around it."""
