@@ -1,7 +1,7 @@
 """The reference of all settings, written from the settings themselves: `python -m config.reference`.
 
 Owns the text of `.env.example` and `docs/settings.md`; a test fails when a page differs from what is rendered here.
-Knows no setting by name: headings come from the section comments of `config/settings.py`, the rest from its fields.
+Knows no setting by name: headings come from the section comments of `config/setting_fields.py`, the rest from fields.
 """
 
 import inspect
@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import AliasChoices, SecretStr
 
 from config.catalog_page import render_catalog_page
+from config.setting_fields import SettingFields
 from config.settings import Settings
 
 __all__ = ["OUTPUTS", "render_env_example", "render_settings_page"]
@@ -63,7 +64,7 @@ def render_settings_page() -> str:
         "Each is read from the environment, from `.env` or from `twolane.toml` (`port = 8000`) in the working",
         "directory; the first of these decides. A name that is no setting is refused with the nearest that is.",
         "An empty value means the default. Settings that contradict each other stop the process at start, which names",
-        "both. This page is written by `make docs` from `config/settings.py`.",
+        "both. This page is written by `make docs` from `config/setting_fields.py`.",
     ]
     for title, entries in _by_section():
         lines += [
@@ -119,7 +120,7 @@ def _entries() -> Iterator[_Entry]:
 def _fields_in_order() -> Iterator[tuple[str, str]]:
     """Yield (section, field name) as they stand in the source: a comment is the only place that knows its section."""
     section = "general"
-    for line in inspect.getsource(Settings).splitlines():
+    for line in inspect.getsource(SettingFields).splitlines():
         if heading := _SECTION.match(line):
             section = heading["title"]
         elif (field := _FIELD.match(line)) and field["name"] in Settings.model_fields:
