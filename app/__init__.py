@@ -9,7 +9,7 @@ from app.admin import key_routes
 from app.admin import routes as admin_routes
 from app.batches import files_routes
 from app.batches import routes as batches_routes
-from app.compat import install_doors
+from app.compat import install_adapters
 from app.console import install_console
 from app.http.cors import install_cors
 from app.http.errors import install_errors
@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> Flask:
         app.register_api(routes.blueprint)
     app.register_api(admin_routes.blueprint)
     app.register_api(key_routes.blueprint)
-    install_doors(app)
+    install_adapters(app)
     install_console(app, live, authenticator)
     app.register_blueprint(pages.blueprint)
     app.register_blueprint(metrics.blueprint)

@@ -1,7 +1,7 @@
 """Arrays to bytes and back, on the wire and at rest: a JSON header and raw little-endian columns, nothing else.
 
 Layout: 4 bytes little-endian length of the header, the header, then the columns one after another without padding. The
-header's `columns` lists name, dtype and shape of each. No pickle: a frame from a stranger can at worst be refused.
+header's `columns` lists name, dtype and shape of each. No pickle: an untrusted frame can at worst be refused.
 """
 
 import math

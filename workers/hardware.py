@@ -2,7 +2,7 @@
 
 Owns reading `nvidia-smi` and `/proc/cpuinfo`, and what a worker's environment says of its device. Imports no device
 library: the launcher stays small, and a device is chosen by the environment of the worker's process, outside Python.
-Which cores a worker gets is `workers.cores`' business.
+`workers.cores` decides which cores a worker gets.
 """
 
 import logging

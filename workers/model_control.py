@@ -1,7 +1,7 @@
 """Follows what admins order of models, and what calls and jobs need, while the worker serves.
 
-Owns the thread that looks once a second, and the rule which worker loads a model that is wanted. How a model is loaded
-is `workers.loading`'s business.
+Owns the thread that looks once a second, and the rule which worker loads a model that is wanted. `workers.loading`
+loads it.
 """
 
 import logging

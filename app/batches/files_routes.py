@@ -110,7 +110,7 @@ def get_file_content(path: FileId) -> Response:
     blocks = paced(read_blocks(files.open(file)), settings.min_client_bytes_s, settings.stream_timeout_s)
     response = Response(blocks, mimetype="application/octet-stream")
     response.content_length = file.size_bytes
-    # Never shown as a page: the bytes are a stranger's.
+    # Never shown as a page: the bytes are untrusted.
     response.headers.set("Content-Disposition", "attachment", filename=f"{file.id}.jsonl")
     return response
 

@@ -1,6 +1,6 @@
-"""The doors for clients of other services: their addresses and their words, over the same submission service.
+"""Adapters for clients of other services: their paths and field names, over the same submission service.
 
-Owns which door has which routes, and that a door's module is imported when the first call for it comes or when the
+Owns which adapter has which routes, and imports an adapter's module when the first call for it comes or when the
 OpenAPI text is asked for: a process that serves none of them starts without them. One module is one vendor.
 """
 
@@ -10,10 +10,10 @@ from importlib import import_module
 
 from flask import Response
 
-from app.compat.doors import Door
+from app.compat.adapters import Adapter
 from app.http.openapi import Api
 
-__all__ = ["ROUTES", "install_doors", "load_door"]
+__all__ = ["ROUTES", "install_adapters", "load_adapter"]
 
 ROUTES: Mapping[str, tuple[str, ...]] = {
     "azure": ("POST /openai/deployments/<path:model>/embeddings",),
@@ -27,23 +27,23 @@ ROUTES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-def install_doors(app: Api) -> None:
-    """Give the app every door's addresses. No door is loaded."""
+def install_adapters(app: Api) -> None:
+    """Give the app every adapter's addresses. No adapter is loaded."""
     for name, routes in ROUTES.items():
         for route in routes:
             method, rule = route.split(" ")
             app.add_url_rule(rule, f"compat {route}", _entrance(name, route), methods=[method])
-        app.describe_later(partial(load_door, name))
+        app.describe_later(partial(load_adapter, name))
 
 
-def load_door(name: str) -> Door:
-    """Return a vendor's door, imported at its first use."""
-    door: Door = import_module(f"{__name__}.{name}").door
-    return door
+def load_adapter(name: str) -> Adapter:
+    """Return a vendor's adapter, imported at its first use."""
+    adapter: Adapter = import_module(f"{__name__}.{name}").adapter
+    return adapter
 
 
 def _entrance(name: str, route: str) -> Callable[..., Response]:
     def enter(**arguments: str) -> Response:
-        return load_door(name).views[route](**arguments)
+        return load_adapter(name).views[route](**arguments)
 
     return enter

@@ -6,22 +6,22 @@ Owns the address; body and answer are those of `/v1/embeddings`. `api-version` i
 from flask import Response
 from pydantic import BaseModel
 
-from app.compat.doors import Door, UnnamedEmbeddingsRequest
+from app.compat.adapters import Adapter, UnnamedEmbeddingsRequest
 from app.http.errors import documented
 from app.inference.embeddings import create_embeddings
 from app.inference.schemas import EmbeddingsResponse
 from app.jobs.schemas import JobObject
 
-__all__ = ["door"]
+__all__ = ["adapter"]
 
-door = Door("azure", "Azure OpenAI's embeddings route, for its client libraries")
+adapter = Adapter("azure", "Azure OpenAI's embeddings route, for its client libraries")
 
 
 class _DeploymentPath(BaseModel):
     model: str
 
 
-@door.post(
+@adapter.post(
     "/openai/deployments/<path:model>/embeddings",
     responses=documented(EmbeddingsResponse, accepted=JobObject, computing=True),
 )

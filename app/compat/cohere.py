@@ -15,7 +15,7 @@ from flask import Response
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-from app.compat.doors import Door, VendorBody, Wanted, choose_card, embed, refuse_field
+from app.compat.adapters import Adapter, VendorBody, Wanted, choose_card, embed, refuse_field
 from app.fields import ModelName, Truncate
 from app.http.errors import documented
 from app.http.responses import json_response
@@ -25,9 +25,9 @@ from config.catalog import ModelCard
 from tasks.engine import Outcomes
 from tasks.errors import InvalidRequest
 
-__all__ = ["door"]
+__all__ = ["adapter"]
 
-door = Door("cohere", "Cohere's embed routes, for its client libraries")
+adapter = Adapter("cohere", "Cohere's embed routes, for its client libraries")
 
 EmbeddingType = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 _ROLES = {"search_query": "query", "search_document": "document", "classification": None, "clustering": None}
@@ -125,13 +125,13 @@ class CohereEmbedResponseV1(BaseModel):
     meta: dict[str, Any]
 
 
-@door.post("/v2/embed", responses=documented(CohereEmbedResponse, accepted=JobObject, computing=True))
+@adapter.post("/v2/embed", responses=documented(CohereEmbedResponse, accepted=JobObject, computing=True))
 def embed_v2(body: CohereEmbedRequest) -> Response:
     """Embed texts as Cohere's API v2 does."""
     return _embed(body, body.embedding_types or ["float"], "2")
 
 
-@door.post("/v1/embed", responses=documented(CohereEmbedResponseV1, accepted=JobObject, computing=True))
+@adapter.post("/v1/embed", responses=documented(CohereEmbedResponseV1, accepted=JobObject, computing=True))
 def embed_v1(body: CohereEmbedRequest) -> Response:
     """Embed texts as Cohere's API v1 does."""
     return _embed(body, body.embedding_types, "1")

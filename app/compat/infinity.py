@@ -11,7 +11,7 @@ from typing import Any
 from flask import Response
 from pydantic import Field
 
-from app.compat.doors import Door, UnnamedEmbeddingsRequest, VendorBody, Wanted, choose_card, rank, refuse_field
+from app.compat.adapters import Adapter, UnnamedEmbeddingsRequest, VendorBody, Wanted, choose_card, rank, refuse_field
 from app.fields import Documents, ModelName, document_text
 from app.http.errors import documented
 from app.inference.embeddings import create_embeddings
@@ -19,9 +19,9 @@ from app.inference.rendering import render_ranking
 from app.inference.schemas import EmbeddingsResponse, RerankResponse
 from app.jobs.schemas import JobObject
 
-__all__ = ["door"]
+__all__ = ["adapter"]
 
-door = Door("infinity", "Infinity's routes, for its client libraries")
+adapter = Adapter("infinity", "Infinity's routes, for its client libraries")
 
 # What Infinity's own client sends where its caller names no model.
 _UNNAMED = "default/not-specified"
@@ -44,8 +44,8 @@ class InfinityRerankRequest(VendorBody):
     raw_scores: bool | None = Field(None, description="true is refused: scores are always in [0, 1].")
 
 
-@door.post("/embeddings", responses=documented(EmbeddingsResponse, accepted=JobObject, computing=True))
-@door.post("/infinity/embeddings", responses=documented(EmbeddingsResponse, accepted=JobObject, computing=True))
+@adapter.post("/embeddings", responses=documented(EmbeddingsResponse, accepted=JobObject, computing=True))
+@adapter.post("/infinity/embeddings", responses=documented(EmbeddingsResponse, accepted=JobObject, computing=True))
 def embed_unnamed(body: InfinityEmbeddingsRequest) -> Response:
     """Embed as `/v1/embeddings` does; a model need not be named."""
     if body.modality not in {None, "text"}:
@@ -55,7 +55,7 @@ def embed_unnamed(body: InfinityEmbeddingsRequest) -> Response:
     return answer
 
 
-@door.post("/infinity/rerank", responses=documented(RerankResponse, accepted=JobObject, computing=True))
+@adapter.post("/infinity/rerank", responses=documented(RerankResponse, accepted=JobObject, computing=True))
 def rank_documents(body: InfinityRerankRequest) -> Response:
     """Score documents against a query, best first; documents come back as strings."""
     if body.raw_scores:

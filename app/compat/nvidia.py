@@ -11,7 +11,7 @@ import numpy as np
 from flask import Response
 from pydantic import BaseModel, Field
 
-from app.compat.doors import Door, VendorBody, Wanted, choose_card, rank
+from app.compat.adapters import Adapter, VendorBody, Wanted, choose_card, rank
 from app.fields import ModelName
 from app.http.errors import documented
 from app.http.responses import json_response
@@ -19,9 +19,9 @@ from app.inference.schemas import Usage
 from app.jobs.schemas import JobObject
 from tasks.engine import Outcomes
 
-__all__ = ["door"]
+__all__ = ["adapter"]
 
-door = Door("nvidia", "NVIDIA NIM's ranking route, for its client libraries")
+adapter = Adapter("nvidia", "NVIDIA NIM's ranking route, for its client libraries")
 
 _NEAREST = 1e-7
 
@@ -60,7 +60,7 @@ class NvidiaRankingResponse(BaseModel):
     usage: Usage
 
 
-@door.post("/v1/ranking", responses=documented(NvidiaRankingResponse, accepted=JobObject, computing=True))
+@adapter.post("/v1/ranking", responses=documented(NvidiaRankingResponse, accepted=JobObject, computing=True))
 def rank_passages(body: NvidiaRankingRequest) -> Response:
     """Score passages against a query, as NVIDIA's reranking microservice does."""
     pairs = [(body.query.text, passage.text) for passage in body.passages]
@@ -68,7 +68,7 @@ def rank_passages(body: NvidiaRankingRequest) -> Response:
     return rank(choose_card(body.model, "rerank"), pairs, wanted, body, partial(_render, most=body.top_k))
 
 
-@door.post(
+@adapter.post(
     "/v1/retrieval/<path:model>/reranking",
     responses=documented(NvidiaRankingResponse, accepted=JobObject, computing=True),
 )

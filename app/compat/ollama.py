@@ -11,7 +11,7 @@ from flask import Response
 from pydantic import BaseModel, Field
 
 from app.access.auth import visible_cards
-from app.compat.doors import Door, VendorBody, Wanted, choose_card, embed, refuse_field
+from app.compat.adapters import Adapter, VendorBody, Wanted, choose_card, embed, refuse_field
 from app.fields import ModelName, Truncate
 from app.http.errors import documented
 from app.http.responses import json_response
@@ -21,9 +21,9 @@ from config.catalog import ModelCard
 from tasks.engine import Outcomes
 from tasks.errors import InvalidRequest
 
-__all__ = ["door"]
+__all__ = ["adapter"]
 
-door = Door("ollama", "Ollama's embedding routes, for its client libraries")
+adapter = Adapter("ollama", "Ollama's embedding routes, for its client libraries")
 
 _LATEST = ":latest"
 # Models have no date of their own; Ollama's clients parse one.
@@ -93,7 +93,7 @@ class OllamaTags(BaseModel):
     models: list[OllamaModel]
 
 
-@door.post("/api/embed", responses=documented(OllamaEmbedResponse, accepted=JobObject, computing=True))
+@adapter.post("/api/embed", responses=documented(OllamaEmbedResponse, accepted=JobObject, computing=True))
 def embed_input(body: OllamaEmbedRequest) -> Response:
     """Embed one text or several, as Ollama does."""
     started_ns = time.perf_counter_ns()
@@ -110,13 +110,13 @@ def embed_input(body: OllamaEmbedRequest) -> Response:
     return embed(body.card(), texts, Wanted(dimensions=body.dimensions, truncate=cut), body, render)
 
 
-@door.post("/api/embeddings", responses=documented(OllamaEmbeddingsResponse, accepted=JobObject, computing=True))
+@adapter.post("/api/embeddings", responses=documented(OllamaEmbeddingsResponse, accepted=JobObject, computing=True))
 def embed_prompt(body: OllamaEmbeddingsRequest) -> Response:
     """Embed one text, as older clients of Ollama ask for it."""
     return embed(body.card(), [body.prompt], Wanted(), body, lambda got: json_response({"embedding": got.values[0]}))
 
 
-@door.get("/api/tags", responses=documented(OllamaTags))
+@adapter.get("/api/tags", responses=documented(OllamaTags))
 def list_tags() -> Response:
     """List the served models, as Ollama does."""
     served = {card.name for card in services().catalog.served}

@@ -11,7 +11,7 @@ from flask import Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, RootModel
 
 from app.access.auth import current_tenant
-from app.compat.doors import Door, VendorBody, Wanted, choose_card, embed, rank, refuse_field, reread
+from app.compat.adapters import Adapter, VendorBody, Wanted, choose_card, embed, rank, refuse_field, reread
 from app.fields import Documents, ModelName, Truncate, document_text
 from app.http.errors import documented
 from app.http.responses import json_response
@@ -23,9 +23,9 @@ from config.catalog import ModelCard
 from tasks.engine import Outcomes
 from tasks.errors import InvalidRequest
 
-__all__ = ["door"]
+__all__ = ["adapter"]
 
-door = Door("text-embeddings-inference", "TEI's own routes, for huggingface_hub and what rests on it")
+adapter = Adapter("text-embeddings-inference", "TEI's own routes, for huggingface_hub and what rests on it")
 
 _PROMPTS = {"query": "query", "search_query": "query", "document": "document", "passage": "document"}
 
@@ -132,8 +132,8 @@ class TeiInfo(BaseModel):
     version: str
 
 
-@door.post("/", responses=documented(TeiVectors, accepted=JobObject, computing=True))
-@door.post("/embed", responses=documented(TeiVectors, accepted=JobObject, computing=True))
+@adapter.post("/", responses=documented(TeiVectors, accepted=JobObject, computing=True))
+@adapter.post("/embed", responses=documented(TeiVectors, accepted=JobObject, computing=True))
 def embed_inputs(body: TeiEmbedRequest) -> Response:
     """Embed one text or several, as text-embeddings-inference does."""
     card, texts = choose_card(body.model), body.texts()
@@ -150,14 +150,14 @@ def embed_inputs(body: TeiEmbedRequest) -> Response:
     return embed(card, texts, body.wanted(dimensions=body.dimensions), body, render)
 
 
-@door.post("/embed_sparse", responses=documented(TeiSparseVectors, accepted=JobObject, computing=True))
+@adapter.post("/embed_sparse", responses=documented(TeiSparseVectors, accepted=JobObject, computing=True))
 def embed_sparse(body: TeiInputs) -> Response:
     """Embed texts as sparse vectors, with a model that gives them."""
     card, texts = choose_card(body.model, "sparse"), body.texts()
     return embed(card, texts, body.wanted(returns=["sparse"]), body, _render_sparse)
 
 
-@door.post("/rerank", responses=documented(TeiRanking, accepted=JobObject, computing=True))
+@adapter.post("/rerank", responses=documented(TeiRanking, accepted=JobObject, computing=True))
 def rank_texts(body: TeiRerankRequest) -> Response:
     """Score `texts` against a query as text-embeddings-inference does, or `documents` as `/v1/rerank` does."""
     if body.texts is None:
@@ -177,7 +177,7 @@ def rank_texts(body: TeiRerankRequest) -> Response:
     return rank(card, [(body.query, text) for text in texts], Wanted(truncate=body.cut()), body, render)
 
 
-@door.get("/info", responses=documented(TeiInfo))
+@adapter.get("/info", responses=documented(TeiInfo))
 def show_info() -> Response:
     """Describe the model that a call without a name gets, as text-embeddings-inference does."""
     live = services()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from flask import Response
 from pydantic import BaseModel, Field
 
-from app.compat.doors import Door, VendorBody, Wanted, choose_card, embed, rank, refuse_field
+from app.compat.adapters import Adapter, VendorBody, Wanted, choose_card, embed, rank, refuse_field
 from app.fields import ModelName
 from app.http.errors import documented
 from app.http.responses import json_response
@@ -20,9 +20,9 @@ from app.jobs.schemas import JobObject
 from tasks.engine import Outcomes
 from tasks.errors import InvalidRequest
 
-__all__ = ["door"]
+__all__ = ["adapter"]
 
-door = Door("vllm", "vLLM's routes besides those of OpenAI")
+adapter = Adapter("vllm", "vLLM's routes besides those of OpenAI")
 
 
 class _VllmBody(VendorBody):
@@ -106,8 +106,8 @@ class VllmPoolingResponse(BaseModel):
     usage: Usage
 
 
-@door.post("/v1/score", responses=documented(VllmScoreResponse, accepted=JobObject, computing=True))
-@door.post("/score", responses=documented(VllmScoreResponse, accepted=JobObject, computing=True))
+@adapter.post("/v1/score", responses=documented(VllmScoreResponse, accepted=JobObject, computing=True))
+@adapter.post("/score", responses=documented(VllmScoreResponse, accepted=JobObject, computing=True))
 def score_pairs(body: VllmScoreRequest) -> Response:
     """Score pairs of texts, as vLLM does."""
     body.require_possible()
@@ -121,7 +121,7 @@ def score_pairs(body: VllmScoreRequest) -> Response:
     return rank(card, body.pairs(), Wanted(), body, render)
 
 
-@door.post("/pooling", responses=documented(VllmPoolingResponse, accepted=JobObject, computing=True))
+@adapter.post("/pooling", responses=documented(VllmPoolingResponse, accepted=JobObject, computing=True))
 def pool_texts(body: VllmPoolingRequest) -> Response:
     """Embed texts as dense vectors, as vLLM's pooling route does for embedding models."""
     body.require_possible()

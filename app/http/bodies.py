@@ -174,7 +174,7 @@ def read_model(request: Request, limit_bytes: int, model: type[M]) -> M:
 
 
 def explain_invalid(error: ValidationError) -> InvalidRequest:
-    """Return the refusal that tells the first complaint, by the field's name."""
+    """Return the error for the first complaint of the validation, with the field's name."""
     # The input itself must not come back: it would end in the client's logs, and in ours.
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
     param = ".".join(str(step) for step in first["loc"]) or None

@@ -101,7 +101,7 @@ _RETRIED_BY_CLIENTS = frozenset({408, 409, 429}) | frozenset(range(500, 600))
 _ANYWHERE = (RequestError, AuthenticationError, PermissionDenied, RateLimited, StoreUnavailable, TwolaneError)
 _COMPUTING = (ModelNotFound, TooLarge, IdempotencyMismatch, LaneFull, NoWorker, DeadlineExceeded, WorkError)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-# Of an address in a message: it is a stranger's text.
+# Of an address in a message: it is untrusted text.
 _PATH_CHARS = 100
 _ALIKE = 0.7
 _HTTP_CODES = {404: "route_not_found", 405: "method_not_allowed", 413: TooLarge.code}
@@ -182,7 +182,7 @@ def render_error(error: TwolaneError) -> Response:
 
 
 def error_code(response: Response) -> str:
-    """Return the code of the error that an answer tells; empty: it tells none of ours."""
+    """Return the error code in an answer; empty: there is none of ours."""
     return str(getattr(response, "code", ""))
 
 

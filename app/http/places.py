@@ -259,7 +259,7 @@ class HeldAnswer:
 
 
 def find_kind(environ: Mapping[str, Any]) -> Kind:
-    """Return the kind of a request as its head tells it."""
+    """Return the kind of a request, by its head."""
     path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
     if path in _PROBES or (path.startswith(_CANCELS) and (method == "DELETE" or path.endswith("/cancel"))):
         return Kind.CONTROL
@@ -274,7 +274,7 @@ def find_kind(environ: Mapping[str, Any]) -> Kind:
 
 
 def _find_reader(path: str, query: str) -> Kind | None:
-    """Return the kind of a reader of a stream, where the address alone tells it."""
+    """Return the kind of a reader of a stream, where the address alone decides it."""
     if path.endswith("/content") or (path.endswith("/results") and "format=" in query and "format=json" not in query):
         return Kind.STREAM
     return Kind.WAIT if path.endswith("/events") else None

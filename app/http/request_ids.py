@@ -99,5 +99,5 @@ def _finish(response: Response) -> Response:
 
 
 def _route() -> str:
-    """Return the path as it was registered where there is one: an unknown path is a stranger's text."""
+    """Return the path as it was registered where there is one: an unknown path is untrusted text."""
     return request.url_rule.rule if request.url_rule is not None else "(unknown route)"

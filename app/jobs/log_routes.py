@@ -46,7 +46,7 @@ def get_log(path: JobId) -> Response:
     """Tell what happened to a job, by whom and in which request, oldest first; the newest 200 lines are kept."""
     live, tenant = services(), current_tenant()
     events = live.store.listing.log(live.store.get(path.job_id, tenant.name).id)
-    # The keys of others are not this tenant's business, an operator's neither.
+    # A tenant must not see the names of other tenants' or operators' keys.
     shown = [{**event, **_name_actor(event, tenant.name)} for event in events]
     return json_response({"object": "list", "data": shown, "has_more": False})
 

@@ -288,7 +288,7 @@ class ResultItem(BaseModel):
 
 
 class WebhookObject(BaseModel):
-    """Whom a job tells of its end, and what became of it."""
+    """Where the end of a job is delivered, and the state of that delivery."""
 
     url: str
     status: Literal["waiting", "pending", "retrying", "delivered", "failed"]

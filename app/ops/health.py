@@ -1,6 +1,6 @@
 """Probes: is the process alive, is the service ready, what is wrong.
 
-Owns the three probe paths. They need no key, and say nothing that a stranger should not read.
+Owns the three probe paths. They need no key, and say nothing that must not be public.
 """
 
 import contextlib

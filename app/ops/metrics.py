@@ -1,7 +1,7 @@
 """What `/metrics` shows: the shared state, read from Redis at each scrape, and what this web process has answered.
 
 Owns the registry of one web process and the hook that counts its answers. The names are in `app.ops.metric_names`, the
-reading of Redis in `tasks.presence.statistics`. Any web process tells the same of the shared state.
+reading of Redis in `tasks.presence.statistics`. Any web process reports the same shared state.
 """
 
 import collections
@@ -88,7 +88,7 @@ class Metrics:
 
     def count(self, response: Response) -> Response:
         """Count one answer; an `after_request` hook."""
-        # A path that is not ours, and a method, are a stranger's words: they must not make new series.
+        # A path that is not ours, and a method, are untrusted text: they must not make new series.
         route = request.url_rule.rule if request.url_rule is not None else "unknown"
         method = request.method if request.url_rule is not None else "unknown"
         tenant = g.tenant.name if "tenant" in g else ""

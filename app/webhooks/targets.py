@@ -1,7 +1,7 @@
-"""Where a webhook may lead: addresses that strangers name must not reach what only this machine can reach.
+"""Where a webhook may lead: a URL from a caller must not reach what only this machine can (SSRF).
 
-Owns the check of a URL and of every address behind its host (server-side request forgery). Whoever connects, connects
-to an address that was checked here, so that a name which changes its mind between check and connection gains nothing.
+Owns the check of a URL and of every address behind its host. The sender connects to an address that was checked
+here, so that a name that resolves to another address between check and connection (DNS rebinding) gains nothing.
 """
 
 import ipaddress

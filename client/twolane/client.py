@@ -98,7 +98,7 @@ class Twolane:
         """Yield the results of any number of texts in input order, a block at a time, with bounded memory.
 
         The texts are cut into parts, and each part is a job under a key that follows from its texts and options. A
-        second run of the same program, after whatever ended the first one, therefore takes over what was computed.
+        second run of the same program therefore reuses what the first one computed, whatever ended it.
 
         Args:
             texts: read as they are needed.

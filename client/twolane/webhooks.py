@@ -1,6 +1,6 @@
 """Checks that a webhook call comes from the server that shares its secret (https://www.standardwebhooks.com).
 
-Owns the verification only; receiving the call is the business of your web framework.
+Owns the verification only; your web framework receives the call.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """The bytes of inputs and results: in Redis, under the keys of their job, and results of large jobs in files.
 
 Owns how a chunk's texts are packed (JSON, zstd level 1: about a third of their size) and where a result frame lies.
-Owns no state: which chunks there are is the job record's business.
+Owns no state: the job record says which chunks there are.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """What happened of late in the whole installation: calls and how long they took, refusals, tokens, failed items.
 
 Owns counters of each minute and each hour in Redis, to which all web processes and workers add, and their reading. They
-are for people who look now; what is kept for long is Prometheus' business.
+are for people who look now; history belongs in Prometheus.
 """
 
 import math

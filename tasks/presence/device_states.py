@@ -95,8 +95,8 @@ def read_devices(redis: Redis) -> list[DeviceReport]:
     (lines,) = redis.execute_command(*command(ReadyWorkersScript(names)))  # type: ignore[no-untyped-call]
     # A newer launcher may send more fields than this process knows.
     known = [field.name for field in fields(DeviceReport)]
-    told = [report for line in lines for report in orjson.loads(line)]
-    reports = [DeviceReport(**{name: report[name] for name in known if name in report}) for report in told]
+    raw = [report for line in lines for report in orjson.loads(line)]
+    reports = [DeviceReport(**{name: report[name] for name in known if name in report}) for report in raw]
     return sorted(reports, key=lambda report: (report.host, report.device))
 
 

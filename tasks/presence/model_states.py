@@ -1,8 +1,8 @@
 """What becomes of the models that workers are set up for: unloaded, loading, ready or failed, and why.
 
 Owns the reports of workers and a short cache of the reader, and the cards that workers have completed: the web tier
-learns of a model that was named by ID or folder what it can do. Who is ready is `worker_registry`'s business, what an
-admin wants that of `model_orders`.
+learns of a model that was named by ID or folder what it can do. `worker_registry` knows who is ready, `model_orders`
+what an admin asked for.
 """
 
 import logging

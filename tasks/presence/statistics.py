@@ -88,12 +88,12 @@ def read_statistics(redis: Redis, models: Iterable[str]) -> StoreStatistics:
     waiting = Counter[str]()
     for model, _, tokens in jobs:
         waiting[model] += tokens
-    readings = []
+    statistics = []
     for lane, part in zip(lanes, raw, strict=True):
         backlog = waiting[lane.model] if lane.service is Service.BULK else 0
-        readings.append(_describe(redis, lane, part, backlog, now_s))
+        statistics.append(_describe(redis, lane, part, backlog, now_s))
     return StoreStatistics(
-        lanes=readings,
+        lanes=statistics,
         jobs=Counter(state for _, state, _ in jobs),
         memory_bytes=int(memory["used_memory"]),
         memory_limit_bytes=int(memory["maxmemory"]),

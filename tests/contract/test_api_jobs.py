@@ -1,4 +1,4 @@
-"""Jobs over HTTP: the one door, and what a job tells of itself."""
+"""Jobs over HTTP: how they are submitted, and what a job reports."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ def stored_jobs(server: EmbeddedServer) -> set[bytes]:
         return {key.split(b"{")[1].split(b"}")[0] for key in redis.scan_iter(count=1000) if b"{job_" in key}
 
 
-# -- the one door
+# -- how they are submitted
 
 
 def test_a_small_job_is_answered_at_once_and_kept_like_any_other(client: FlaskClient, vectors: Any) -> None:

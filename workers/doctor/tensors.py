@@ -1,7 +1,6 @@
 """What a model's files alone show: numbers that are none, matrices of zeros, modules that nobody names.
 
-Owns the look at every tensor. Whether the files are those of the hub is `workers.models.downloads.fetch`'s
-business, and what they give is seen by comparing.
+Owns the check of every tensor. `workers.models.downloads.fetch` checks that the files are those of the hub.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The cache of exported models on disk: exported once, safe when workers start together, rebuilt when broken.
 
-Owns `<models_dir>/openvino/<key>/`; the key holds everything that the export depends on. What stands inside is
-`export`'s business. A model that cannot be exported leaves a file that says why, so that no start tries it again.
+Owns `<models_dir>/openvino/<key>/`; the key holds everything that the export depends on. `export` writes
+what is inside. A model that cannot be exported leaves a file that says why, so that no start tries it again.
 """
 
 import hashlib

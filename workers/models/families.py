@@ -1,6 +1,6 @@
 """The model families, each wrapped into one torch module from ids to vectors or scores.
 
-Owns what follows the transformer: pooling and steps, heads, sigmoid. Loading is `workers.models.weights`' business.
+Owns what follows the transformer: pooling and steps, heads, sigmoid. `workers.models.weights` loads them.
 Imports torch at the top, so only modules that are imported late may import it.
 """
 

@@ -1,6 +1,6 @@
 """How far a run has come: what a sink keeps, so that the same command goes on behind it.
 
-Owns the shape, and the comparison of a run with the one that was begun. Where it is kept is the sink's business.
+Owns the shape, and the comparison of a run with the one that was begun. The sink keeps it.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """Downloads one model: `python -m workers.models.downloads.download <order as JSON>`, in a process of its own.
 
 Owns the choice of files, the room on the disk, retries, and the comparison with the hub's hashes. The transfer itself,
-with its resuming, is the business of the hubs' own libraries. A process of its own, since in a worker these are kept
+with its resuming, is left to the hubs' own libraries. A process of its own, since in a worker these are kept
 from the network.
 """
 

@@ -1,7 +1,7 @@
 """A model folder's files as they lie on disk: JSON that can be read, weights that are whole.
 
-Owns the checks that cost no more than reading heads of files, so they run at every start. What the files mean is
-`recognise`'s business; imports no device library.
+Owns the checks that cost no more than reading heads of files, so they run at every start. `recognise` says what
+the files mean. Imports no device library.
 """
 
 import json

@@ -1,6 +1,6 @@
-"""A vendor's door: routes that are described like all others, and reached through `app.compat`.
+"""A vendor's adapter: routes that are described like all others, and reached through `app.compat`.
 
-Owns the class and what all doors do with a call: find the model, make the order, have it answered. Knows no vendor.
+Owns the class and what all adapters do with a call: find the model, make the order, have it answered. Knows no vendor.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from tasks.jobs.chunking import Item
 from tasks.vectors import Kind
 
 __all__ = [
-    "Door",
+    "Adapter",
     "UnnamedEmbeddingsRequest",
     "VendorBody",
     "Wanted",
@@ -39,7 +39,7 @@ __all__ = [
 M = TypeVar("M", bound=BaseModel)
 
 
-class Door(APIBlueprint):
+class Adapter(APIBlueprint):
     """The routes of one vendor. The app has their addresses already, so they are kept here and not registered.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The smaller doors (Ollama, Azure OpenAI, Infinity, NVIDIA, vLLM), as their references and clients spell them."""
+"""The smaller adapters (Ollama, Azure OpenAI, Infinity, NVIDIA, vLLM), as their references and clients spell them."""
 
 from typing import Any
 
@@ -142,7 +142,7 @@ def test_vllm_pools_dense_vectors_and_refuses_what_it_cannot_obey(client: FlaskC
         ("/v1/score", {"text_1": "a", "text_2": ["a"] * 2049}),
     ],
 )
-def test_every_door_has_the_limits_of_our_own(client: FlaskClient, path: str, body: dict[str, Any]) -> None:
+def test_every_adapter_has_the_limits_of_our_own(client: FlaskClient, path: str, body: dict[str, Any]) -> None:
     assert refusal(client, path, **body)[0] == 400
     queued = client.post(path, json=body, headers={"Prefer": "respond-async"})
     assert (queued.status_code, (queued.json or {})["object"]) == (202, "job")
