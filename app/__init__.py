@@ -1,4 +1,4 @@
-"""The web side: HTTP in, HTTP out. The only room where Flask may be imported."""
+"""The web side: HTTP in, HTTP out. The only package where Flask may be imported."""
 
 from flask import Flask
 
