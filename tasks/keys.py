@@ -57,6 +57,7 @@ __all__ = [
     "tenant_files",
     "tenant_jobs",
     "tenant_queued",
+    "turns_pattern",
     "webhooks_due",
     "worker_alert",
     "worker_cards",
@@ -110,8 +111,16 @@ def job_result(job_id: str, chunk: int) -> Key:
 
 
 def lane_ready(lane: Lane) -> Key:
-    """Sorted set: tenants that have jobs with pending chunks in a bulk lane, by the service that they were given."""
+    """Sorted set: tenants that have jobs with pending chunks in a bulk lane, by the service that they were given.
+
+    Its name is also the channel on which scripts say that another chunk may be the next one.
+    """
     return Key(f"{_PREFIX}:lane:{lane.queue}:tenants")
+
+
+def turns_pattern() -> str:
+    """Pattern of the channels that say of a lane that its turns have changed; each is called as `lane_ready`."""
+    return f"{_PREFIX}:lane:*:tenants"
 
 
 def lane_earlier_turns(lane: Lane) -> Key:

@@ -22,6 +22,7 @@ from config.logging import configure_logging
 from config.settings import Settings
 from config.supervisor import EXIT_CONFIG
 from tasks.bulk.chunk_task import WorkerContext, reap
+from tasks.bulk.turns_watch import TurnsWatch
 from tasks.cache.caching_engine import CachingEngine
 from tasks.cache.values import ContentCache
 from tasks.celery import app
@@ -129,11 +130,14 @@ class _WorkerServices:
             serves=self.lanes.serves,
         )
         self._server = InteractiveServer(settings, self.lanes.cards, engine)
+        turns_redis = connect(settings.redis_url, name="turns", block_s=1.0)
+        self._turns = TurnsWatch(turns_redis, app.twolane.sharing.held)
         self._reaper = PeriodicThread(partial(_reap_all, leases, self.lanes), _REAP_EVERY_S, "reaper")
         self._heartbeat = WorkerHeartbeat(heartbeat_redis, worker_id, self.lanes.describe, settings.worker_ttl_s)
 
     def start(self, queues: QueueFollower) -> None:
         self._server.start()
+        self._turns.start()
         self._reaper.start()
         self.lanes.announce, self.lanes.on_open, self.lanes.on_close = self._heartbeat.beat, queues.take, queues.leave
         self._heartbeat.start()
@@ -158,6 +162,7 @@ class _WorkerServices:
 
     def stop(self) -> None:
         self.withdraw()
+        self._turns.stop()
         self._reaper.stop(_REAP_STOP_S)
         self._server.stop()
         self._fleet.stop()

@@ -34,7 +34,8 @@ RUN_CHUNK = "run_chunk"
 _BUSY_DELAY_S = 1.0
 # Chunks up to this part of a full one, and single items, are computed beside the chunks that a worker holds.
 _SMALL_PART = 8
-_LOOK_EVERY_S = 0.02
+# How often to look for a small chunk where turns change all the time, and where no change is heard of.
+_LOOK_PAUSE_S, _LOOK_EVERY_S = 0.02, 1.0
 _COMPLETE_PAUSE_S = 0.5
 _SWEEP_EVERY_S = 300
 _log = logging.getLogger(__name__)
@@ -80,18 +81,20 @@ def _run_next(context: WorkerContext, lane: Lane) -> bool:
     """Compute the next chunk; return whether there was one.
 
     One thread more takes messages than chunks are held. It waits for room, or takes a small chunk without: a
-    one-item job must not wait until a large chunk ends.
+    one-item job must not wait until a large chunk ends. It looks for one when `TurnsWatch` has
+    heard that turns have changed.
     """
     held, settings = context.sharing.held, context.settings
     small_tokens = settings.chunk_tokens // _SMALL_PART
-    wait_s = 0.0
-    while not held.enter(settings.chunks_in_flight, wait_s):
+    has_room = held.enter(settings.chunks_in_flight, 0)
+    while not has_room:
+        seen = held.turns(lane)
         if held.closed or not context.leases.has_turns(lane):
             return False
         if claim := _claim_next(context, lane, small_tokens):
             _settle(context, claim)
             return True
-        wait_s = _LOOK_EVERY_S
+        has_room = _wait_for_room(context, lane, seen)
     try:
         claim = _claim_next(context, lane)
         if claim is not None:
@@ -99,6 +102,12 @@ def _run_next(context: WorkerContext, lane: Lane) -> bool:
         return claim is not None
     finally:
         held.leave()
+
+
+def _wait_for_room(context: WorkerContext, lane: Lane, turns: int) -> bool:
+    """Return True with a chunk more counted as held, or False when it is time to look for a small one again."""
+    held, most = context.sharing.held, context.settings.chunks_in_flight
+    return held.enter(most, _LOOK_PAUSE_S) or held.enter(most, _LOOK_EVERY_S, lambda: held.turns(lane) != turns)
 
 
 def _claim_next(context: WorkerContext, lane: Lane, most_tokens: int | None = None) -> Claim | None:

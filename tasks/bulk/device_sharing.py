@@ -6,11 +6,14 @@ suspicion that the device hangs. Computes nothing.
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from config.settings import Settings
+from tasks import keys
+from tasks.lanes import Lane
 
 __all__ = ["DeviceProgress", "DeviceSharing", "HeldChunks", "ProgressWatch", "ReaderWriterLock"]
 
@@ -20,26 +23,44 @@ _POLL_S = 0.1
 
 
 class HeldChunks:
-    """Counts the chunks that this worker holds; after `close`, nothing new is taken."""
+    """Counts the chunks that this worker holds, and the changes of turns; after `close`, nothing new is taken."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._count = 0
+        self._turns = Counter[str]()
         self.closed = False
 
-    def enter(self, most: int, timeout_s: float) -> bool:
-        """Count one more, if that makes at most `most` within the time; return whether it was."""
+    def enter(self, most: int, timeout_s: float, given_up: Callable[[], bool] = lambda: False) -> bool:
+        """Count one more, if that makes at most `most` within the time; return whether it was.
+
+        Args:
+            most: how many chunks are held.
+            timeout_s: how long to wait for room.
+            given_up: whether not to wait any more; looked at when `note_turns` is called.
+        """
         with self._changed:
-            if not self._changed.wait_for(lambda: self.closed or self._count < most, timeout_s) or self.closed:
+            self._changed.wait_for(lambda: self.closed or self._count < most or given_up(), timeout_s)
+            if self.closed or self._count >= most:
                 return False
             self._count += 1
             return True
+
+    def turns(self, lane: Lane) -> int:
+        """Return a number that grows when another chunk of the lane may have become the next one."""
+        return self._turns[keys.lane_ready(lane)] + self._turns[""]
+
+    def note_turns(self, channel: str = "") -> None:
+        """Note that other chunks may be the next ones, in the lane of this channel or (empty) in any."""
+        with self._changed:
+            self._turns[channel] += 1
+            self._changed.notify_all()
 
     def leave(self) -> None:
         """Count one less."""
         with self._changed:
             self._count -= 1
-            self._changed.notify()
+            self._changed.notify_all()
 
     def close(self) -> None:
         """Take nothing new from now on: the worker is going away."""

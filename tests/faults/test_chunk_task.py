@@ -4,6 +4,7 @@ A worker's death is an exception that nothing in the product catches: what follo
 """
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
@@ -16,7 +17,9 @@ from tasks import frames, keys
 from tasks.bulk import chunk_task
 from tasks.bulk.chunk_task import WorkerContext, publish_messages, run_chunk
 from tasks.bulk.device_sharing import DeviceProgress, DeviceSharing, ProgressWatch
+from tasks.bulk.turns_watch import TurnsWatch
 from tasks.celery import app, publisher
+from tasks.connections import connect
 from tasks.engine import Outcomes, Work
 from tasks.errors import EngineClosed, ItemFailed, ModelNotFound
 from tasks.jobs.blobs import Blobs
@@ -35,6 +38,7 @@ from tests.support.job_maker import (
     submit,
     take_messages,
 )
+from tests.support.polling import wait_until
 from workers.engine import DeviceEngine
 
 
@@ -328,25 +332,34 @@ def test_a_device_that_hangs_loses_its_claim_and_takes_no_other_chunk_until_it_m
     assert audit(store, blobs, job.id).counts == Counts(3, 3)
 
 
-def test_a_small_chunk_is_computed_beside_those_that_a_worker_holds(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine, settings: Settings
+def count_commands(redis: Redis) -> int:
+    statistics = redis.info("commandstats")
+    return sum(statistics[f"cmdstat_{name}"]["calls"] for name in ("exists", "zrange", "evalsha"))
+
+
+def test_a_worker_whose_places_are_taken_asks_for_a_small_chunk_only_when_turns_change(
+    store: JobStore, blobs: Blobs, worker: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(chunk_task, "_LOOK_EVERY_S", 3600.0)
     held = app.twolane.sharing.held
-    for _ in range(settings.chunks_in_flight):
-        assert held.enter(settings.chunks_in_flight, 0)
-    large = submit(store, blobs, ["word " * 2000] * 2)
-    small = submit(store, blobs, ["a"])
-    waiting = threading.Thread(target=run_chunk, args=("fake",))
-    waiting.start()
-    store.wait(small.id, "default", small.version + 1, 20)
-    assert audit(store, blobs, small.id).counts == Counts(1, 1)
-    waiting.join()
-    beside = threading.Thread(target=run_chunk, args=("fake",))
-    beside.start()
-    assert store.get(large.id).state is JobState.QUEUED
-    held.leave()
-    beside.join()
-    assert audit(store, blobs, large.id).counts == Counts(2, 2)
+    assert all(held.enter(settings.chunks_in_flight, 0) for _ in range(settings.chunks_in_flight))
+    watch = TurnsWatch(connect(settings.redis_url, name="turns", block_s=1.0), held)
+    watch.start()
+    wait_until(lambda: held.turns(LANE) > 0, 20)
+    large = submit(store, blobs, ["word " * 2000] * 16, chunk_items=16)
+    (waiting := threading.Thread(target=run_chunk, args=("fake",))).start()
+    try:
+        time.sleep(0.2)
+        before = count_commands(store.redis)
+        time.sleep(0.5)
+        assert count_commands(store.redis) - before <= 8
+        small = submit(store, blobs, ["a"])
+        waiting.join(20)
+        assert audit(store, blobs, small.id).counts == Counts(1, 1)
+        assert store.get(large.id).state is JobState.QUEUED
+    finally:
+        held.close()
+        watch.stop()
 
 
 def test_a_worker_that_is_going_away_takes_no_chunk(store: JobStore, blobs: Blobs, worker: Redis) -> None:

@@ -84,6 +84,26 @@ local function write_share(name, value)
   redis.call('HSET', SHARES, name, string.format('%.6f', value))
 end
 
+-- Let workers look again whose places are all taken and that wait for a small chunk (`tasks.bulk.turns_watch`): the chunk
+-- whose turn it is may be another one now. READY names the channel, too.
+local function announce_turn()
+  redis.call('PUBLISH', READY, '')
+end
+
+local function next_turn()
+  local first = redis.call('ZRANGE', READY, 0, 0)[1]
+  if first ~= tenant then return first end
+  return first .. ':' .. (redis.call('ZRANGE', TURNS, 0, 0)[1] or '')
+end
+
+-- Call a function that changes the order, and announce it if another job is the next one then.
+local function reorder(change, job, tokens, age)
+  local before = next_turn()
+  change(job, tokens, age)
+  local after = next_turn()
+  if after and after ~= before then announce_turn() end
+end
+
 local function rank(job, flag)
   local number = redis.call('LINDEX', PENDING, 0)
   local tokens = number and read_chunk(number).tokens or 0
@@ -107,10 +127,7 @@ local function go_first(job)
   redis.call('ZADD', READY, 'XX', read_share(SERVED), tenant)
 end
 
--- Enter the fair queue. A newcomer, or one that was away, starts at the clock: waiting earns no credit.
-local function enter_ready(job)
-  if job.misfit or (job.state ~= 'queued' and job.state ~= 'running') then return end
-  if redis.call('LLEN', PENDING) == 0 or redis.call('ZSCORE', TURNS, job_id) then return end
+local function join_ready(job)
   if not redis.call('ZSCORE', READY, tenant) then
     write_share(SERVED, math.max(read_share(SERVED), idle_start()))
     if redis.call('EXISTS', READY) == 0 then write_share('moved', NOW_MS) end
@@ -126,17 +143,32 @@ local function enter_ready(job)
   for _, key in ipairs({ READY, TURNS, SHARES }) do redis.call('PEXPIRE', key, lane_ttl_ms) end
 end
 
-local function leave_ready()
+-- Enter the fair queue. A newcomer, or one that was away, starts at the clock: waiting earns no credit.
+local function enter_ready(job)
+  if job.misfit or (job.state ~= 'queued' and job.state ~= 'running') then return end
+  if redis.call('LLEN', PENDING) == 0 or redis.call('ZSCORE', TURNS, job_id) then return end
+  reorder(join_ready, job)
+end
+
+local function leave_turns()
   redis.call('ZREM', TURNS, job_id)
   if redis.call('ZCARD', TURNS) == 0 then redis.call('ZREM', READY, tenant) end
 end
 
--- Charge tokens of service to the job and its tenant, or give back what was charged for nothing.
-local function charge(job, tokens, age)
+local function leave_ready()
+  reorder(leave_turns)
+end
+
+local function add_service(job, tokens, age)
   write_share(SERVED, read_share(SERVED) + tokens / (job.share or 4))
   redis.call('ZADD', READY, 'XX', read_share(SERVED), tenant)
   set(job, 'vtime', job.vtime + tokens / (job.weight * (age or 1)))
   rank(job, 'XX')
+end
+
+-- Charge tokens of service to the job and its tenant, or give back what was charged for nothing.
+local function charge(job, tokens, age)
+  reorder(add_service, job, tokens, age)
 end
 
 -- Whether a worker's model is the one that the job began with. As long as nothing was computed, the job takes any.
@@ -166,7 +198,7 @@ local function put_back(job, number, chunk)
   let_go(number)
   redis.call('LPUSH', PENDING, number)
   redis.call('PEXPIREAT', PENDING, job.expires_ms)
-  enter_ready(job)
+  if redis.call('ZSCORE', TURNS, job_id) then announce_turn() else enter_ready(job) end
 end
 
 -- A chunk of a job that is being cancelled. One that was only to be repeated for its failed items is as it was before.

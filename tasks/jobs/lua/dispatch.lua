@@ -35,5 +35,10 @@ advance(TENANT_CLOCK, job.vtime, redis.call('ZCARD', TURNS))
 charge(job, math.max(1, chunk.tokens), math.min(oldest, 1 + (NOW_MS - (job.turn_ms or NOW_MS)) / 60000))
 set(job, 'turn_ms', NOW_MS)
 write_share('moved', NOW_MS)
-if redis.call('LLEN', PENDING) == 0 then leave_ready() end
+local following = redis.call('LINDEX', PENDING, 0)
+if not following then
+  leave_ready()
+elseif 2 * read_chunk(following).tokens < chunk.tokens then
+  announce_turn()
+end
 return { 'TICKET', number }

@@ -9,7 +9,7 @@ if ENDED[job.state] or job.state == 'cancelling' then return 'CONFLICT' end
 set(job, 'vtime', -1000 * NOW_MS)
 if redis.call('ZSCORE', TURNS, job_id) then
   rank(job, 'XX')
-  go_first(job)
+  reorder(go_first, job)
 end
 note(job, 'put_first')
 announce(job)
