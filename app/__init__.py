@@ -5,7 +5,7 @@ from flask import Flask
 from app.access.auth import Authenticator, protect
 from app.access.key_store import KeyStore
 from app.access.limits import limit
-from app.admin import key_routes
+from app.admin import key_routes, usage_routes
 from app.admin import routes as admin_routes
 from app.batches import files_routes
 from app.batches import routes as batches_routes
@@ -64,6 +64,7 @@ def create_app(settings: Settings) -> Flask:
         app.register_api(routes.blueprint)
     app.register_api(admin_routes.blueprint)
     app.register_api(key_routes.blueprint)
+    app.register_api(usage_routes.blueprint)
     install_adapters(app)
     install_console(app, live, authenticator)
     app.register_blueprint(pages.blueprint)

@@ -24,6 +24,7 @@ from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.forecast import Forecasts
 from tasks.jobs.store import JobStore
 from tasks.presence.activity import ActivityRecorder
+from tasks.presence.counters import Counters
 from tasks.presence.fleet import Fleet
 from tasks.presence.model_states import LearningCatalog, ModelReports
 from tasks.presence.worker_registry import WorkerRegistry
@@ -51,6 +52,7 @@ class Services:
     reports: ModelReports
     fleet: Fleet
     activity: ActivityRecorder
+    counters: Counters
     files: FileStore
     batches: BatchStore
     # None where no key has a limit.
@@ -102,6 +104,7 @@ def build_services(settings: Settings) -> Services:
         reports=ModelReports(redis),
         fleet=Fleet(redis),
         activity=ActivityRecorder(redis),
+        counters=Counters(redis),
         files=FileStore(redis, settings),
         batches=BatchStore(redis, settings),
         limiter=Limiter(redis) if settings.keys_file is not None else None,

@@ -7,6 +7,7 @@ Owns the choice of granian's options and the stop. What was measured with grania
 - A lost connection looks like the end of the body: see `app.http.disconnects`.
 """
 
+import contextlib
 import ctypes
 import logging
 import resource
@@ -22,6 +23,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
+from redis import RedisError
 
 from app import create_app
 from app.admin.worker_watch import WorkerWatch
@@ -34,6 +36,8 @@ from config.logging import configure_logging
 from config.secrets import mask_secrets
 from config.settings import Settings
 from tasks.errors import ConfigError
+from tasks.presence.counters import Counters
+from tasks.presence.web_processes import WebReporter
 from tasks.storage.filesystem import check_data_folder, check_storage
 
 __all__ = ["run_server"]
@@ -118,9 +122,24 @@ def _load(settings: Settings, port: int) -> Any:
     BatchScheduler(app.extensions["twolane"]).start()
     WebhookDispatcher(app.extensions["twolane"]).start()
     app.extensions["twolane"].activity.start()
+    _start_counting(app)
     WorkerWatch(app.extensions["twolane"]).start()
     threading.Thread(target=_watch_readers, args=(port,), name="stalled-readers", daemon=True).start()
     return app
+
+
+def _start_counting(app: Any) -> None:
+    counters, reporter = app.extensions["twolane"].counters, app.extensions["twolane-metrics"].reporter
+    counters.start()
+    reporter.start()
+    # What was counted in the last seconds is added at the end, if Redis answers then.
+    Finalize(None, partial(_stop_counting, counters, reporter), exitpriority=1)
+
+
+def _stop_counting(counters: Counters, reporter: WebReporter) -> None:
+    with contextlib.suppress(RedisError):
+        reporter.stop()
+        counters.stop()
 
 
 def _return_memory() -> None:

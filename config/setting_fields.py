@@ -217,6 +217,9 @@ class SettingFields(BaseSettings):
         description="Compute batches without padding, where the model is one that this is known for and gives the same "
         "values as with padding; auto: on GPUs; on: also on a CPU, which is slow and for tests.",
     )
+    workers_expected: Annotated[int, Field(ge=0)] = Field(
+        0, description="Workers that there should be on all machines, for the alert; 0: as many as launchers run."
+    )
     workers_per_device: Annotated[int, Field(ge=1, le=16)] = Field(
         1, description="Workers on each device; several share a GPU that one does not fill."
     )

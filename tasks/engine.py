@@ -15,7 +15,19 @@ from tasks.errors import TwolaneError
 from tasks.lanes import Service
 from tasks.vectors import DENSE_ONLY, Extra, Kind, Ragged
 
-__all__ = ["Engine", "ItemError", "JobParams", "Operation", "Outcomes", "Truncate", "Work"]
+__all__ = [
+    "NO_METER",
+    "Engine",
+    "ItemError",
+    "JobParams",
+    "Meter",
+    "Operation",
+    "Outcomes",
+    "Timing",
+    "Truncate",
+    "Work",
+    "count_usage",
+]
 
 Operation = Literal["embeddings", "rerank"]
 Truncate = Literal["end", "start", "none"]
@@ -94,6 +106,21 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of one piece of work went, in seconds.
+
+    Attributes:
+        queue_s: from its arrival in the engine until the device began with it.
+        device_s: its part of the passes that computed it, by tokens.
+        worker_s: from the moment when the worker took it until its reply was made; 0: not known.
+    """
+
+    queue_s: float = 0.0
+    device_s: float = 0.0
+    worker_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Outcomes:
     """What became of n items, in their order, as columns.
 
@@ -106,6 +133,7 @@ class Outcomes:
         cached: cache hits: items whose value was found instead of computed; None: the cache was not asked.
         extras: the other kinds that were asked for; a failed item owns nothing there.
         fingerprint: says what made the values: weights, modules, prompts, precision.
+        timing: where the time went.
     """
 
     values: NDArray[np.float32]
@@ -115,6 +143,37 @@ class Outcomes:
     cached: int | None = None
     extras: Mapping[Extra, Ragged] = field(default_factory=dict)
     fingerprint: str = ""
+    timing: Timing = Timing()
+
+
+class Meter(Protocol):
+    """Takes what is measured, by the name of a metric (without `twolane_`) and the values of its labels."""
+
+    def add(self, name: str, labels: tuple[str, ...], amount: float = 1) -> None:
+        """Add to a counter."""
+        ...
+
+    def observe(self, name: str, labels: tuple[str, ...], value: float) -> None:
+        """Count one value of a histogram."""
+        ...
+
+
+class _NoMeter:
+    def add(self, name: str, labels: tuple[str, ...], amount: float = 1) -> None:
+        """Measure nothing."""
+
+    def observe(self, name: str, labels: tuple[str, ...], value: float) -> None:
+        """Measure nothing."""
+
+
+NO_METER: Meter = _NoMeter()
+
+
+def count_usage(meter: Meter, key: tuple[str, str], items: int, tokens: int, device_s: float) -> None:
+    """Count what was computed for a key, given as its tenant and its ID."""
+    meter.add("usage_items_total", key, items)
+    meter.add("usage_tokens_total", key, tokens)
+    meter.add("usage_device_seconds_total", key, device_s)
 
 
 class Engine(Protocol):

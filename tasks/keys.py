@@ -233,6 +233,31 @@ def activity_hour(hour: int) -> Key:
     return Key(f"{_PREFIX}:activity:hour:{hour}")
 
 
+def metric_counts() -> Key:
+    """Hash: the counters of all processes for `/metrics`, see `tasks.presence.counters`."""
+    return Key(f"{_PREFIX}:metrics:counts")
+
+
+def metric_flush(process: str) -> Key:
+    """String: the number of the last counts that a process has added there."""
+    return Key(f"{_PREFIX}:metrics:flush:{process}")
+
+
+def usage_day(day: int) -> Key:
+    """Hash: what each key has used in one day (since the epoch), see `tasks.presence.counters`."""
+    return Key(f"{_PREFIX}:usage:day:{day}")
+
+
+def web_processes() -> Key:
+    """Sorted set: web processes by the time (ms) at which they count as gone."""
+    return Key(f"{_PREFIX}:web:processes")
+
+
+def web_reports() -> Key:
+    """Hash: the threads that requests hold in each of them, by kind (JSON)."""
+    return Key(f"{_PREFIX}:web:reports")
+
+
 def console_session(digest: str) -> Key:
     """Hash: one sign-in to the console, by the SHA-256 of its token."""
     return Key(f"{_PREFIX}:console:session:{digest}")

@@ -10,12 +10,14 @@ import signal
 import socket
 import sys
 import warnings
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
 from celery.platforms import SecurityWarning
 from pydantic import ValidationError
+from redis import RedisError
 
 from config.catalog import Catalog, load_catalog
 from config.logging import configure_logging
@@ -33,6 +35,7 @@ from tasks.jobs.blobs import open_blobs
 from tasks.jobs.leases import Leases
 from tasks.lanes import Lane, Service
 from tasks.periodic import PeriodicThread
+from tasks.presence.counters import Counters
 from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo
 from workers.cores import plan_cores
 from workers.fleet_reporter import FleetReporter
@@ -110,7 +113,9 @@ class _WorkerServices:
         heartbeat_redis = connect(settings.redis_url, name="announce")
         self._reports = ModelReporting(heartbeat_redis, worker_id, settings)
         self._fleet = FleetReporter(heartbeat_redis, worker_id, self._reports.states, settings)
-        self.engine = _start_engine(settings)
+        self._counters = Counters(heartbeat_redis)
+        self._counters.start()
+        self.engine = _start_engine(settings, self._counters)
         self.lanes = ServedLanes(heartbeat_redis, self._describe)
         self._models = ModelSet(settings, self.engine, self.lanes, self._reports)
         self._control = ModelControl(heartbeat_redis, settings, catalog, self._models, self._reports)
@@ -128,6 +133,7 @@ class _WorkerServices:
             worker_id,
             dimensions=loaded.dimensions,
             serves=self.lanes.serves,
+            meter=self._counters,
         )
         self._server = InteractiveServer(settings, self.lanes.cards, engine)
         turns_redis = connect(settings.redis_url, name="turns", block_s=1.0)
@@ -198,10 +204,10 @@ def _read_catalog(settings: Settings) -> Catalog:
     return catalog
 
 
-def _start_engine(settings: Settings) -> "DeviceEngine":
+def _start_engine(settings: Settings, meter: Counters) -> "DeviceEngine":
     from workers.engine import DeviceEngine  # noqa: PLC0415 - its libraries start threads, see `_choose_hardware`
 
-    return DeviceEngine(settings, {}, on_cpu=settings.device == "cpu")
+    return DeviceEngine(settings, {}, on_cpu=settings.device == "cpu", meter=meter)
 
 
 def _reap_all(leases: Leases, lanes: ServedLanes) -> None:
@@ -234,6 +240,9 @@ def close_engine(**_: object) -> None:
     """End the engine when the pool has ended its chunks."""
     context: WorkerContext | None = getattr(app, "twolane", None)
     if context is not None:
+        if isinstance(context.meter, Counters):
+            with suppress(RedisError):
+                context.meter.stop()
         context.engine.close()  # type: ignore[attr-defined] # the protocol for tasks has no end; a worker's engine has
 
 

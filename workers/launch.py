@@ -23,6 +23,7 @@ from config.settings import Settings, SettingsError, load_settings
 from config.supervisor import EXIT_CONFIG, Program, SupervisedProcess, stop_all
 from tasks.connections import connect
 from tasks.errors import ConfigError
+from tasks.presence.counters import Counters
 from tasks.presence.device_states import DeviceReport, DeviceReporter, DeviceState
 from tasks.presence.fleet import Fleet, WorkerEnd
 from tasks.storage.filesystem import check_data_folder, check_storage
@@ -100,7 +101,9 @@ class Launcher:
         plan = plan_cores(settings, [place.cores for place in places])
         self._workers = [_Worker(place, cores) for place, cores in zip(places, plan, strict=True)]
         self._stop_s = settings.worker_stop_s
-        self._fleet = Fleet(connect(settings.redis_url, name="launcher")) if settings.redis_url else None
+        redis = connect(settings.redis_url, name="launcher") if settings.redis_url else None
+        self._fleet = Fleet(redis) if redis is not None else None
+        self._counters = Counters(redis) if redis is not None else None
         self._ready_ids: Collection[str] = frozenset()
         # A plain number and no event: a signal handler that sets an event may wait for the lock of the very thread
         # that it interrupted.
@@ -146,7 +149,7 @@ class Launcher:
 
     def _judge(self, worker: _Worker, code: int) -> None:
         process, how = worker.process, worker.note_death(code)
-        self._note_end(worker.worker_id, f"ended {how}")
+        self._note_end(worker.worker_id, how)
         if code == EXIT_CONFIG:
             _log.error("worker %s cannot start with these settings, and is not tried again", worker.name)
         elif worker.failures >= _MOST_FAILURES and self._any_ready():
@@ -157,12 +160,14 @@ class Launcher:
         else:
             _log.warning("worker %s ended %s, it starts again in %.1f s", worker.name, how, process.delay_s)
 
-    def _note_end(self, worker_id: str, reason: str) -> None:
-        if self._fleet is None:
+    def _note_end(self, worker_id: str, how: str) -> None:
+        if self._fleet is None or self._counters is None:
             return
         # A server that does not answer must not keep the worker from starting again.
         with contextlib.suppress(RedisError):
-            self._fleet.note_end(worker_id, WorkerEnd(time.time(), reason))
+            self._counters.add("worker_restarts_total", (how,))
+            self._fleet.note_end(worker_id, WorkerEnd(time.time(), f"ended {how}"))
+            self._counters.flush()
 
     def _any_ready(self) -> bool:
         return any(worker.ready for worker in self._workers)

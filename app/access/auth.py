@@ -98,7 +98,7 @@ class Tenant:
         """Return what later work on behalf of this key has to know, as JSON values."""
         models = sorted(self.models) if self.models is not None else None
         limits = {"priority": self.priority, "models": models, "max_queued_items": self.max_queued_items}
-        return {**limits, "share": self.share, "cache": self.cache, "dedupe": self.dedupe}
+        return {**limits, "share": self.share, "cache": self.cache, "dedupe": self.dedupe, "key_id": self.key_id}
 
     @classmethod
     def from_rights(cls, name: str, rights: Mapping[str, Any]) -> Self:
@@ -108,6 +108,7 @@ class Tenant:
         queued = rights.get("max_queued_items")
         return cls(
             name,
+            key_id=rights.get("key_id", ""),
             priority=rights.get("priority", "normal"),
             models=allowed,
             max_queued_items=queued,

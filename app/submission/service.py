@@ -31,7 +31,7 @@ from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.bulk.outcomes import pack_outcomes
 from tasks.cache.values import tenant_scope
-from tasks.engine import JobParams, Outcomes, Work
+from tasks.engine import JobParams, Outcomes, Work, count_usage
 from tasks.errors import Conflict, InvalidRequest, ModelNotFound, NoWorker, TwolaneError
 from tasks.jobs.chunking import ChunkLimits, Item, cut_chunks, estimate_tokens
 from tasks.jobs.job import Counts, Idempotency, NewJob, new_job_id
@@ -188,10 +188,23 @@ class SubmissionService:
         )
         self._require_offered(order.card)
         self._place.join(f"calls of {order.card.name}")
+        asked_s = time.monotonic()
         outcomes = self._have_computed(order, work, tokens)
+        self._measure(order.card.slug, outcomes, asked_s)
         if small:
             self._services.activity.note_call(time.monotonic() - self._place.arrived_s)
         return outcomes
+
+    def _measure(self, model: str, outcomes: Outcomes, asked_s: float) -> None:
+        """Count where the time of a call went, and what its key has used."""
+        counters, timing = self._services.counters, outcomes.timing
+        counters.observe("call_stage_seconds", (model, "accept"), asked_s - self._place.arrived_s)
+        if timing.worker_s:
+            way_s = max(0.0, time.monotonic() - asked_s - timing.worker_s)
+            for stage, took_s in (("list", way_s), ("queue", timing.queue_s), ("device", timing.device_s)):
+                counters.observe("call_stage_seconds", (model, stage), took_s)
+        key, tokens = (self._tenant.name, self._tenant.key_id), int(outcomes.tokens.sum())
+        count_usage(counters, key, len(outcomes.tokens), tokens, timing.device_s)
 
     def _have_computed(self, order: Order, work: Work, tokens: int) -> Outcomes:
         while True:
@@ -273,6 +286,7 @@ class SubmissionService:
             webhook=order.webhook,
             queue_limit=self._tenant.max_queued_items,
             share=self._tenant.share,
+            key_id=self._tenant.key_id,
             result_bytes=estimate_result_bytes(order, total, tokens) + id_bytes,
         )
 

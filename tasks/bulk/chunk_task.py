@@ -19,7 +19,7 @@ from tasks.bulk.compute import ChunkWork, Stopped
 from tasks.bulk.device_sharing import DeviceSharing
 from tasks.bulk.outcomes import ChunkOutcomes
 from tasks.celery import app, bulk_queue, publisher
-from tasks.engine import Engine, ItemError
+from tasks.engine import NO_METER, Engine, ItemError, Meter, count_usage
 from tasks.errors import CapacityError, EngineClosed, InputLost
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.claims import Claim, ClaimCode, Completed, Completion
@@ -55,6 +55,8 @@ class WorkerContext:
     dimensions: Mapping[str, int] = field(default_factory=dict)
     # Whether a model (its slug) is loaded here now.
     serves: Callable[[str], bool] = lambda _: True
+    # Takes what keys have used.
+    meter: Meter = NO_METER
 
 
 @app.task(name=RUN_CHUNK, Request="tasks.celery_fixes:ForgivingRequest")  # type: ignore[untyped-decorator]  # Celery has no types
@@ -217,6 +219,9 @@ def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> N
             if time.monotonic() > until_s:
                 raise
             time.sleep(_COMPLETE_PAUSE_S)
-    if code is not Completed.OK:
+    if code is Completed.OK:
+        key, items = (claim.tenant, claim.key_id), completion.completed + completion.failed
+        count_usage(context.meter, key, items, completion.tokens, completion.device_s)
+    else:
         context.blobs.discard(pointer)
         _log.info("chunk %s of %s: the result comes late (%s)", claim.chunk, claim.job_id, code.value)

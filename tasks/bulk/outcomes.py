@@ -61,7 +61,7 @@ class ChunkOutcomes:
         self._extras: dict[Extra, list[Parts | None]] = {
             kind: [None] * size for kind in claim.params.returns if kind != "dense"
         }
-        self._cached = 0
+        self._cached, self._device_s = 0, 0.0
         self.asked: list[int] = list(range(size))
         if before is not None:
             self._load_frame(before)
@@ -79,6 +79,7 @@ class ChunkOutcomes:
     def put(self, positions: Sequence[int], outcomes: Outcomes) -> None:
         """Enter the outcomes of these items."""
         self._cached += outcomes.cached or 0
+        self._device_s += outcomes.timing.device_s
         if len(positions) == len(self._tokens):
             self._values, self._tokens, self._truncated = outcomes.values, outcomes.tokens, outcomes.truncated
         else:
@@ -111,6 +112,7 @@ class ChunkOutcomes:
             error=self._describe(failed[0]) if failed else "",
             cached=self._cached,
             failures=Counter(self._errors[position].code for position in failed),
+            device_s=self._device_s,
         )
 
     def _describe(self, position: int) -> str:

@@ -54,7 +54,8 @@ class _Join:
         # The engine gives equal items of one work one row: those behind the first were not computed either.
         good = [self.digests[position] for position in self.missing if position not in errors]
         hits = len(shown) - len(self.missing) + len(good) - len(set(good))
-        return Outcomes(values, tokens, truncated, errors, cached=hits, fingerprint=self.fingerprint)
+        joined = Outcomes(values, tokens, truncated, errors, cached=hits, fingerprint=self.fingerprint)
+        return replace(joined, timing=computed.timing)
 
     def entries(self, computed: Outcomes) -> dict[bytes, CachedValue]:
         """Return what is to be kept: every item that was computed without an error."""

@@ -8,14 +8,15 @@ Reply:   uint64 number of the request, a frame. All little-endian.
 """
 
 import struct
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from tasks import errors, frames
-from tasks.engine import ItemError, JobParams, Outcomes, Work
+from tasks.engine import ItemError, JobParams, Outcomes, Timing, Work
 from tasks.lanes import Service
 from tasks.vectors import pack_extras, unpack_extras
 
@@ -50,6 +51,7 @@ class InteractiveRequest:
         deadline_ms: until when it is wanted, by Redis' clock.
         tokens: what it weighs in the lane.
         work: what to compute, still without a deadline.
+        taken_s: `time.monotonic()` at which the worker read it.
     """
 
     number: int
@@ -57,6 +59,7 @@ class InteractiveRequest:
     deadline_ms: float
     tokens: int
     work: Work
+    taken_s: float = field(default_factory=time.monotonic, compare=False)
 
 
 def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> bytes:
@@ -139,7 +142,8 @@ def encode_outcomes(number: int, outcomes: Outcomes) -> bytes:
     """Return the reply that carries outcomes."""
     failed = {str(position): [error.code, error.message] for position, error in outcomes.errors.items()}
     columns = {"values": outcomes.values, "tokens": outcomes.tokens, "truncated": outcomes.truncated}
-    header = {"errors": failed, "cached": outcomes.cached, "fingerprint": outcomes.fingerprint}
+    timing = outcomes.timing.queue_s, outcomes.timing.device_s, outcomes.timing.worker_s
+    header = {"errors": failed, "cached": outcomes.cached, "fingerprint": outcomes.fingerprint, "timing": timing}
     return _NUMBER.pack(number) + frames.pack(header, columns | pack_extras(outcomes.extras))
 
 
@@ -183,8 +187,10 @@ def decode_reply(reply: bytes) -> Outcomes:
     failed = {int(position): ItemError(*pair) for position, pair in header["errors"].items()}
     values = columns["values"].astype(np.float32, copy=False)
     extras = unpack_extras(columns)
-    made_by = header.get("fingerprint", "")
-    return Outcomes(values, columns["tokens"], columns["truncated"], failed, header.get("cached"), extras, made_by)
+    # A worker of an earlier version says less.
+    made_by, timing = header.get("fingerprint", ""), Timing(*header.get("timing", ()))
+    read = columns["tokens"], columns["truncated"], failed
+    return Outcomes(values, *read, header.get("cached"), extras, made_by, timing)
 
 
 def _failure(details: Mapping[str, Any]) -> errors.TwolaneError:

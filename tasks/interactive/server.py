@@ -197,7 +197,9 @@ def _encode(request: InteractiveRequest, future: Future[Outcomes]) -> bytes:
     error = future.exception()
     if error is not None:
         return protocol.encode_failure(request.number, error)
-    return protocol.encode_outcomes(request.number, future.result())
+    outcomes = future.result()
+    timing = replace(outcomes.timing, worker_s=time.monotonic() - request.taken_s)
+    return protocol.encode_outcomes(request.number, replace(outcomes, timing=timing))
 
 
 class _Receiver:

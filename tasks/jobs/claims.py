@@ -48,7 +48,7 @@ class Claim:
         suspects: positions that were on the device when an earlier claim died.
         poison: positions that ended two workers; they are errors and must not be computed.
         outside: whether the job is so large that its results do not belong into Redis.
-        tenant: whose job it is.
+        tenant, key_id: whose job it is, and the key that made it; empty: there are no keys.
         redo: only the items that failed before are to be computed; the frame at `pointer` has the others.
         fingerprint: of the model that it was made with: what is computed under it has the same; empty: not compared.
     """
@@ -67,6 +67,7 @@ class Claim:
     poison: tuple[int, ...] = ()
     outside: bool = False
     tenant: str = ""
+    key_id: str = ""
     redo: bool = False
     pointer: str = ""
     fingerprint: str = ""
@@ -86,6 +87,7 @@ class Completion:
         error: a sentence about the first failed item.
         cached: completed items that were cache hits.
         failures: failed items by the code of their error.
+        device_s: time of the device that it took.
     """
 
     completed: int
@@ -96,6 +98,7 @@ class Completion:
     error: str = ""
     cached: int = 0
     failures: Mapping[str, int] = field(default_factory=dict)
+    device_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,6 +199,7 @@ class NewJob:
         deadline_in_s: after so many seconds the job ends as `expired`; None never.
         queue_limit: items that the tenant may have in the queue; None: any number.
         share: weight of the tenant in turns between tenants.
+        key_id: the tenant's key that made it; empty: there are no keys.
     """
 
     id: str
@@ -218,6 +219,7 @@ class NewJob:
     webhook: Webhook | None = None
     queue_limit: int | None = None
     share: int = WEIGHTS["normal"]
+    key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,6 +112,7 @@ def write_job(job: NewJob, *, outside: bool) -> list[str]:
     fields: dict[str, object] = {
         "id": job.id,
         "tenant": job.tenant,
+        "key": job.key_id,
         "operation": job.operation,
         "model": job.model,
         "lane": job.lane.model,
@@ -196,7 +197,7 @@ def read_claim(job_id: str, chunk: int, answer: Sequence[Any]) -> Claim:
     code = ClaimCode(answer[0].decode())
     if code not in (ClaimCode.OK, ClaimCode.POISON):
         return Claim(code, job_id, chunk)
-    _, fence, line, operation, model, params, outside, tenant = answer
+    _, fence, line, operation, model, params, outside, tenant, key_id = answer
     values = orjson.loads(line)
     return Claim(
         code=code,
@@ -213,6 +214,7 @@ def read_claim(job_id: str, chunk: int, answer: Sequence[Any]) -> Claim:
         poison=tuple(sorted(values.get("poison", ()))),
         outside=outside == b"1",
         tenant=tenant.decode(),
+        key_id=(key_id or b"").decode(),
         redo="redo" in values,
         pointer=values.get("pointer", ""),
     )

@@ -86,8 +86,9 @@ def read_statistics(redis: Redis, models: Iterable[str]) -> StoreStatistics:
     webhooks, lookups, totals = _read_counts(redis)
     jobs = _read_jobs(redis, _job_ids(raw, holders))
     waiting = Counter[str]()
-    for model, _, tokens in jobs:
-        waiting[model] += tokens
+    for model, state, tokens in jobs:
+        # What is paused or being cancelled waits for nobody.
+        waiting[model] += tokens if state in {"queued", "running"} else 0
     statistics = []
     for lane, part in zip(lanes, raw, strict=True):
         backlog = waiting[lane.model] if lane.service is Service.BULK else 0

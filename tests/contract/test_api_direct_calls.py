@@ -102,7 +102,7 @@ def test_a_failure_that_nobody_foresaw_is_the_same_answer(
 
 def test_both_ways_count_alike(client: FlaskClient) -> None:
     def count() -> float:
-        line = 'method="POST",process="'
+        line = 'method="POST",route="'
         shown = client.get("/metrics").text.splitlines()
         found = [one for one in shown if one.startswith("twolane_http_requests_total") and line in one and EMBED in one]
         return sum(float(one.rsplit(" ", 1)[1]) for one in found)

@@ -33,6 +33,7 @@ from tasks.interactive.server import serve
 from tasks.jobs.blobs import open_blobs
 from tasks.jobs.leases import Leases
 from tasks.lanes import Lane, Service
+from tasks.presence.counters import Counters
 from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo, WorkerRegistry
 from workers.engine.device import DeviceEngine
 from workers.models.registry import load_models
@@ -107,9 +108,12 @@ def running_worker(settings: Settings) -> Iterator[DeviceEngine]:
     cards, stop = cards_of(settings), threading.Event()
     with contextlib.ExitStack() as stack:
         models = load_models(cards, settings)
-        engine = stack.enter_context(DeviceEngine(settings, models))
         blocking = stack.enter_context(connect(settings.redis_url, name="test-serve", block_s=1))
         state = stack.enter_context(connect(settings.redis_url, name="test-state"))
+        counters = Counters(state, every_s=0.05)
+        counters.start()
+        stack.callback(counters.stop)
+        engine = stack.enter_context(DeviceEngine(settings, models, meter=counters))
         fingerprints = {name: model.fingerprint for name, model in models.items()}
         reusing = CachingEngine(engine, fingerprints, ContentCache(state, settings))
         stack.callback(reusing.close)
@@ -120,6 +124,7 @@ def running_worker(settings: Settings) -> Iterator[DeviceEngine]:
             settings,
             "w-test",
             dimensions={card.name: card.dimension or 0 for card in cards},
+            meter=counters,
         )
         calls = {"call_target_ms": 50.0, "call_p99_ms": 12.0, "call_expected_ms": 80.0}
         facts = {

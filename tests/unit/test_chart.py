@@ -6,6 +6,7 @@ Rendered by the real helm; custom resources (KEDA, Prometheus operator) have no 
 import functools
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from config.settings import Settings
 
 CHART = Path(__file__).parents[2] / "deploy/helm/twolane"
 HELM = Path(sys.executable).with_name("helm")
+PROMTOOL = shutil.which("promtool")
 SETTINGS = {f"TWOLANE_{name.upper()}" for name in Settings.model_fields}
 ALERTS: list[dict[str, Any]] = yaml.safe_load((CHART / "files/alerts.yml").read_text("utf-8"))["groups"][0]["rules"]
 DASHBOARD = json.loads((CHART / "files/dashboard.json").read_text("utf-8"))
@@ -99,11 +101,11 @@ def test_scaling_counts_the_tokens_of_the_groups_own_lanes() -> None:
     (trigger,) = named(EVERYTHING, "ScaledObject", "demo-worker-search")["spec"]["triggers"]
     query = trigger["metadata"]["query"]
     promql_parser.parse(query)
-    (lanes,) = re.findall(r'lane=~"([^"]+)"', query)
-    lanes = lanes.replace("\\\\", "\\")
-    for lane in ("bulk.baai-bge-small-en-v1.5", "interactive.bge-reranker-base"):
-        assert re.fullmatch(lanes, lane)
-    assert re.fullmatch(lanes, "bulk.all-minilm-l6-v2") is None
+    (models,) = re.findall(r'model=~"([^"]+)"', query)
+    models = models.replace("\\\\", "\\")
+    for model in ("baai-bge-small-en-v1.5", "bge-reranker-base"):
+        assert re.fullmatch(models, model)
+    assert re.fullmatch(models, "all-minilm-l6-v2") is None
     assert trigger["metadata"]["threshold"] == "3000000"
 
 
@@ -122,6 +124,11 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
         promql_parser.parse(expression)
     known = {metric.name for metric in METRICS}
     assert set().union(*map(_metrics, expressions)) - known - {f"{name}_bucket" for name in known} == set()
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool comes with Prometheus")
+def test_the_alerts_fire_in_prometheus_own_test() -> None:
+    subprocess.run([str(PROMTOOL), "test", "rules", "alerts_test.yml"], cwd=CHART / "files", check=True)
 
 
 def _metrics(expression: str) -> set[str]:

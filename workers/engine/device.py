@@ -14,7 +14,7 @@ from functools import partial
 from typing import Self
 
 from config.settings import Settings
-from tasks.engine import Outcomes, Work
+from tasks.engine import NO_METER, Meter, Outcomes, Work
 from tasks.errors import EngineClosed, NoWorker
 from tasks.lanes import Service
 from workers.engine.admission import admit
@@ -56,8 +56,18 @@ class CallLatency:
 class DeviceEngine:
     """See `tasks.engine.Engine`. Thread-safe; also a context manager that closes itself."""
 
-    def __init__(self, settings: Settings, models: Mapping[str, LoadedModel], *, on_cpu: bool = True) -> None:
-        """Start the device's thread for the loaded models, by card name; `on_cpu` counts while there are none."""
+    def __init__(
+        self, settings: Settings, models: Mapping[str, LoadedModel], *, on_cpu: bool = True, meter: Meter = NO_METER
+    ) -> None:
+        """Start the device's thread for the loaded models, by card name.
+
+        Args:
+            settings: limits and times.
+            models: what is served.
+            on_cpu: counts while there are no models.
+            meter: takes what passes show.
+        """
+        self._meter = meter
         # What serves each name. One that was replaced is still in the loops until its rows are computed.
         self._models = dict(models)
         self._lock = threading.Lock()
@@ -251,7 +261,9 @@ class DeviceEngine:
             loop.call(partial(loop.scheduler.bound, self._limits)).result()
 
     def _start_loop(self, models: Mapping[str, LoadedModel], *, interactive_only: bool) -> DeviceLoop:
-        return DeviceLoop(self._queue, models, self._limits, self._fair_share, interactive_only=interactive_only)
+        loop = DeviceLoop(self._queue, models, self._limits, self._fair_share, interactive_only=interactive_only)
+        loop.passes.meter = self._meter
+        return loop
 
     def _add_stream(self, model: LoadedModel) -> None:
         """Serve the model's interactive rows by its latency stream, if it has one."""

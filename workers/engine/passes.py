@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tasks.engine import ItemError
+from tasks.engine import NO_METER, ItemError, Meter
 from tasks.errors import ItemFailed, OutOfMemory, WorkError
 from workers.engine.cost import CostModel
 from workers.engine.guard import INVALID, run_guarded, run_guarded_heads
@@ -45,6 +45,7 @@ class Passes:
         last_ms: what the last of them took.
         ended_s: when it ended, by the clock.
         tokens, busy_s: real tokens and device time of all passes.
+        meter: takes what passes show.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Passes:
         self._rate_tokens = self._rate_s = 0.0
         self.ended_s = 0.0
         self.tokens, self.busy_s = 0, 0.0
+        self.meter: Meter = NO_METER
         self._cost, self._sizes, self._watchdog, self.clock = cost, sizes, watchdog, clock
         self._learns = True
 
@@ -127,6 +129,7 @@ class Passes:
                 values, bad, extras = run_guarded_heads(heads, tokens)
         self.ended_s = self.clock()
         self._measure(model, rows, self.ended_s - began_s)
+        self._share_time(model, rows, began_s)
         if heads is not None:
             for row, parts in zip(rows, extras, strict=True):
                 row.request.extras[row.index] = parts
@@ -149,11 +152,30 @@ class Passes:
         self.busy_s += pass_s
         self._rate_tokens = self._rate_tokens * _KEEP + tokens
         self._rate_s = self._rate_s * _KEEP + pass_s
+        if self._learns:
+            labels = (model.card.slug,)
+            self.meter.observe("pass_seconds", labels, pass_s)
+            self.meter.add("pass_rows_total", labels, len(rows))
+            self.meter.add("pass_tokens_total", labels, tokens)
+            self.meter.add("pass_padded_tokens_total", labels, padded)
+
+    def _share_time(self, model: LoadedModel, rows: Sequence[Row], began_s: float) -> None:
+        """Note for each request how long it waited, and its part of the device's time."""
+        token_s = (self.ended_s - began_s) / sum(map(len, rows))
+        for row in rows:
+            request = row.request
+            request.device_s += token_s * len(row)
+            if request.waited_s is None:
+                request.waited_s = max(0.0, began_s - request.asked_s)
+                if self._learns:
+                    labels = (request.service.value, model.card.slug)
+                    self.meter.observe("queue_wait_seconds", labels, request.waited_s)
 
     def _shrink(self, model: LoadedModel, rows: Sequence[Row], error: Exception) -> None:
         name, longest = model.key, _longest(rows)
         log.warning("%s: a pass of %d rows, longest %d tokens, failed: %s", name, len(rows), longest, error)
         if isinstance(error, OutOfMemory):
+            self.meter.add("out_of_memory_splits_total", (model.card.slug,))
             self._sizes.shrink(name, longest, _tokens(model, rows))
             model.backend.free_memory()
 

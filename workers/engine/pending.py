@@ -9,13 +9,13 @@ import itertools
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.engine import ItemError, Outcomes
+from tasks.engine import ItemError, Outcomes, Timing
 from tasks.lanes import Service
 from tasks.vectors import ExtraParts
 from workers.models.loaded import LoadedModel
@@ -62,11 +62,14 @@ class PendingWork:
         future: what the caller holds. It stays pending until it is settled, so that it can be cancelled any time.
         rows: all rows, in order of their index.
         extras: takes, by index, what rows got besides their values.
+        asked_s: when the queue took it, by the queue's clock.
+        waited_s: from then until the device began with it; None: it has not.
+        device_s: its part of the passes that computed it, by tokens.
     """
 
     __slots__ = (
         *("_errors", "_finish", "_left", "_lock", "_values"),
-        *("deadline_s", "extras", "future", "model", "rows", "service"),
+        *("asked_s", "deadline_s", "device_s", "extras", "future", "model", "rows", "service", "waited_s"),
     )
 
     def __init__(self, model: LoadedModel, service: Service, deadline_s: float | None, finish: Finish) -> None:
@@ -76,6 +79,8 @@ class PendingWork:
         self.future: Future[Outcomes] = Future()
         self.rows: list[Row] = []
         self.extras: ExtraSink = dict[int, ExtraParts]()
+        self.asked_s = self.device_s = 0.0
+        self.waited_s: float | None = None
         self._finish = finish
         self._errors: dict[int, ItemError] = {}
         self._left = 0
@@ -117,7 +122,8 @@ class PendingWork:
             except Exception as error:  # noqa: BLE001 - an edge: somebody waits for this future
                 self.fail(error)
             else:
-                self._settle(lambda: self.future.set_result(outcomes))
+                timing = Timing(self.waited_s or 0.0, self.device_s)
+                self._settle(lambda: self.future.set_result(replace(outcomes, timing=timing)))
 
     def fail(self, error: BaseException) -> None:
         """End the future with an error, unless it has ended."""

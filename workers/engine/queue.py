@@ -92,6 +92,7 @@ class WorkQueue:
             EngineClosed: the queue takes nothing any more.
         """
         tokens = request.tokens
+        request.asked_s = self.clock()
         with self._lock:
             expired = self._pop_expired()
             waiting = self._tokens[request.service]
@@ -103,8 +104,7 @@ class WorkQueue:
             raise EngineClosed("this worker is going away")
         if full:
             raise LaneFull(f"{waiting} tokens wait in this worker already", retry_after_s=retry_after_s(waiting))
-        asked_s = self.clock()
-        request.future.add_done_callback(lambda _: self._note_end(request, asked_s))
+        request.future.add_done_callback(lambda _: self._note_end(request))
 
     def take(self, taker: Taker, timeout_s: float) -> Batch | None:
         """Remove and return the rows of the taker's next pass; None after the timeout, or when it is interrupted."""
@@ -280,13 +280,13 @@ class WorkQueue:
         if present:
             self._call_for_rest()
 
-    def _note_end(self, request: PendingWork, asked_s: float) -> None:
+    def _note_end(self, request: PendingWork) -> None:
         if request.future.cancelled():
             self.forget(request)
         elif request.service is Service.INTERACTIVE:
             now_s = self.clock()
             with self._lock:
-                self._traffic.note_answer(request.model.card.name, now_s, now_s - asked_s)
+                self._traffic.note_answer(request.model.card.name, now_s, now_s - request.asked_s)
 
 
 def _expire(requests: list[PendingWork]) -> None:

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- A worker takes a chunk. The attempt is counted here, before the device is touched.
--- Answers {code} or, for OK and POISON, {code, fence, chunk (JSON), operation, model, params, outside, tenant}
+-- Answers {code} or, for OK and POISON, {code, fence, chunk (JSON), operation, model, params, outside, tenant, key}
 -- include: _job
 local job = read_job()
 local chunk = job and read_chunk(number)
@@ -10,8 +10,8 @@ if not chunk then
 end
 
 local function claimed(code)
-  local record = redis.call('HMGET', JOB, 'operation', 'model', 'params', 'outside', 'tenant')
-  return { code, chunk.fence, cjson.encode(chunk), record[1], record[2], record[3], record[4], record[5] }
+  local record = redis.call('HMGET', JOB, 'operation', 'model', 'params', 'outside', 'tenant', 'key')
+  return { code, chunk.fence, cjson.encode(chunk), record[1], record[2], record[3], record[4], record[5], record[6] }
 end
 
 local function ceiling()
