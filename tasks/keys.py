@@ -58,7 +58,9 @@ __all__ = [
     "tenant_jobs",
     "tenant_queued",
     "turns_pattern",
+    "webhook_tenants",
     "webhooks_due",
+    "webhooks_earlier",
     "worker_alert",
     "worker_cards",
     "worker_ends",
@@ -363,8 +365,18 @@ def cache_lookups() -> Key:
     return Key(f"{_PREFIX}:cache:lookups")
 
 
-def webhooks_due() -> Key:
-    """Sorted set: the webhook outbox: jobs whose end has to be sent, by the time (ms) of the next attempt."""
+def webhook_tenants() -> Key:
+    """Sorted set: the webhook outbox: tenants that have ends to be sent, by the time (ms) of their next turn."""
+    return Key(f"{_PREFIX}:webhooks:tenants")
+
+
+def webhooks_due(tenant: str) -> Key:
+    """Sorted set: a tenant's jobs whose end has to be sent, by the time (ms) of the next attempt."""
+    return Key(f"{_PREFIX}:webhooks:due:{tenant}")
+
+
+def webhooks_earlier() -> Key:
+    """Sorted set: where processes before 0.3 put the ends of all tenants."""
     return Key(f"{_PREFIX}:webhooks:due")
 
 

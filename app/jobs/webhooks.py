@@ -9,6 +9,7 @@ what is checked of a webhook before its job is accepted.
 import logging
 import threading
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
@@ -30,7 +31,7 @@ __all__ = ["WebhookDispatcher", "choose_webhook", "compose"]
 _log = logging.getLogger(__name__)
 _TICK_S = 0.5
 _STOP_S = 5.0
-_SENDERS = 8
+_SENDERS = 16
 
 
 def compose(delivery: Delivery) -> bytes:
@@ -55,7 +56,8 @@ class WebhookDispatcher:
     def __init__(self, live: Services) -> None:
         self._settings = live.settings
         self._outbox = Outbox(live.redis, live.settings)
-        self._free = threading.Semaphore(_SENDERS)
+        self._lock = threading.Lock()
+        self._sending: Counter[str] = Counter()
         self._senders = ThreadPoolExecutor(_SENDERS, thread_name_prefix="twolane-webhook")
         self._thread = PeriodicThread(self._send_due, _TICK_S, "webhook dispatcher")
 
@@ -69,17 +71,19 @@ class WebhookDispatcher:
         self._senders.shutdown(wait=False, cancel_futures=True)
 
     def run_once(self) -> int:
-        """Take one delivery that is due, if a sender is free, and have it sent; return how many were taken."""
+        """Take one delivery that is due, if a sender is free for it, and have it sent; return how many were taken.
+
+        A tenant may hold as many senders as it leaves free, so that its receivers that hang leave some for everybody
+        else (dynamic thresholds, Choudhury and Hahne 1998): half of them if it is alone, else less.
+        """
+        with self._lock:
+            free = _SENDERS - self._sending.total()
+            full = {tenant for tenant, held in self._sending.items() if held >= free}
         # One at a time and only with a free sender: what is taken is leased, and a lease must not expire in a queue.
-        if not self._free.acquire(blocking=False):
-            return 0
-        taken: list[Delivery] = []
-        try:
-            taken = self._outbox.take(1)
-        finally:
-            if not taken:
-                self._free.release()
+        taken = self._outbox.take(1, full) if free > 0 else []
         for delivery in taken:
+            with self._lock:
+                self._sending[delivery.job.tenant] += 1
             self._senders.submit(self._send, delivery)
         return len(taken)
 
@@ -97,7 +101,8 @@ class WebhookDispatcher:
         except Exception as error:  # noqa: BLE001 - the edge of a sender: the lease expires and another attempt follows
             _log.error("the webhook of %s failed: %s", delivery.job.id, type(error).__name__)
         finally:
-            self._free.release()
+            with self._lock:
+                self._sending -= Counter((delivery.job.tenant,))
 
     def _attempt(self, delivery: Delivery) -> Attempt:
         allow_private = self._settings.webhook_allow_private

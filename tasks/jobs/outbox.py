@@ -1,10 +1,10 @@
 """The webhook outbox: ends of jobs that are to be sent, claimed by one process at a time, retried with growing delays.
 
-Owns the due list and the delays. The end itself is written by the step that ends the job (`lua/_job.lua`); what is
+Owns the due lists, the turns between tenants and the delays. The end itself is written by the step that ends the job (`lua/_job.lua`); what is
 sent, and how, is `app.webhooks`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -24,6 +24,7 @@ __all__ = ["Attempt", "Delivery", "Outbox"]
 _STEPS = (1, 60, 360, 1440, 3600, 7200, 10080)
 # A process that settles nothing for longer than two attempts may take is dead.
 _HOLD_TIMEOUTS = 3
+_TENANTS_PER_LOOK = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,20 @@ class Attempt:
     final: bool = False
 
 
-class WebhookClaimScript(Script):
-    """Claim up to `most` ends that are due, for `hold_ms`."""
+class WebhookTurnsScript(Script):
+    """List up to `most` tenants that have ends to be sent now."""
 
-    due: Key
-    hold_ms: int
+    tenants: Key
     most: int
+
+
+class WebhookClaimScript(Script):
+    """Claim one end of a tenant for `hold_ms`."""
+
+    tenants: Key
+    due: Key
+    tenant: str
+    hold_ms: int
 
 
 class WebhookSettleScript(Script):
@@ -79,7 +88,8 @@ class WebhookSettleScript(Script):
     Attributes:
         job: the record.
         events: the last change of the job.
-        due: ends by the time of the next attempt.
+        tenants: tenants by the time of their next turn.
+        due: the tenant's ends by the time of the next attempt.
         number: of the end.
         status: `delivered`, `retrying` or `failed`.
         answer: HTTP status of the attempt.
@@ -89,7 +99,9 @@ class WebhookSettleScript(Script):
 
     job: Key
     events: Key
+    tenants: Key
     due: Key
+    tenant: str
     job_id: str
     number: int
     status: str
@@ -114,10 +126,19 @@ class Outbox:
         self._hold_ms = int(_HOLD_TIMEOUTS * settings.webhook_timeout_s * 1000)
         self._first_delay_ms = settings.webhook_retry_s * 1000
 
-    def take(self, most: int) -> list[Delivery]:
-        """Claim ends that are due and return them; no other process gets them until the claim expires."""
-        job_ids: list[bytes] = self._scripts.call(WebhookClaimScript(keys.webhooks_due(), self._hold_ms, most))
-        return [delivery for job_id in job_ids if (delivery := self._read(job_id.decode())) is not None]
+    def take(self, most: int, but: Collection[str] = ()) -> list[Delivery]:
+        """Claim ends that are due and return them; no other process gets them until the claim expires.
+
+        Args:
+            most: how many at most; tenants take turns.
+            but: tenants that get no turn now.
+        """
+        self._take_up_earlier()
+        taken: list[Delivery] = []
+        while len(taken) < most and (found := self._claim(but)) is not None:
+            if (delivery := self._read(*found)) is not None:
+                taken.append(delivery)
+        return taken
 
     def settle(self, delivery: Delivery, attempt: Attempt) -> str:
         """Record the outcome of an attempt and return the new status: `delivered`, `retrying` or `failed`."""
@@ -128,7 +149,9 @@ class Outbox:
         call = WebhookSettleScript(
             keys.job(job_id),
             keys.job_events(job_id),
-            keys.webhooks_due(),
+            keys.webhook_tenants(),
+            keys.webhooks_due(delivery.job.tenant),
+            tenant=delivery.job.tenant,
             job_id=job_id,
             number=delivery.number,
             status=status,
@@ -139,11 +162,31 @@ class Outbox:
         self._scripts.call(call)
         return status
 
-    def _read(self, job_id: str) -> Delivery | None:
+    def _claim(self, but: Collection[str]) -> tuple[str, str] | None:
+        """Return tenant and job of one end that is due."""
+        turns: list[bytes] = self._scripts.call(WebhookTurnsScript(keys.webhook_tenants(), _TENANTS_PER_LOOK))
+        for tenant in (name.decode() for name in turns):
+            if tenant in but:
+                continue
+            call = WebhookClaimScript(keys.webhook_tenants(), keys.webhooks_due(tenant), tenant, self._hold_ms)
+            if (job_id := self._scripts.call(call)) is not None:
+                return tenant, job_id.decode()
+        return None
+
+    def _take_up_earlier(self) -> None:
+        """Give the ends a turn that processes of an earlier version noted."""
+        for job_id in cast("list[bytes]", self._redis.zrange(keys.webhooks_earlier(), 0, 99)):
+            tenant = cast("bytes | None", self._redis.hget(keys.job(job_id.decode()), "tenant"))
+            if tenant is not None:
+                self._redis.zadd(keys.webhooks_due(tenant.decode()), {job_id: 1}, nx=True)
+                self._redis.zadd(keys.webhook_tenants(), {tenant: 1}, nx=True)
+            self._redis.zrem(keys.webhooks_earlier(), job_id)
+
+    def _read(self, tenant: str, job_id: str) -> Delivery | None:
         record = cast("Mapping[bytes, bytes]", self._redis.hgetall(keys.job(job_id)))
         if b"webhook" not in record or b"delivery" not in record:
             # Deleted, expired, or running again: there is nothing to send.
-            self._redis.zrem(keys.webhooks_due(), job_id)
+            self._redis.zrem(keys.webhooks_due(tenant), job_id)
             return None
         noted = orjson.loads(record[b"delivery"])
         return Delivery(

@@ -69,7 +69,8 @@ class JobKeys:
         misfits: the lane's jobs that wait for a worker with their model.
         reserved: bytes that jobs will still need for results.
         reserved_until: those jobs by expiry.
-        webhooks: jobs whose end a webhook has to be sent for.
+        webhook_tenants: tenants that have such ends.
+        webhooks: the tenant's jobs whose end a webhook has to be sent for.
         queued: items of the tenant that wait, if its queue is limited.
         totals: counters for the operator.
         job_id: the job.
@@ -90,6 +91,7 @@ class JobKeys:
     misfits: Key
     reserved: Key
     reserved_until: Key
+    webhook_tenants: Key
     webhooks: Key
     queued: Key
     totals: Key
@@ -117,7 +119,8 @@ class JobKeys:
             misfits=keys.lane_misfits(job.lane),
             reserved=keys.store_reserved(),
             reserved_until=keys.store_reserved_until(),
-            webhooks=keys.webhooks_due(),
+            webhook_tenants=keys.webhook_tenants(),
+            webhooks=keys.webhooks_due(job.tenant),
             queued=keys.tenant_queued(job.tenant),
             totals=keys.job_totals(),
             job_id=job.id,

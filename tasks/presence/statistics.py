@@ -148,12 +148,14 @@ def _read_turns(redis: Redis, lane: Lane, tenants: Sequence[bytes]) -> list[byte
 
 def _read_counts(redis: Redis) -> tuple[int, Mapping[str, int], Mapping[str, int]]:
     pipeline = redis.pipeline(transaction=False)
-    pipeline.zcard(keys.webhooks_due())
+    pipeline.zrange(keys.webhook_tenants(), 0, -1)
     pipeline.hgetall(keys.cache_lookups())
     pipeline.hgetall(keys.job_totals())
-    waiting, *tables = pipeline.execute()
+    tenants, *tables = pipeline.execute()
     lookups, totals = ({name.decode(): int(count) for name, count in table.items()} for table in tables)
-    return waiting, lookups, totals
+    for tenant in tenants:
+        pipeline.zcard(keys.webhooks_due(tenant.decode()))
+    return sum(pipeline.execute()), lookups, totals
 
 
 def _job_ids(raw: Iterable[_Raw], holders: Iterable[bytes]) -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from app.jobs.webhooks import WebhookDispatcher
 from config.settings import Settings
 from stack.embedded_redis import EmbeddedServer
 from tasks import keys
+from tasks.jobs.job import Webhook
 from tasks.jobs.outbox import Attempt, Outbox
+from tests.support import job_maker
 from tests.support.web import opened_app, services_of, settings_of, wait_for_end
 from tests.support.webhook_receiver import Receiver, receiving
 
@@ -145,6 +148,25 @@ def test_a_receiver_that_hangs_costs_its_time_limit(
     assert wait_for_status(client, job_id, "delivered")["attempts"] >= 2
 
 
+def test_receivers_that_hang_hold_up_nobody_but_their_tenant(app_here: Flask, receiver: Receiver) -> None:
+    live = services_of(app_here)
+    slow = WebhookDispatcher(replace(live, settings=live.settings.model_copy(update={"webhook_timeout_s": 30.0})))
+    receiver.hold.clear()
+    with receiving() as other:
+        for tenant, url in [("ada", receiver.url)] * 40 + [("bob", other.url)]:
+            job = job_maker.submit(live.store, live.blobs, ["x"], tenant=tenant, webhook=Webhook(url, SECRET))
+            live.store.cancel(job.id, tenant)
+        try:
+            while slow.run_once():
+                pass
+            other.wait_for(1)
+            assert 1 <= len(receiver.calls) < 16
+        finally:
+            receiver.hold.set()
+            slow.close()
+            live.redis.delete(keys.webhook_tenants())
+
+
 def test_cancelled_and_expired_jobs_tell_their_end(
     client: FlaskClient, courier: WebhookDispatcher, receiver: Receiver
 ) -> None:
@@ -175,7 +197,7 @@ def test_an_end_is_left_to_another_process_when_the_first_one_dies_over_it(
         assert (client.get(f"/v1/jobs/{job_id}").json or {})["webhook"] == state
     finally:
         courier.close()
-    assert redis_now.zcard(keys.webhooks_due()) == 0
+    assert redis_now.zcard(keys.webhooks_due("default")) == 0
 
 
 def test_a_deleted_job_is_not_told(app_here: Flask, client: FlaskClient, receiver: Receiver, redis_now: Redis) -> None:
@@ -185,14 +207,14 @@ def test_a_deleted_job_is_not_told(app_here: Flask, client: FlaskClient, receive
     (taken,) = Outbox(redis_now, live.settings).take(10)
     live.store.delete(job_id)
     assert Outbox(redis_now, live.settings).settle(taken, Attempt(answer=204)) == "delivered"
-    assert redis_now.zcard(keys.webhooks_due()) == 0
+    assert redis_now.zcard(keys.webhooks_due("default")) == 0
     assert redis_now.exists(keys.job(job_id)) == 0
 
 
 @pytest.fixture
 def redis_now(server: EmbeddedServer) -> Iterator[Redis]:
     with Redis.from_url(server.url) as client:
-        client.delete(keys.webhooks_due())
+        client.delete(keys.webhooks_due("default"))
         yield client
 
 

@@ -117,7 +117,7 @@ def test_a_retried_job_forgets_the_end_that_was_not_told_and_notes_the_next_one(
         store.leases.complete(claim, make_completion(claim, failed=1))
     (first,) = outbox.take(10)
     store.retry_failed(job.id)
-    assert store.redis.zcard(keys.webhooks_due()) == 0
+    assert store.redis.zcard(keys.webhooks_due("default")) == 0
     run_out(store)
     # The attempt for the first end comes back late: it says nothing of the second one.
     outbox.settle(first, Attempt(answer=204))
@@ -131,7 +131,8 @@ def test_attempts_follow_each_other_with_growing_delays_and_end(
     run_out(store)
     delays_s, version = [], store.get(job.id).version
     for attempt in range(1, 9):
-        redis.zadd(keys.webhooks_due(), {job.id: 1})
+        redis.zadd(keys.webhooks_due("default"), {job.id: 1})
+        redis.zadd(keys.webhook_tenants(), {"default": 1})
         (taken,) = outbox.take(10)
         assert taken.attempts == attempt - 1
         outbox.settle(taken, Attempt(answer=500, error="the receiver answered 500"))
@@ -144,8 +145,31 @@ def test_attempts_follow_each_other_with_growing_delays_and_end(
             delays_s.append(now.webhook.next_attempt_at - (now.webhook.last_attempt_at or 0))
     assert delays_s == pytest.approx([0.05 * step for step in (1, 60, 360, 1440, 3600, 7200, 10080)], abs=0.002)
     assert now.webhook.status == "failed"
-    assert redis.zcard(keys.webhooks_due()) == 0
+    assert redis.zcard(keys.webhooks_due("default")) == 0
     assert_expiry(redis)
+
+
+def test_tenants_take_turns_however_many_ends_one_of_them_has(
+    store: JobStore, blobs: Blobs, outbox: Outbox, redis: Redis
+) -> None:
+    for tenant in ["many"] * 5 + ["few", "other"]:
+        store.cancel(begin(store, blobs, tenant=tenant).id, tenant)
+        redis.zadd(keys.webhook_tenants(), {tenant: 1})
+    assert sorted(taken.job.tenant for taken in outbox.take(3)) == ["few", "many", "other"]
+    assert outbox.take(1, {"many"}) == []
+    assert [taken.job.tenant for taken in outbox.take(10)] == ["many"] * 4
+    assert_expiry(redis)
+
+
+def test_an_end_that_an_earlier_version_noted_is_sent(
+    store: JobStore, blobs: Blobs, outbox: Outbox, redis: Redis
+) -> None:
+    job = begin(store, blobs)
+    run_out(store)
+    redis.delete(keys.webhook_tenants(), keys.webhooks_due("default"))
+    redis.zadd(keys.webhooks_earlier(), {job.id: 1, "job_gone": 2})
+    assert [taken.job.id for taken in outbox.take(10)] == [job.id]
+    assert redis.exists(keys.webhooks_earlier()) == 0
 
 
 def test_an_end_whose_job_is_gone_leaves_the_list(store: JobStore, blobs: Blobs, outbox: Outbox, redis: Redis) -> None:
@@ -153,4 +177,4 @@ def test_an_end_whose_job_is_gone_leaves_the_list(store: JobStore, blobs: Blobs,
     run_out(store)
     redis.delete(keys.job(job.id))
     assert outbox.take(10) == []
-    assert redis.zcard(keys.webhooks_due()) == 0
+    assert redis.zcard(keys.webhooks_due("default")) == 0

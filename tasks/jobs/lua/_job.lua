@@ -235,7 +235,8 @@ local function note_end(state)
   local delivery = { number = number, event = state, at_ms = NOW_MS, attempts = 0, status = 'pending', next_ms = NOW_MS }
   redis.call('HSET', JOB, 'delivery', cjson.encode(delivery))
   redis.call('ZADD', WEBHOOKS, NOW_MS, job_id)
-  redis.call('PEXPIRE', WEBHOOKS, lane_ttl_ms)
+  redis.call('ZADD', WEBHOOK_TENANTS, 'LT', NOW_MS, tenant)
+  for _, key in ipairs({ WEBHOOKS, WEBHOOK_TENANTS }) do redis.call('PEXPIRE', key, lane_ttl_ms) end
 end
 
 -- Count for the operator. In the step that makes it true, so that neither a repeated call nor a dead process counts wrong.

@@ -18,6 +18,7 @@ delivery.attempts, delivery.last_ms = delivery.attempts + 1, now_ms
 if status == 'retrying' then
   delivery.next_ms = now_ms + delay_ms
   redis.call('ZADD', DUE, delivery.next_ms, job_id)
+  redis.call('ZADD', TENANTS, 'LT', delivery.next_ms, tenant)
 else
   redis.call('ZREM', DUE, job_id)
 end
