@@ -53,6 +53,8 @@ class Key(BaseModel):
     requests_per_minute: Limit | None = None
     tokens_per_minute: Limit | None = None
     max_queued_items: Limit | None = None
+    # What the tenant's jobs may keep in Redis, texts and results.
+    max_stored_bytes: Limit | None = None
     priority: Literal["low", "normal", "high"] = "normal"
     # Weight of the tenant in turns between tenants; without it, that of the priority: 1, 4 or 16.
     share: Annotated[int, Field(ge=1, le=1000)] | None = None

@@ -215,7 +215,7 @@ class LaneFull(CapacityError):
 
 
 class RateLimited(CapacityError):
-    """The key has used up a limit of its own: requests, tokens or queued items."""
+    """The key has used up a limit of its own: requests, tokens, queued items or stored bytes."""
 
     code = "rate_limit_exceeded"
 

@@ -55,6 +55,8 @@ __all__ = [
     "store_uploads",
     "tenant_batches",
     "tenant_files",
+    "tenant_held",
+    "tenant_held_until",
     "tenant_jobs",
     "tenant_queued",
     "turns_pattern",
@@ -383,6 +385,16 @@ def webhooks_earlier() -> Key:
 def tenant_queued(tenant: str) -> Key:
     """Hash: unfinished jobs of a tenant whose queue is limited, with their items, by job id."""
     return Key(f"{_PREFIX}:tenant:{tenant}:queued")
+
+
+def tenant_held(tenant: str) -> Key:
+    """Hash: bytes that a tenant's jobs keep in Redis or will when they are done, by job id and as `total`."""
+    return Key(f"{_PREFIX}:tenant:{tenant}:held")
+
+
+def tenant_held_until(tenant: str) -> Key:
+    """Sorted set: the jobs of that hash, by the time (ms) at which they expire."""
+    return Key(f"{_PREFIX}:tenant:{tenant}:held-until")
 
 
 def file(file_id: str) -> Key:

@@ -6,7 +6,7 @@ keys themselves are read by `config.keyring`; what a key has used up is counted 
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, cast
 
 from flask import Flask, current_app, g, request
@@ -18,7 +18,7 @@ from config.catalog import Catalog, ModelCard
 from config.keyring import Key, KeyringError, KeyringFile
 from config.settings import Settings
 from tasks.errors import AuthenticationError, ConfigError, Conflict, ModelNotFound, NoWorker, PermissionDenied
-from tasks.jobs.job import WEIGHTS
+from tasks.jobs.job import WEIGHTS, StoreQuota
 from tasks.jobs.origin import Origin, set_origin
 
 __all__ = [
@@ -45,6 +45,7 @@ _ADMIN_PATHS = frozenset({"/metrics", "/v1/workers"})
 _ADMIN_FOLDER = "/v1/admin/"
 _CONSOLE = "/console"
 _KEY = "twolane-authenticator"
+_FAIR = StoreQuota(fair=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,7 @@ class Tenant:
         key_name: what the operator calls it; empty: nothing.
         models: lower-case names and aliases that the key may use; None: all.
         requests_per_minute: None: no limit; likewise the other limits.
+        quota: what the tenant's jobs may keep in Redis.
         share: weight of the tenant in turns between tenants.
         cache, dedupe: whether cached values are used where a request does not say.
     """
@@ -72,6 +74,7 @@ class Tenant:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_queued_items: int | None = None
+    quota: StoreQuota = _FAIR
     share: int = WEIGHTS["normal"]
     cache: bool = False
     dedupe: bool = False
@@ -98,7 +101,8 @@ class Tenant:
         """Return what later work on behalf of this key has to know, as JSON values."""
         models = sorted(self.models) if self.models is not None else None
         limits = {"priority": self.priority, "models": models, "max_queued_items": self.max_queued_items}
-        return {**limits, "share": self.share, "cache": self.cache, "dedupe": self.dedupe, "key_id": self.key_id}
+        uses = {"share": self.share, "cache": self.cache, "dedupe": self.dedupe, "key_id": self.key_id}
+        return {**limits, **uses, "quota": asdict(self.quota)}
 
     @classmethod
     def from_rights(cls, name: str, rights: Mapping[str, Any]) -> Self:
@@ -112,6 +116,7 @@ class Tenant:
             priority=rights.get("priority", "normal"),
             models=allowed,
             max_queued_items=queued,
+            quota=StoreQuota(**rights.get("quota", {})),
             share=rights.get("share", WEIGHTS["normal"]),
             cache=rights.get("cache", False),
             dedupe=rights.get("dedupe", False),
@@ -119,7 +124,7 @@ class Tenant:
 
 
 # Without a keys file there is one tenant, who may do everything; the server then binds a loopback address only.
-OPEN_TENANT = Tenant("default", priority="high", admin=True)
+OPEN_TENANT = Tenant("default", priority="high", admin=True, quota=StoreQuota())
 
 
 class Authenticator:
@@ -300,6 +305,7 @@ def _describe_tenant(key: Key) -> Tenant:
         requests_per_minute=key.requests_per_minute,
         tokens_per_minute=key.tokens_per_minute,
         max_queued_items=key.max_queued_items,
+        quota=StoreQuota(key.max_stored_bytes, fair=True),
         share=key.share or WEIGHTS[key.priority],
         cache=key.cache,
         dedupe=key.dedupe,

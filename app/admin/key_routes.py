@@ -43,6 +43,7 @@ class KeyRequest(BaseModel):
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     max_queued_items: int | None = None
+    max_stored_bytes: int | None = None
     cache: bool = False
     dedupe: bool = False
 
@@ -65,6 +66,7 @@ class KeyObject(BaseModel):
     requests_per_minute: int | None
     tokens_per_minute: int | None
     max_queued_items: int | None
+    max_stored_bytes: int | None
     source: Literal["file", "api"]
     valid: bool
     created_at: float | None

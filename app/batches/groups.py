@@ -6,13 +6,16 @@ Owns the inputs of those jobs until the jobs are created. Holds at most about tw
 from collections.abc import Sequence
 from dataclasses import replace
 
+from app.access.auth import Tenant
 from app.batches.lines import Call
 from app.services import Services
-from app.submission.orders import Order, count_id_bytes, limit_chunks
+from app.submission.chunk_upload import ChunkUpload
+from app.submission.orders import Order, limit_chunks
 from app.submission.service import SubmissionService
 from tasks.files.batches import BatchGroup
 from tasks.jobs.chunking import Item, cut_chunks
-from tasks.jobs.job import ChunkRecord, NewJob, new_job_id
+from tasks.jobs.job import ChunkRecord, NewJob
+from tasks.lanes import Lane, Service
 
 __all__ = ["Group", "GroupTable"]
 
@@ -20,15 +23,23 @@ __all__ = ["Group", "GroupTable"]
 class Group:
     """One job in the making."""
 
-    def __init__(self, live: Services, order: Order) -> None:
+    def __init__(self, live: Services, order: Order, tenant: Tenant) -> None:
         self.order = order
-        self.job_id = new_job_id()
         self.lines = self.items = self.tokens = 0
-        self.records: list[ChunkRecord] = []
-        self._live = live
+        self._upload = ChunkUpload(live.store, live.blobs, Lane(order.card.slug, Service.BULK), tenant)
         self._limits = limit_chunks(live.settings, order)
         self._waiting: list[Item] = []
-        self._waiting_chars = self._stored_bytes = self._id_bytes = 0
+        self._waiting_chars = 0
+
+    @property
+    def job_id(self) -> str:
+        """The ID that the job will have."""
+        return self._upload.job_id
+
+    @property
+    def records(self) -> list[ChunkRecord]:
+        """The chunk table so far."""
+        return self._upload.records
 
     def add(self, call: Call, custom_id: str) -> None:
         """Take the items of a line; each carries the line's id."""
@@ -45,13 +56,13 @@ class Group:
 
     def discard(self) -> None:
         """Remove the stored inputs."""
-        self._live.blobs.delete(self.job_id, len(self.records))
+        self._upload.delete()
 
     def describe(self, submission: SubmissionService, batch_id: str, deadline_in_s: float) -> NewJob:
         """Return the job that the group becomes."""
-        job = submission.describe(self.order, self.job_id, self.items, self.tokens, self._id_bytes)
+        job = submission.describe(self.order, self.job_id, self.items, self.tokens, self._upload.id_bytes)
         extra = {"metadata": {"batch_id": batch_id}}
-        return replace(job, input_bytes=self._stored_bytes, deadline_in_s=deadline_in_s, extra=extra)
+        return replace(job, input_bytes=self._upload.input_bytes, deadline_in_s=deadline_in_s, extra=extra)
 
     def summarize(self) -> BatchGroup:
         """Return what the batch record keeps."""
@@ -62,12 +73,8 @@ class Group:
         # The last chunk may still have room, so its items wait for the next lines.
         rest = [] if final or not chunks else self._waiting[chunks[-1][0].start :]
         for record, chunk in chunks if final else chunks[:-1]:
-            self._live.store.check_room(self._stored_bytes)
             placed = replace(record, index=len(self.records), start=self.items)
-            # Noted before it is stored: a put that fails half-way is deleted too.
-            self.records.append(placed)
-            self._id_bytes += count_id_bytes(chunk)
-            self._stored_bytes += self._live.blobs.put_input(self.job_id, placed.index, chunk)
+            self._upload.put(placed, chunk)
             self.items += placed.items
             self.tokens += placed.tokens
         self._waiting = rest
@@ -77,8 +84,8 @@ class Group:
 class GroupTable:
     """The groups of one batch, in the order in which they were first seen."""
 
-    def __init__(self, live: Services, limit: int) -> None:
-        self._live = live
+    def __init__(self, live: Services, tenant: Tenant, limit: int) -> None:
+        self._live, self._tenant = live, tenant
         self._limit = limit
         self._groups: dict[tuple[object, ...], tuple[int, Group]] = {}
 
@@ -89,7 +96,7 @@ class GroupTable:
         if found is None:
             if len(self._groups) >= self._limit:
                 return None
-            found = self._groups[key] = (len(self._groups), Group(self._live, call.order))
+            found = self._groups[key] = (len(self._groups), Group(self._live, call.order, self._tenant))
         number, group = found
         group.add(call, custom_id)
         return number

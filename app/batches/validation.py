@@ -37,7 +37,7 @@ class BatchValidation:
         self._live = live
         self._lock = lock
         self._tenant = tenant
-        self._table = GroupTable(live, live.settings.batch_max_groups)
+        self._table = GroupTable(live, tenant, live.settings.batch_max_groups)
         self._problems: list[BatchProblem] = []
         self._seen: set[str] = set()
         self._refused = 0

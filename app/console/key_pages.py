@@ -15,7 +15,7 @@ from app.http.bodies import explain_invalid
 from tasks.errors import Conflict, InvalidRequest, TwolaneError
 
 _GRACES_S = {"0": 0.0, "3600": 3600.0, "86400": 86_400.0, "604800": 604_800.0}
-_LIMITS = ("requests_per_minute", "tokens_per_minute", "max_queued_items")
+_LIMITS = ("requests_per_minute", "tokens_per_minute", "max_queued_items", "max_stored_bytes")
 
 
 @blueprint.get("/keys")

@@ -1,5 +1,6 @@
 """The routes of jobs: create one, read it, wait for it, and change it."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -123,7 +124,21 @@ def get_job(path: JobId, header: ReadHeaders) -> Response:
     return response
 
 
-@blueprint.delete("/v1/jobs/<job_id>", responses=_CHANGED, endpoint="delete_job", operation_id="delete_job")
+@blueprint.delete("/v1/jobs/<job_id>", responses=_CHANGED)
+def delete_job(path: JobId) -> Response:
+    """Cancel a job that has not ended; delete one that has, with its results.
+
+    The answer is the job as it is, or was.
+    """
+    live, tenant = services(), current_tenant().name
+    if not live.store.get(path.job_id, tenant).ended:
+        with contextlib.suppress(Conflict):
+            return _change(path, live.store.cancel)
+    job = live.store.delete(path.job_id, tenant)
+    live.blobs.delete(job.id, job.chunks)
+    return render_job(live, job)
+
+
 @blueprint.post("/v1/jobs/<job_id>/cancel", responses=_CHANGED)
 def cancel_job(path: JobId) -> Response:
     """Cancel a job; finished chunks stay readable. May be repeated."""

@@ -43,7 +43,6 @@ _log = logging.getLogger(__name__)
 
 Settle = Callable[[], Idempotency | None]
 _RANK: Mapping[Priority, int] = {"low": 0, "normal": 1, "high": 2}
-_CHUNKS_PER_ROOM_CHECK = 16
 
 
 class SubmissionService:
@@ -233,10 +232,13 @@ class SubmissionService:
     def _queue(self, order: Order, items: Iterable[Item], settle: Settle) -> Submission:
         """Store the inputs chunk by chunk, then the job in one step; after a failure nothing stays."""
         self._require_served(order.card)
-        store, upload = self._services.store, ChunkUpload(self._services.blobs)
+        store = self._services.store
+        lane = Lane(order.card.slug, Service.BULK)
+        upload = ChunkUpload(store, self._services.blobs, lane, self._tenant)
         answered = True
         try:
-            self._store_inputs(order, items, upload)
+            for record, chunk in cut_chunks(items, self._chunk_limits(order)):
+                upload.put(record, chunk)
             self._require_items(order, upload.items)
             new = self.describe(order, upload.job_id, upload.items, upload.tokens, upload.id_bytes)
             answered = False
@@ -247,16 +249,10 @@ class SubmissionService:
                 _delete(upload)
             raise
         if created:
-            self.publish(new.lane, job.chunks)
+            self.publish(lane, job.chunks)
         else:
             _delete(upload)
         return Submission(job, created=created)
-
-    def _store_inputs(self, order: Order, items: Iterable[Item], upload: ChunkUpload) -> None:
-        for record, chunk in cut_chunks(items, self._chunk_limits(order)):
-            if record.index % _CHUNKS_PER_ROOM_CHECK == 0:
-                self._services.store.check_room(upload.input_bytes)
-            upload.put(record, chunk)
 
     def publish(self, lane: Lane, chunks: int) -> None:
         """Let workers know of so many more chunks. That it fails is no failure of the job: workers look themselves."""
@@ -285,6 +281,7 @@ class SubmissionService:
             extra=order.extra,
             webhook=order.webhook,
             queue_limit=self._tenant.max_queued_items,
+            quota=self._tenant.quota,
             share=self._tenant.share,
             key_id=self._tenant.key_id,
             result_bytes=estimate_result_bytes(order, total, tokens) + id_bytes,

@@ -60,6 +60,7 @@ _CARD = ModelCard(
     pooling="mean",
 )
 _NEWCOMERS = 10
+_STALLED_S = 30.0
 _SUBMITTERS = 16
 
 
@@ -144,10 +145,10 @@ class _Submitter:
                 list(pool.map(lambda _: self.submit(name, -(-items // jobs), _LONG_CHARS), range(jobs)))  # noqa: B023
 
     def submit(self, name: str, items: int, chars: int) -> None:
-        """Create a job; its texts begin with the tenant's name."""
-        job_id, text = new_job_id(), f"{name} ".ljust(chars, "x")
-        records = []
-        for record, chunk in cut_chunks([Item(text)] * items, self._limits):
+        """Create a job; its texts begin with the tenant's name, and differ: equal ones are computed once."""
+        job_id, records = new_job_id(), []
+        texts = [Item(f"{name} {number} ".ljust(chars, "x")) for number in range(items)]
+        for record, chunk in cut_chunks(texts, self._limits):
             self._blobs.put_input(job_id, record.index, chunk)
             records.append(record)
         tokens = sum(record.tokens for record in records)
@@ -172,9 +173,13 @@ def _watch(device: _Device, submitter: _Submitter, windows: int) -> tuple[list[C
 
 
 def _wait(device: _Device, seconds: float) -> None:
-    until_s = device.spent_s + seconds
+    until_s, passes, moved_s = device.spent_s + seconds, device.passes, time.monotonic()
     while device.spent_s < until_s:
         time.sleep(0.001)
+        if device.passes != passes:
+            passes, moved_s = device.passes, time.monotonic()
+        elif time.monotonic() - moved_s > _STALLED_S:
+            raise RuntimeError(f"the device was idle for {_STALLED_S:.0f} s: the tenants have run out of work")
 
 
 @contextmanager

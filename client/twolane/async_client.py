@@ -223,6 +223,10 @@ class AsyncJobs:
         """Cancel a job; what was computed stays readable."""
         return await self._change(job_id, "cancel")
 
+    async def delete(self, job_id: str) -> Job:
+        """Cancel a job that has not ended; delete one that has, with its results, and return what it was."""
+        return await self._client.call(requests.delete_job(job_id))
+
     async def pause(self, job_id: str) -> Job:
         """Let a job wait."""
         return await self._change(job_id, "pause")

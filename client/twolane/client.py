@@ -253,6 +253,10 @@ class Jobs:
         """Cancel a job; what was computed stays readable."""
         return self._change(job_id, "cancel")
 
+    def delete(self, job_id: str) -> Job:
+        """Cancel a job that has not ended; delete one that has, with its results, and return what it was."""
+        return self._client.call(requests.delete_job(job_id))
+
     def pause(self, job_id: str) -> Job:
         """Let a job wait."""
         return self._change(job_id, "pause")

@@ -194,6 +194,11 @@ def change_job(job_id: str, verb: Literal["cancel", "pause", "resume", "retry"])
     return Call(method="POST", path=f"{_job_path(job_id)}/{verb}", answer=Job)
 
 
+def delete_job(job_id: str) -> Call[Job]:
+    """Return the call that cancels a job which has not ended, and deletes one that has."""
+    return Call(method="DELETE", path=_job_path(job_id), answer=Job)
+
+
 def page_results(job_id: str, *, after: int = -1, limit: int = 1000) -> Call[ResultPage]:
     """Return the call for the results behind an index."""
     params = {"format": "json", "encoding_format": "base64", "after": str(after), "limit": str(limit)}

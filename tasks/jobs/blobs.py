@@ -25,7 +25,16 @@ from tasks.keys import Key
 from tasks.scripts import Script, Scripts
 from tasks.storage.objects import ResultFiles
 
-__all__ = ["INPUT_GRACE_MS", "Blobs", "FileBlobs", "RedisBlobs", "open_blobs", "pack_input", "store_full"]
+__all__ = [
+    "ABANDONED_MS",
+    "INPUT_GRACE_MS",
+    "Blobs",
+    "FileBlobs",
+    "RedisBlobs",
+    "open_blobs",
+    "pack_input",
+    "store_full",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -36,7 +45,7 @@ INPUT_GRACE_MS = 86_400_000
 _BATCH = 500
 _FULL_RETRY_AFTER_S = 30.0
 # An upload to which nothing was added for so long was cut off.
-_ABANDONED_MS = 3_600_000
+ABANDONED_MS = 3_600_000
 
 
 class PutInputScript(Script):
@@ -134,7 +143,7 @@ class RedisBlobs:
             packed=packed,
             ttl_ms=self._ttl_ms,
             job_id=job_id,
-            abandoned_ms=_ABANDONED_MS,
+            abandoned_ms=ABANDONED_MS,
         )
         try:
             self._scripts.call(call)

@@ -26,6 +26,7 @@ __all__ = [
     "JobState",
     "NewJob",
     "Priority",
+    "StoreQuota",
     "Webhook",
     "WebhookState",
     "new_job_id",
@@ -188,6 +189,19 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class StoreQuota:
+    """What the jobs of a tenant may keep in Redis.
+
+    Attributes:
+        limit_bytes: None: no limit of its own.
+        fair: whether they may keep only so much that there is room for others.
+    """
+
+    limit_bytes: int | None = None
+    fair: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class NewJob:
     """A job that the web tier creates.
 
@@ -200,6 +214,7 @@ class NewJob:
         queue_limit: items that the tenant may have in the queue; None: any number.
         share: weight of the tenant in turns between tenants.
         key_id: the tenant's key that made it; empty: there are no keys.
+        quota: what the tenant's jobs may keep in Redis.
     """
 
     id: str
@@ -220,6 +235,7 @@ class NewJob:
     queue_limit: int | None = None
     share: int = WEIGHTS["normal"]
     key_id: str = ""
+    quota: StoreQuota = StoreQuota()
 
 
 @dataclass(frozen=True, slots=True)

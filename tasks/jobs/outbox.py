@@ -1,7 +1,7 @@
 """The webhook outbox: ends of jobs that are to be sent, claimed by one process at a time, retried with growing delays.
 
-Owns the due lists, the turns between tenants and the delays. The end itself is written by the step that ends the job (`lua/_job.lua`); what is
-sent, and how, is `app.webhooks`.
+Owns the due lists, the turns between tenants and the delays. The end itself is written by the step that ends the job
+(`lua/_job.lua`); what is sent, and how, is `app.webhooks`.
 """
 
 from collections.abc import Collection, Mapping

@@ -18,8 +18,8 @@ from config.settings import Settings
 from tasks import keys
 from tasks.engine import Truncate
 from tasks.errors import Conflict, IdempotencyMismatch, InvalidRequest, NotFound, RateLimited, TooLarge
-from tasks.jobs.blobs import store_full
-from tasks.jobs.job import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobState, NewJob
+from tasks.jobs.blobs import ABANDONED_MS, store_full
+from tasks.jobs.job import ChunkRecord, ChunkState, Counts, Idempotency, Job, JobState, NewJob, StoreQuota
 from tasks.jobs.leases import Leases
 from tasks.jobs.listing import JobListing
 from tasks.jobs.records import Creation, FinishedResult, read_chunk
@@ -28,6 +28,7 @@ from tasks.jobs.transitions import (
     DeleteScript,
     FirstScript,
     JobKeys,
+    JobRef,
     PauseScript,
     QueueReserveScript,
     ResumeScript,
@@ -42,6 +43,7 @@ _WAIT_STEP_MS = 500
 _DURABLE_WITHIN_MS = 200
 _INPUTS_PER_TRIP = 1000
 _QUEUE_RETRY_AFTER_S = 10.0
+_ROOM_RETRY_AFTER_S = 30.0
 _DAY_MS = 86_400_000
 
 
@@ -66,25 +68,46 @@ class JobStore:
 
     # -- create
 
-    def check_room(self, size_bytes: int, new_bytes: int = 0) -> None:
-        """Raise unless Redis has room; to be called while an upload streams in.
+    def check_room(self, upload: JobRef, size_bytes: int, new_bytes: int = 0, quota: StoreQuota | None = None) -> None:
+        """Raise unless Redis has room; to be called while an upload streams in, whose bytes count for its tenant.
 
         Args:
-            size_bytes: size of the whole job, as far as it is known.
+            upload: the job to be.
+            size_bytes: its size, as far as it is known.
             new_bytes: how many of them are still to come; what is stored already counts as used.
+            quota: what its tenant's jobs may keep; None: whatever there is room for.
 
         Raises:
-            TooLarge: Redis can never hold so much.
-            StoreFull: not now.
+            TooLarge: Redis or the quota can never hold so much.
+            StoreFull, RateLimited: not now.
         """
+        quota = quota or StoreQuota()
         call = RoomScript(
             keys.store_reserved(),
             keys.store_reserved_until(),
+            keys.tenant_held(upload.tenant),
+            keys.tenant_held_until(upload.tenant),
             store_max_bytes=self.settings.store_max_bytes,
+            quota_bytes=quota.limit_bytes,
+            fair=quota.fair,
+            job_id=upload.id,
             size_bytes=size_bytes,
             new_bytes=new_bytes,
+            hold_ms=ABANDONED_MS,
+            lane_ttl_ms=int(self.settings.job_ttl_s * 1000) + _DAY_MS,
         )
-        _refuse(self._scripts.call(call))
+        code, kept_bytes = self._scripts.call(call)
+        _refuse(code, kept_bytes, quota)
+
+    def discard(self, upload: JobRef) -> None:
+        """Forget what was noted of a job that was not created after all; the caller removes its blobs."""
+        call = DeleteScript(
+            JobKeys.of(upload, self.settings),
+            keys.tenant_held_until(upload.tenant),
+            keys.tenant_jobs(upload.tenant),
+            keys.all_jobs(),
+        )
+        self._scripts.call(call)
 
     def reserve_queue(self, tenant: str, items: Mapping[str, int], limit: int | None) -> None:
         """Reserve places in the tenant's queue for several jobs that are about to be created: for all, or for none.
@@ -266,7 +289,7 @@ class JobStore:
             NotFound: there is no such job.
         """
         job = self.get(job_id, tenant)
-        self._scripts.call(DeleteScript(JobKeys.of(job, self.settings), keys.tenant_jobs(job.tenant), keys.all_jobs()))
+        self.discard(JobRef(job.id, job.lane, job.tenant))
         return job
 
     # -- inside
@@ -281,7 +304,8 @@ class JobStore:
             code, job_id = answer[0], answer[1].decode()
             if code == b"QUEUE_FULL":
                 raise _queue_full(answer[2], job.queue_limit)
-            _refuse(code)
+            if len(answer) > 2:
+                _refuse(code, answer[2], job.quota)
             known = self._read(job_id)
             if known is None:
                 # The key outlived its job, which was deleted: let it name the new one.
@@ -338,11 +362,17 @@ def _expire_inputs(connection: Redis, job: Job, chunks: int) -> None:
             pipe.execute()
 
 
-def _refuse(code: bytes) -> None:
+def _refuse(code: bytes, kept_bytes: int, quota: StoreQuota) -> None:
     if code == b"TOO_LARGE":
         raise TooLarge("the job needs more memory than Redis may ever use for jobs")
+    if code == b"TOO_MUCH":
+        raise TooLarge(f"The job needs more memory than your key's limit of {quota.limit_bytes} stored bytes.")
     if code == b"FULL":
         raise store_full()
+    if code == b"OVER":
+        most = f"your key's limit is {quota.limit_bytes}" if quota.limit_bytes else "others need room, too"
+        message = f"Your jobs keep {kept_bytes} bytes here, and {most}: DELETE jobs that have ended, or wait."
+        raise RateLimited(message, retry_after_s=_ROOM_RETRY_AFTER_S)
 
 
 def _mismatch() -> IdempotencyMismatch:

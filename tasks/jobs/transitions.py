@@ -69,6 +69,7 @@ class JobKeys:
         misfits: the lane's jobs that wait for a worker with their model.
         reserved: bytes that jobs will still need for results.
         reserved_until: those jobs by expiry.
+        held: bytes that the tenant's jobs keep in Redis.
         webhook_tenants: tenants that have such ends.
         webhooks: the tenant's jobs whose end a webhook has to be sent for.
         queued: items of the tenant that wait, if its queue is limited.
@@ -91,6 +92,7 @@ class JobKeys:
     misfits: Key
     reserved: Key
     reserved_until: Key
+    held: Key
     webhook_tenants: Key
     webhooks: Key
     queued: Key
@@ -119,6 +121,7 @@ class JobKeys:
             misfits=keys.lane_misfits(job.lane),
             reserved=keys.store_reserved(),
             reserved_until=keys.store_reserved_until(),
+            held=keys.tenant_held(job.tenant),
             webhook_tenants=keys.webhook_tenants(),
             webhooks=keys.webhooks_due(job.tenant),
             queued=keys.tenant_queued(job.tenant),
@@ -139,11 +142,14 @@ class CreateScript(Script):
 
     Attributes:
         uploads: jobs to be, whose inputs are stored already.
+        held_until: jobs whose bytes count for the tenant, by expiry.
         result: result of chunk 0.
         fields, table_lines: the record and the chunk table, as flat JSON lists.
         payload_hash: empty without an idempotency key.
         replaces: a vanished job that the idempotency key may still name; empty: none.
         store_max_bytes: limit for new jobs where Redis itself has none.
+        quota_bytes: what the tenant's jobs may keep in Redis; None: no limit of its own.
+        fair: whether they may keep only so much that there is room for others.
         input_bytes, result_bytes: stored size of the inputs, expected size of the results.
         queue_limit: items that the tenant may have in the queue.
         outcome, frame: counts of a finished job, as JSON, and its result; empty for one that is queued.
@@ -155,6 +161,7 @@ class CreateScript(Script):
     all_tenants: Key
     idempotency: Key
     uploads: Key
+    held_until: Key
     result: Key
     fields: bytes
     table_lines: bytes
@@ -162,6 +169,8 @@ class CreateScript(Script):
     replaces: str
     ttl_ms: int
     store_max_bytes: int
+    quota_bytes: int | None
+    fair: bool
     input_bytes: int
     result_bytes: int
     deadline_in_ms: int | None
@@ -182,13 +191,27 @@ class QueueReserveScript(Script):
 
 
 class RoomScript(Script):
-    """Ask whether a job of `size_bytes` would be admitted, of which `new_bytes` are still to come."""
+    """Ask whether a job to be of `size_bytes` would be admitted, of which `new_bytes` are still to come; note its size.
+
+    Attributes:
+        held, held_until: bytes that the tenant's jobs keep in Redis, and those jobs by expiry.
+        quota_bytes, fair: as in `CreateScript`.
+        job_id: empty for a size that is only asked about.
+        hold_ms: how long the size counts for the tenant, if no job comes of it.
+    """
 
     reserved: Key
     reserved_until: Key
+    held: Key
+    held_until: Key
     store_max_bytes: int
+    quota_bytes: int | None
+    fair: bool
+    job_id: str
     size_bytes: int
     new_bytes: int
+    hold_ms: int
+    lane_ttl_ms: int
 
 
 class CancelScript(Script):
@@ -224,9 +247,10 @@ class RetryScript(Script):
 
 
 class DeleteScript(Script):
-    """Delete a job; `tenant_jobs` and `all_jobs` are the lists that contain it."""
+    """Delete a job; `tenant_jobs`, `all_jobs` and `held_until` are the lists that contain it."""
 
     keys: JobKeys
+    held_until: Key
     tenant_jobs: Key
     all_jobs: Key
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flask import Flask
 from flask.testing import FlaskClient
 from redis import Redis
 
 from config.settings import Settings
 from stack.embedded_redis import EmbeddedServer
-from tests.support.web import CORPUS, NDJSON, settings_of, wait_for_end
+from tasks import keys
+from tests.support.web import CORPUS, NDJSON, services_of, settings_of, wait_for_end
 
 
 @pytest.fixture(scope="module")
@@ -240,8 +242,21 @@ def test_failed_items_are_tried_again_and_only_those(client: FlaskClient) -> Non
 
 
 def test_a_job_that_has_ended_by_itself_cannot_be_cancelled(client: FlaskClient, ended: dict[str, Any]) -> None:
-    answer = client.delete(f"/v1/jobs/{ended['id']}")
+    answer = client.post(f"/v1/jobs/{ended['id']}/cancel")
     assert (answer.status_code, answer.headers["x-should-retry"]) == (409, "false")
+
+
+def test_delete_cancels_a_job_and_then_frees_what_it_keeps(app_here: Flask, client: FlaskClient) -> None:
+    redis = services_of(app_here).redis
+    job = submit(client, [f"text {i}" for i in range(5000)], Prefer="respond-async").json
+    first = client.delete(f"/v1/jobs/{job['id']}")
+    assert first.json["status"] in ("cancelling", "cancelled")
+    ended = wait_for_end(client, job["id"])
+    again = client.delete(f"/v1/jobs/{job['id']}")
+    assert (again.status_code, again.json["status"], again.json["id"]) == (200, ended["status"], job["id"])
+    assert client.delete(f"/v1/jobs/{job['id']}").status_code == 404
+    assert list(redis.scan_iter(f"*{job['id']}*")) == []
+    assert not redis.hexists(keys.tenant_held("default"), job["id"])
 
 
 def test_jobs_are_listed_newest_first_in_pages(client: FlaskClient, ended: dict[str, Any]) -> None:

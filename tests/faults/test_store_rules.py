@@ -9,15 +9,17 @@ from redis import Redis
 
 from config.settings import Settings
 from tasks import keys
-from tasks.errors import IdempotencyMismatch, StoreFull, TooLarge
+from tasks.errors import IdempotencyMismatch, RateLimited, StoreFull, TooLarge
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.claims import Claim, ClaimCode, Completed
-from tasks.jobs.job import Counts, Idempotency, JobState, NewJob, new_job_id
+from tasks.jobs.job import Counts, Idempotency, JobState, NewJob, StoreQuota, new_job_id
 from tasks.jobs.records import read_claim
 from tasks.jobs.store import JobStore
-from tasks.jobs.transitions import ClaimScript, JobKeys
+from tasks.jobs.transitions import ClaimScript, JobKeys, JobRef
 from tasks.scripts import Scripts
 from tests.support.job_maker import LANE, assert_expiry, audit, make_completion, run_out, submit
+
+UPLOAD = JobRef("job_upload", LANE, "default")
 
 # -- 1: safe to run twice, server's time, expiry at birth
 
@@ -151,7 +153,7 @@ def test_a_full_store_refuses_new_jobs_but_takes_every_result(store: JobStore, b
     with pytest.raises(TooLarge):
         submit(store, blobs, ["x"], result_bytes=small_server)
     with pytest.raises(TooLarge):
-        store.check_room(small_server)
+        store.check_room(UPLOAD, small_server)
     for number in range(10**6):
         if int(store.redis.info("memory")["used_memory"]) > 0.75 * small_server:
             break
@@ -160,7 +162,7 @@ def test_a_full_store_refuses_new_jobs_but_takes_every_result(store: JobStore, b
         submit(store, blobs, ["x"])
     assert refused.value.retry_after_s > 0
     with pytest.raises(StoreFull):
-        store.check_room(1)
+        store.check_room(UPLOAD, 1)
     store.redis.config_set("maxmemory", small_server // 2)  # now nothing new fits at all
     with pytest.raises(StoreFull):
         submit(store, blobs, ["x"])
@@ -194,3 +196,93 @@ def test_the_reservation_of_a_job_that_expired_unfinished_is_given_back(
     redis.zadd(keys.store_reserved_until(), {job.id: 1})
     submit(limited, blobs, ["x"], result_bytes=10)
     assert redis.hget(keys.store_reserved(), "total") == b"10"
+
+
+# -- what one tenant may keep
+
+
+def held(redis: Redis, tenant: str) -> dict[str, int]:
+    return {name.decode(): int(count) for name, count in redis.hgetall(keys.tenant_held(tenant)).items()}
+
+
+def test_what_a_job_keeps_is_counted_for_its_tenant_until_it_is_deleted(
+    store: JobStore, blobs: Blobs, redis: Redis
+) -> None:
+    job = submit(store, blobs, ["x"] * 6, input_bytes=900, result_bytes=6000)
+    other = submit(store, blobs, ["x"], input_bytes=10, result_bytes=20)
+    assert held(redis, "default") == {job.id: 6900, other.id: 30, "total": 6930}
+    tickets = store.leases.dispatch(LANE)
+    claims = [store.leases.claim(ticket.job_id, ticket.chunk, "w") for ticket in tickets]
+    for claim in (*claims, *claims):
+        store.leases.complete(claim, make_completion(claim, failed=int(claim.job_id == job.id and claim.chunk == 0)))
+    run_out(store)
+    frames = sum(chunk.size_bytes for chunk in store.chunk_table(job.id))
+    # The texts of the chunk with a failed item stay: it may be tried again.
+    assert held(redis, "default")[job.id] == frames + 300
+    store.retry_failed(job.id)
+    run_out(store)
+    frames = sum(chunk.size_bytes for chunk in store.chunk_table(job.id))
+    assert held(redis, "default")[job.id] == frames
+    assert_expiry(redis)
+    store.delete(job.id)
+    left = held(redis, "default")
+    assert job.id not in left
+    assert left["total"] == left[other.id]
+
+
+def test_a_cancelled_job_keeps_no_place_for_results_that_will_not_come(
+    store: JobStore, blobs: Blobs, redis: Redis
+) -> None:
+    job = submit(store, blobs, ["x"] * 2, input_bytes=100, result_bytes=5000)
+    store.cancel(job.id)
+    assert held(redis, "default") == {job.id: 100, "total": 100}
+
+
+def test_a_job_beyond_its_tenants_quota_waits_until_another_one_is_deleted(store: JobStore, blobs: Blobs) -> None:
+    small = {"quota": StoreQuota(1000), "result_bytes": 600}
+    job = submit(store, blobs, ["x"], **small)
+    with pytest.raises(RateLimited, match="600 bytes"):
+        submit(store, blobs, ["x"], **small)
+    with pytest.raises(TooLarge, match="1000"):
+        submit(store, blobs, ["x"], quota=StoreQuota(1000), result_bytes=1001)
+    submit(store, blobs, ["x"], tenant="other", **small)
+    store.delete(job.id)
+    submit(store, blobs, ["x"], **small)
+
+
+def test_an_upload_counts_while_it_streams_and_not_when_it_is_given_up(
+    store: JobStore, blobs: Blobs, redis: Redis
+) -> None:
+    small = {"quota": StoreQuota(1000), "result_bytes": 600}
+    store.check_room(UPLOAD, 500, quota=StoreQuota(1000))
+    with pytest.raises(RateLimited):
+        submit(store, blobs, ["x"], **small)
+    with pytest.raises(TooLarge):
+        store.check_room(UPLOAD, 1100, quota=StoreQuota(1000))
+    assert_expiry(redis)
+    store.discard(UPLOAD)
+    submit(store, blobs, ["x"], **small)
+
+
+def test_one_tenant_leaves_room_for_others(store: JobStore, blobs: Blobs, small_server: int) -> None:
+    size = {"result_bytes": small_server // 50, "quota": StoreQuota(fair=True)}
+
+    def fill(tenant: str) -> int:
+        """Create jobs until one is refused; the reservation is what takes the room."""
+        for count in range(1000):
+            try:
+                submit(store, blobs, ["x"], tenant=tenant, **size)
+            except RateLimited:
+                return count
+        raise AssertionError(tenant)
+
+    first, second, third = fill("first"), fill("second"), fill("third")
+    assert first > second > third >= 0
+    assert second > 0
+
+
+def test_what_expired_is_not_counted_any_more(store: JobStore, blobs: Blobs, redis: Redis) -> None:
+    job = submit(store, blobs, ["x"], quota=StoreQuota(1000), result_bytes=900)
+    redis.delete(keys.job(job.id), keys.job_chunks(job.id), keys.job_pending(job.id))
+    redis.zadd(keys.tenant_held_until("default"), {job.id: 1})
+    submit(store, blobs, ["x"], quota=StoreQuota(1000), result_bytes=900)

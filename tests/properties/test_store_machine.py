@@ -346,6 +346,11 @@ class StoreMachine(RuleBasedStateMachine):
             for tenant in TENANTS
         }
         assert turns == {tenant: {model.id for model in self.waits() if model.tenant == tenant} for tenant in TENANTS}
+        for tenant in TENANTS:
+            held = {name.decode(): int(count) for name, count in self.redis.hgetall(keys.tenant_held(tenant)).items()}
+            assert held.pop("total", 0) == sum(held.values())
+            assert set(held) == {model.id for model in self.models.values() if model.tenant == tenant}
+            assert min(held.values(), default=0) >= 0
         ready = {tenant.decode() for tenant in self.redis.zrange(keys.lane_ready(LANE), 0, -1)}
         assert ready == {tenant for tenant, jobs in turns.items() if jobs}
         assert_expiry(self.redis)

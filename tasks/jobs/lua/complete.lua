@@ -24,7 +24,11 @@ let_go(number)
 
 if pointer == 'redis' then redis.call('SET', RESULT, frame, 'PXAT', job.expires_ms) end
 -- Texts are kept only while an item of theirs may have to be computed again.
-if failed == 0 then redis.call('UNLINK', INPUT) end
+if failed == 0 then
+  redis.call('UNLINK', INPUT)
+  keep(0 - (job.input_bytes or 0) * chunk.items / job.total)
+end
+keep((pointer == 'redis' and size_bytes or 0) - (chunk.pointer == 'redis' and chunk.size or 0))
 
 local first_time = not chunk.redo
 chunk.state, chunk.pointer, chunk.size, chunk.redo = 'done', pointer, size_bytes, nil

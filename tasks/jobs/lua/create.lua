@@ -1,6 +1,7 @@
 #!lua
 -- Create a job, or keep one that was answered at once. Its inputs are stored already.
--- Answers {CREATED | EXISTS | MISMATCH | FULL | TOO_LARGE, job id} or {QUEUE_FULL, job id, items that wait}
+-- Answers {CREATED | EXISTS | MISMATCH, job id}, {QUEUE_FULL, job id, items that wait} or
+-- {FULL | TOO_LARGE | TOO_MUCH | OVER, job id, bytes that the tenant's other jobs keep}
 -- include: _room
 -- include: _queue
 -- include: _job
@@ -19,15 +20,15 @@ local joins = queue_limit and not finished and redis.call('HEXISTS', QUEUED, job
 local waiting = joins and count_queued(NOW_MS, ttl_ms) or 0
 if joins and waiting + items > queue_limit then return { 'QUEUE_FULL', job_id, waiting } end
 local new_bytes = finished and #frame or result_bytes
-local refused = refusal(RESERVED, RESERVED_UNTIL, store_max_bytes, input_bytes + result_bytes, new_bytes)
-if refused then return { refused, job_id } end
+local refused, kept = refusal(job_id, input_bytes + result_bytes, new_bytes)
+if refused then return { refused, job_id, kept } end
 
 local expires_ms = NOW_MS + ttl_ms
 local chunks = cjson.decode(table_lines)
 redis.call('HSET', JOB, unpack(cjson.decode(fields)))
 redis.call('HSET', JOB, 'state', 'queued', 'created_ms', NOW_MS, 'expires_ms', expires_ms, 'chunks', #chunks,
   'chunks_done', 0, 'completed', 0, 'failed', 0, 'truncated', 0, 'tokens', 0, 'done_estimate', 0, 'claimed', 0,
-  'vtime', 0, 'fence', 0, 'version', 0, 'result_bytes', result_bytes)
+  'vtime', 0, 'fence', 0, 'version', 0, 'result_bytes', result_bytes, 'input_bytes', input_bytes)
 redis.call('PEXPIREAT', JOB, expires_ms)
 redis.call('ZADD', TENANT_JOBS, NOW_MS, job_id)
 redis.call('PEXPIRE', TENANT_JOBS, lane_ttl_ms)
@@ -37,6 +38,7 @@ redis.call('PEXPIRE', ALL_JOBS, lane_ttl_ms)
 redis.call('ZADD', ALL_TENANTS, NOW_MS, tenant)
 redis.call('PEXPIRE', ALL_TENANTS, lane_ttl_ms)
 redis.call('ZREM', UPLOADS, job_id)
+hold_bytes(job_id, finished and #frame or input_bytes + result_bytes, expires_ms)
 if payload_hash ~= '' then
   redis.call('SET', IDEMPOTENCY, cjson.encode({ job = job_id, hash = payload_hash }), 'PXAT', expires_ms)
 end

@@ -13,5 +13,8 @@ for _, member in ipairs(redis.call('ZRANGE', INFLIGHT, 0, -1)) do
 end
 redis.call('HDEL', QUEUED, job_id)
 unreserve(math.huge)
+keep(0 - math.huge)
+redis.call('HDEL', HELD, job_id)
+redis.call('ZREM', HELD_UNTIL, job_id)
 redis.call('UNLINK', JOB, CHUNKS, PENDING, EVENTS, LOG)
 return 'OK'
