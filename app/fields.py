@@ -19,11 +19,16 @@ from pydantic_core import PydanticCustomError
 from tasks.vectors import KINDS, Kind
 
 __all__ = [
+    "ChunkCount",
+    "ChunkTokens",
+    "ChunkVector",
     "CutoffLayer",
     "Document",
     "Documents",
+    "LongText",
     "Metadata",
     "ModelName",
+    "OverlapTokens",
     "QueryParameters",
     "Returns",
     "SparseWeights",
@@ -34,6 +39,11 @@ __all__ = [
 ]
 
 Truncate = Literal["end", "start", "none"]
+LongText = Literal["mean", "max", "chunks"]
+# Tokens of a window: shorter ones would make more rows of a text than it has sentences.
+ChunkTokens = Annotated[int, Field(ge=16)]
+OverlapTokens = Annotated[int, Field(ge=0)]
+ChunkCount = Annotated[int, Field(ge=1)]
 
 
 _MAX_METADATA = 16
@@ -127,6 +137,14 @@ ModelName = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 
 
 Vector = list[float] | str
+
+
+class ChunkVector(BaseModel):
+    """A part of a text, and its vector."""
+
+    start: int = Field(description="Where it begins in the text, in characters (Unicode code points).")
+    end: int = Field(description="Where it ends, this character not included.")
+    embedding: Vector
 
 
 SparseWeights = dict[str, float]

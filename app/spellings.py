@@ -42,7 +42,6 @@ RANKING_FIELDS = frozenset(
         "top_k",
         "truncation",
         "truncate",
-        "max_chunks_per_doc",
         "rank_fields",
         "raw_scores",
         "truncate_prompt_tokens",
@@ -56,8 +55,6 @@ _CALL_FIELDS = frozenset(
         "encoding_format",
         "output_dtype",
         "stream",
-        "max_tokens_per_doc",
-        "max_chunks_per_doc",
     }
 )
 JOB_FIELDS = EMBEDDING_FIELDS | RANKING_FIELDS | _CALL_FIELDS
@@ -128,7 +125,7 @@ def translate_job(value: Any) -> Any:
     _require(body, "encoding_format", only="float", why="a job's results are written as their reader asks for them")
     _require(body, "stream", only=False, why="a job that runs is read by results?follow=true")
     _require(body, "return_documents", only=False, why="a job's results are scores by position")
-    for name in ("top_k", "top_n", "max_tokens_per_doc", "max_chunks_per_doc"):
+    for name in ("top_k", "top_n"):
         if body.get(name) is not None:
             raise InvalidRequest(f"{name}: a job scores all documents, as far as the model reads them", param=name)
     # What is left of other services' words says what a job does anyway.

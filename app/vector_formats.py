@@ -18,7 +18,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from tasks.vectors import Extra, ExtraParts, Ragged
 
-__all__ = ["Precision", "VectorFormat", "quantize", "split_extras", "vector_values"]
+__all__ = ["Precision", "VectorFormat", "quantize", "quantize_chunks", "split_extras", "vector_values"]
 
 Precision = Literal["float", "float16", "int8", "uint8", "binary", "ubinary"]
 VectorFormat = Literal["float", "base64"]
@@ -45,6 +45,14 @@ def quantize(vectors: NDArray[np.float32], precision: Precision) -> NDArray[Any]
     return (scaled.view(np.uint8) ^ 0x80) if precision == "uint8" else scaled
 
 
+def quantize_chunks(extras: Mapping[Extra, Ragged], precision: Precision) -> Mapping[Extra, Ragged]:
+    """Return the extras with the vectors of chunks in another precision: they are dense vectors."""
+    if "chunks" not in extras:
+        return extras
+    offsets, vectors = extras["chunks"].parts
+    return {**extras, "chunks": Ragged(extras["chunks"].lengths, (offsets, quantize(vectors, precision)))}
+
+
 def vector_values(
     row: NDArray[Any], extras: ExtraParts, encoding: VectorFormat, dtype: DTypeLike = np.float32
 ) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def vector_values(
         row: the dense vector.
         extras: the other kinds.
         encoding: how vectors are written.
-        dtype: what the dense vector's numbers are written as.
+        dtype: what the numbers of dense vectors are written as.
     """
     values: dict[str, Any] = {"embedding": _vector_value(row, encoding, dtype)} if len(row) else {}
     if "sparse" in extras:
@@ -64,6 +72,12 @@ def vector_values(
         values["sparse"] = dict(zip(map(str, ids.tolist()), weights, strict=True))
     if "colbert" in extras:
         values["colbert"] = [_vector_value(vector, encoding) for vector in extras["colbert"][0]]
+    if "chunks" in extras:
+        offsets, vectors = extras["chunks"]
+        values["chunks"] = [
+            {"start": start, "end": end, "embedding": _vector_value(vector, encoding, dtype)}
+            for (start, end), vector in zip(offsets.tolist(), vectors, strict=True)
+        ]
     return values
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Outcomes",
     "Timing",
     "Truncate",
+    "Windows",
     "Work",
     "count_usage",
 ]
@@ -47,6 +48,29 @@ class ItemError:
 
 
 @dataclass(frozen=True, slots=True)
+class Windows:
+    """How a text is read in several windows, each of them a part of it that the model reads by itself.
+
+    Attributes:
+        pooling: what becomes of the windows of one text. `mean`: the mean of their vectors, weighted by their tokens;
+            `max`: the largest of each component, or the best score; `chunks`: each keeps its vector.
+        tokens: most tokens of the text in one window; None: as many as the model has room for.
+        overlap: about how many tokens a window shares with the one before; None: an eighth of `tokens`.
+        most: most windows of one text; what is behind them is truncated. None: all.
+    """
+
+    pooling: Literal["mean", "max", "chunks"]
+    tokens: int | None = None
+    overlap: int | None = None
+    most: int | None = None
+
+    def fit(self, room: int) -> tuple[int, int]:
+        """Return the tokens of a window and those of an overlap where a model has room for so many."""
+        size = min(self.tokens or room, room)
+        return size, min(size // 8 if self.overlap is None else self.overlap, size // 2)
+
+
+@dataclass(frozen=True, slots=True)
 class JobParams:
     """How items are computed and kept, of a job or of a small request; hashable.
 
@@ -61,6 +85,7 @@ class JobParams:
         returns: for embeddings, the kinds of vectors that are wanted.
         role: for models that read queries otherwise than documents, what the texts are; None: documents.
         cutoff_layer: for rerank by a layerwise model, the layer after which it scores; None: the last.
+        long: how texts are read in several windows; None: each is read once, and truncated.
     """
 
     instruction: str | None = None
@@ -72,10 +97,30 @@ class JobParams:
     returns: tuple[Kind, ...] = DENSE_ONLY
     role: Literal["query", "document"] | None = None
     cutoff_layer: int | None = None
+    long: Windows | None = None
 
     def __post_init__(self) -> None:
-        # Params that were read back from JSON have a list here, and they have to be hashable.
+        # Params that were read back from JSON have a list and an object here, and they have to be hashable.
         object.__setattr__(self, "returns", tuple(self.returns))
+        long: object = self.long
+        if isinstance(long, Mapping):
+            object.__setattr__(self, "long", Windows(**long))
+
+    @property
+    def in_chunks(self) -> bool:
+        """Whether each item has the vectors of its windows instead of one dense vector."""
+        return self.long is not None and self.long.pooling == "chunks"
+
+    @property
+    def dense(self) -> bool:
+        """Whether each item has one dense vector, of embeddings."""
+        return "dense" in self.returns and not self.in_chunks
+
+    @property
+    def extras(self) -> tuple[Extra, ...]:
+        """What each item has besides."""
+        more: tuple[Extra, ...] = tuple(kind for kind in self.returns if kind != "dense")
+        return (*more, "chunks") if self.in_chunks else more
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a model may give for a text beside its one dense vector: sparse weights and a vector per token (ColBERT).
+"""What a text may have beside its one dense vector, or in its place: sparse weights, a vector per token or per chunk.
 
 Owns their form in memory and their columns in a frame. Both differ in length from item to item, so n items are kept as
 n lengths and flat arrays. Computes nothing (`workers.models.families`) and knows no JSON (`app.inference.rendering`).
@@ -26,12 +26,13 @@ __all__ = [
 ]
 
 Kind = Literal["dense", "sparse", "colbert"]
-Extra = Literal["sparse", "colbert"]
+Extra = Literal["sparse", "colbert", "chunks"]
 KINDS: tuple[Kind, ...] = ("dense", "sparse", "colbert")
 DENSE_ONLY: tuple[Kind, ...] = ("dense",)
 
 # What one item has of a kind. sparse: token ids (int32) and their weights (float32), both of shape (k,), ids ascending;
-# colbert: float32 or float16 of shape (tokens, d).
+# colbert: float32 or float16 of shape (tokens, d); chunks: int32 of shape (k, 2), where each begins and ends in the
+# text, counted in characters, and float32 or float16 of shape (k, d).
 Parts = tuple[NDArray[Any], ...]
 # All that one item has beside its dense vector.
 ExtraParts = Mapping[Extra, Parts]
@@ -39,8 +40,13 @@ ExtraParts = Mapping[Extra, Parts]
 _EMPTY: Mapping[Extra, Parts] = {
     "sparse": (np.empty(0, np.int32), np.empty(0, np.float32)),
     "colbert": (np.empty((0, 0), np.float32),),
+    "chunks": (np.empty((0, 2), np.int32), np.empty((0, 0), np.float32)),
 }
-_NAMES: Mapping[Extra, tuple[str, ...]] = {"sparse": ("ids", "weights"), "colbert": ("vectors",)}
+_NAMES: Mapping[Extra, tuple[str, ...]] = {
+    "sparse": ("ids", "weights"),
+    "colbert": ("vectors",),
+    "chunks": ("offsets", "vectors"),
+}
 _SPARSE_TOKEN_BYTES = 8
 
 

@@ -17,7 +17,6 @@ from app.batches.plan_file import Answer, EmbeddingsAnswer, RankingAnswer
 from app.fields import document_text
 from app.http.bodies import explain_invalid, is_broken, load_json, load_json_with_surrogates
 from app.http.errors import render_error
-from app.inference.document_limits import require_whole_documents
 from app.inference.schemas import EmbeddingsRequest, RerankRequest
 from app.inference.token_ids import read_texts
 from app.services import Services
@@ -125,7 +124,6 @@ def _read_embeddings(body: EmbeddingsRequest, live: Services, tenant: Tenant) ->
 def _read_ranking(body: RerankRequest, live: Services, tenant: Tenant) -> Call:
     card = find_card(live.catalog, body.model, tenant)
     items = [Item(document_text(document), query=body.query) for document in body.documents]
-    require_whole_documents(body, card)
     order = replace(make_order(card, "rerank", body), priority=tenant.priority)
     documents = body.documents if body.return_documents else None
     return Call(order, items, RankingAnswer(body.model, body.top_n, documents))

@@ -9,7 +9,7 @@ from flask import Response
 
 from app.fields import Document, document_text
 from app.http.responses import json_response
-from app.vector_formats import Precision, VectorFormat, quantize, split_extras, vector_values
+from app.vector_formats import Precision, VectorFormat, quantize, quantize_chunks, split_extras, vector_values
 from tasks.engine import Outcomes
 
 __all__ = ["count_usage", "embedding_entries", "render_embeddings", "render_ranking"]
@@ -36,7 +36,8 @@ def render_embeddings(
 def embedding_entries(outcomes: Outcomes, encoding: VectorFormat, precision: Precision) -> list[dict[str, Any]]:
     """Return the items of the answer of the embeddings route, see `render_embeddings`."""
     vectors = quantize(outcomes.values, precision)
-    items = zip(vectors, split_extras(outcomes.extras, len(vectors)), strict=True)
+    extras_of = split_extras(quantize_chunks(outcomes.extras, precision), len(vectors))
+    items = zip(vectors, extras_of, strict=True)
     data: list[dict[str, Any]] = [
         {"object": "embedding", "index": index, **vector_values(row, extras, encoding, vectors.dtype)}
         for index, (row, extras) in enumerate(items)

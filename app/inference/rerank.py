@@ -10,7 +10,6 @@ from app.access.auth import Tenant, current_tenant, find_card
 from app.fields import document_text
 from app.http.errors import documented
 from app.inference.calls import SynchronousCall, answer_or_queue
-from app.inference.document_limits import require_whole_documents
 from app.inference.rendering import render_ranking
 from app.inference.schemas import RerankRequest, RerankResponse
 from app.jobs.schemas import JobObject
@@ -43,7 +42,6 @@ def describe_rerank(
         tasks.errors.TwolaneError: the model cannot do it, or the tenant may not use it.
     """
     card = find_card(live.catalog, body.model, tenant)
-    require_whole_documents(body, card)
     order = make_order(card, "rerank", body)
     items = (Item(document_text(document), query=body.query) for document in body.documents)
     render = partial(

@@ -8,7 +8,21 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
 
-from app.fields import CutoffLayer, Documents, ModelName, Returns, SparseWeights, Truncate, Vector, refuse
+from app.fields import (
+    ChunkCount,
+    ChunkTokens,
+    ChunkVector,
+    CutoffLayer,
+    Documents,
+    LongText,
+    ModelName,
+    OverlapTokens,
+    Returns,
+    SparseWeights,
+    Truncate,
+    Vector,
+    refuse,
+)
 from app.spellings import EMBEDDING_FIELDS, RANKING_FIELDS, translate_embeddings, translate_ranking
 from app.vector_formats import Precision
 
@@ -112,6 +126,17 @@ class EmbeddingsRequest(_Body):
     returns: Returns | None = Field(
         None, alias="return", description="Kinds of vectors that the model's capabilities name. Default: dense."
     )
+    long: LongText | None = Field(
+        None,
+        description="Read texts that are too long in windows that overlap: mean or max of their vectors, or chunks, "
+        "each with its vector. Default: they are truncated.",
+    )
+    chunk_tokens: ChunkTokens | None = Field(
+        None, description="With `long`: most tokens of a text in one window. Default: what the model has room for."
+    )
+    overlap_tokens: OverlapTokens | None = Field(
+        None, description="With `long`: about how many tokens of a window the next one repeats. Default: an eighth."
+    )
 
     spelled: ClassVar[frozenset[str]] = EMBEDDING_FIELDS
 
@@ -142,10 +167,14 @@ class RerankRequest(_Body):
     truncate: Truncate | None = Field(None, description="Where a document is cut that is too long; none refuses it.")
     truncation: bool | None = Field(None, description="Voyage's word for `truncate`: true cuts, false refuses.")
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Refused where it might cut a document that the model would read whole."
+        None, description="Documents are cut to so many tokens. Default: what the model has room for."
     )
-    max_chunks_per_doc: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="Documents are one chunk: more are refused where a document might not fit into one."
+    max_chunks_per_doc: ChunkCount | None = Field(
+        None,
+        description="Read a document in up to so many windows; its score is that of the best. Default: 1.",
+    )
+    overlap_tokens: OverlapTokens | None = Field(
+        None, description="About how many tokens of a window the next one repeats. Default: an eighth."
     )
 
     spelled: ClassVar[frozenset[str]] = RANKING_FIELDS
@@ -184,6 +213,7 @@ class EmbeddingObject(BaseModel):
     embedding: Vector | None = Field(None, description="Not there when only other kinds were asked for.")
     sparse: SparseWeights | None = Field(None, description="Weights by token id.")
     colbert: list[Vector] | None = Field(None, description="A vector for each token behind the first.")
+    chunks: list[ChunkVector] | None = Field(None, description="With `long: chunks`, in place of the embedding.")
     tokens: int = Field(description="How many the model read.")
     truncated: bool = Field(description="Whether text was cut off.")
     error: EmbeddingError | None = Field(None, description="With `on_error: item`, in place of the vectors.")

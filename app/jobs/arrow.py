@@ -92,8 +92,11 @@ def _write_table(results: Results, form: TableFormat, after: int) -> Iterator[by
             yield sink.drain()
         for chunk in results.chunks(after):
             waiting.append(_make_batch(chunk, schema))
-            # Token vectors make a chunk as large as a row group should be.
-            large = "colbert" in chunk.extras or sum(batch.num_rows for batch in waiting) >= _GROUP_ROWS
+            # Vectors of tokens or parts of texts make a chunk as large as a row group should be.
+            large = (
+                bool({"colbert", "chunks"} & chunk.extras.keys())
+                or sum(batch.num_rows for batch in waiting) >= _GROUP_ROWS
+            )
             if form != "parquet" or large:
                 writer.write_table(pa.Table.from_batches(waiting, schema))
                 waiting.clear()
@@ -134,7 +137,10 @@ def _value_fields(results: Results, width: int | None) -> list[Any]:
         "sparse": pa.field("sparse", pa.map_(pa.int32(), pa.float32())),
         "colbert": pa.field("colbert", pa.list_(pa.list_(kept))),
     }
-    return [field for kind, field in fields.items() if kind in job.params.returns]
+    part = pa.struct([("start", pa.int32()), ("end", pa.int32()), ("embedding", pa.list_(number))])
+    fields["chunks"] = pa.field("chunks", pa.list_(part))
+    given = {*job.params.extras, *(("dense",) if job.params.dense else ())}
+    return [field for kind, field in fields.items() if kind in given]
 
 
 def _open_writer(file: Any, form: TableFormat, schema: "pa.Schema") -> Any:
@@ -161,6 +167,7 @@ def _make_batch(chunk: ResultChunk, schema: "pa.Schema") -> "pa.RecordBatch":
         "embedding": lambda: _make_vectors(chunk, schema.field("embedding").type, pa.array(failed)),
         "sparse": lambda: _make_weights(chunk, schema.field("sparse").type, failed),
         "colbert": lambda: _make_token_vectors(chunk, schema.field("colbert").type, pa.array(failed)),
+        "chunks": lambda: _make_chunks(chunk, schema.field("chunks").type, pa.array(failed)),
         "tokens": lambda: pa.array(chunk.tokens),
         "truncated": lambda: pa.array(chunk.truncated),
         "error": lambda: pa.array(
@@ -190,10 +197,26 @@ def _make_token_vectors(chunk: ResultChunk, kind: Any, mask: Any) -> Any:
     import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
 
     ragged = chunk.extras["colbert"]
-    vectors = ragged.parts[0]
-    flat = pa.array(vectors.reshape(-1), kind.value_type.value_type)
-    inner = pa.ListArray.from_arrays(_offsets(np.full(len(vectors), vectors.shape[1])), flat, type=kind.value_type)
+    inner = _make_lists(ragged.parts[0], kind.value_type)
     return pa.ListArray.from_arrays(_offsets(ragged.lengths), inner, type=kind, mask=mask)
+
+
+def _make_chunks(chunk: ResultChunk, kind: Any, mask: Any) -> Any:
+    import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
+
+    ragged = chunk.extras["chunks"]
+    offsets, vectors = ragged.parts
+    bounds = [pa.array(np.ascontiguousarray(offsets[:, side])) for side in (0, 1)]
+    embeddings = _make_lists(vectors, kind.value_type.field("embedding").type)
+    inner = pa.StructArray.from_arrays([*bounds, embeddings], fields=list(kind.value_type))
+    return pa.ListArray.from_arrays(_offsets(ragged.lengths), inner, type=kind, mask=mask)
+
+
+def _make_lists(vectors: NDArray[Any], kind: Any) -> Any:
+    import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
+
+    flat = pa.array(vectors.reshape(-1), kind.value_type)
+    return pa.ListArray.from_arrays(_offsets(np.full(len(vectors), vectors.shape[1])), flat, type=kind)
 
 
 def _offsets(lengths: NDArray[Any]) -> NDArray[np.int32]:

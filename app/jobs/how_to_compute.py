@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from app.fields import CutoffLayer, Returns, Truncate
+from app.fields import ChunkCount, ChunkTokens, CutoffLayer, LongText, OverlapTokens, Returns, Truncate
 from app.spellings import JOB_FIELDS, translate_job
 
 __all__ = ["HowToCompute"]
@@ -32,6 +32,15 @@ class HowToCompute(BaseModel):
     dedupe: bool | None = Field(None, description="Compute equal texts of the job once. Default: no.")
     returns: Returns | None = Field(
         None, alias="return", description="For embeddings: kinds of vectors that the model gives. Default: dense."
+    )
+    long: LongText | None = Field(None, description="For embeddings: see /v1/embeddings.")
+    chunk_tokens: ChunkTokens | None = Field(None, description="With `long`: most tokens of a text in one window.")
+    max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="For rerank: documents are cut to so many tokens."
+    )
+    max_chunks_per_doc: ChunkCount | None = Field(None, description="For rerank: windows of a document. Default: 1.")
+    overlap_tokens: OverlapTokens | None = Field(
+        None, description="Of windows: about how many tokens the next one repeats. Default: an eighth."
     )
 
     spelled: ClassVar[frozenset[str]] = JOB_FIELDS

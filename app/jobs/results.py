@@ -15,7 +15,7 @@ import numpy as np
 from app.http.responses import encode_json
 from app.jobs.result_items import ItemShape, ResultChunk, read_frame
 from app.services import Services
-from app.vector_formats import Precision, VectorFormat, quantize
+from app.vector_formats import Precision, VectorFormat, quantize, quantize_chunks
 from tasks.errors import Expired, NotFinished, TwolaneError
 from tasks.jobs.job import ChunkState, Job
 
@@ -106,7 +106,8 @@ class Results:
         chunk = read_frame(frame)
         if self._precision == "float":
             return chunk
-        return replace(chunk, values=quantize(chunk.values, self._precision))
+        extras = quantize_chunks(chunk.extras, self._precision)
+        return replace(chunk, values=quantize(chunk.values, self._precision), extras=extras)
 
     def width(self) -> int | None:
         """Return the length of an embedding, or None for scores."""
@@ -138,7 +139,7 @@ class Results:
             if len(found) == limit or vectors >= _PAGE_VECTORS:
                 return found, True
             found.append(row)
-            vectors += len(row.get("colbert", ()))
+            vectors += len(row.get("colbert", ())) + len(row.get("chunks", ()))
         return found, False
 
     def lines(self, encoding: VectorFormat, after: int = -1, *, failed: bool = False) -> Iterator[bytes]:
@@ -159,7 +160,7 @@ class Results:
                     continue
                 chunk = self.read(state).behind(after)
                 lines = (encode_json(row) + b"\n" for row in shape.rows(chunk, failed=failed))
-                at_once = 1 if "colbert" in chunk.extras else _LINES_AT_ONCE
+                at_once = 1 if {"colbert", "chunks"} & chunk.extras.keys() else _LINES_AT_ONCE
                 while piece := b"".join(itertools.islice(lines, at_once)):
                     yield piece
             yield self.last_line(last, complete=chunks == self.job.chunks)

@@ -95,7 +95,7 @@ def _page(results: Results, query: ResultView) -> Response:
 
 
 def _send_npy(results: Results) -> Response:
-    if "dense" not in results.job.params.returns:
+    if not results.job.params.dense:
         message = "npy holds dense vectors, and this job has none; json, ndjson, arrow and parquet hold the other kinds"
         raise InvalidRequest(message, param="format")
     file = NpyFile(results, results.width())

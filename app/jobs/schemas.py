@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchem
 from pydantic_core import PydanticCustomError
 
 from app.fields import (
+    ChunkVector,
     Documents,
     Metadata,
     ModelName,
@@ -279,6 +280,7 @@ class ResultItem(BaseModel):
     embedding: Vector | None = None
     sparse: SparseWeights | None = Field(None, description="Weights by token id, if asked for.")
     colbert: list[Vector] | None = Field(None, description="A vector for each token behind the first, if asked for.")
+    chunks: list[ChunkVector] | None = Field(None, description="With `long: chunks`, in place of the embedding.")
     query: int | None = Field(None, description="For rerank: which query, from 0.")
     document: int | None = Field(None, description="For rerank: which of that query's documents, from 0.")
     relevance_score: float | None = None

@@ -16,6 +16,7 @@ from app.jobs.result_items import ItemShape, read_frame
 from app.jobs.results import Results
 from app.services import Services
 from app.submission.orders import Estimate, Order, Submission
+from tasks.engine import Windows
 from tasks.jobs.forecast import JobShare
 from tasks.jobs.job import WEIGHTS, Job, JobProgress, WebhookState
 from tasks.lanes import Lane, Service
@@ -66,6 +67,7 @@ def view_job(job: Job, progress: JobProgress) -> dict[str, Any]:
             "dedupe": bool(params.dedupe),
             "return": list(params.returns),
             "cutoff_layers": params.cutoff_layer,
+            **_view_windows(params.long),
         },
         "fingerprint": job.fingerprint,
         "metadata": job.extra.get("metadata") or {},
@@ -142,9 +144,19 @@ def _estimate_s(live: Services, order: Order, estimate: Estimate) -> float | Non
     return None if estimated_s is None else round(estimated_s, 3)
 
 
+def _view_windows(windows: Windows | None) -> dict[str, Any]:
+    """Return in the words of requests how texts are read."""
+    if windows is None:
+        return {"long": None}
+    sizes = {"chunk_tokens": windows.tokens, "overlap_tokens": windows.overlap, "max_chunks_per_doc": windows.most}
+    return {"long": windows.pooling, **sizes}
+
+
 def _is_short(live: Services, job: Job) -> bool:
     """Return whether the results may be part of the job object: of few items, and few tokens if each has a vector."""
-    few_tokens = "colbert" not in job.params.returns or job.tokens <= live.settings.interactive_max_tokens
+    few_tokens = (
+        not {"colbert", "chunks"} & set(job.params.extras) or job.tokens <= live.settings.interactive_max_tokens
+    )
     return few_tokens and job.counts.total <= live.settings.interactive_max_items
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 from pydantic import BaseModel
 
+from app.submission.long_texts import WINDOW_FIELDS, Asked, choose_windows
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.engine import JobParams, Operation
@@ -26,6 +27,7 @@ __all__ = [
     "Priority",
     "Submission",
     "check_capability",
+    "count_chunks",
     "count_id_bytes",
     "estimate_result_bytes",
     "limit_chunks",
@@ -34,6 +36,10 @@ __all__ = [
 
 # Sparse weights and token vectors of one chunk take about so much at most: a result is read and written whole.
 _CHUNK_EXTRA_BYTES = 2**25
+_CHUNK_BOUNDS_BYTES = 8
+
+# Windows of a text whose number is not limited: the length of texts limits them.
+_ENDLESS = 2**31
 
 Priority = Literal["low", "normal", "high"]
 
@@ -60,6 +66,15 @@ class Order:
     items_field: str = "input"
     webhook: Webhook | None = None
     new_secret: str = field(default="", repr=False)
+
+    @property
+    def max_tokens(self) -> int:
+        """The most that the model reads of one item, all windows together."""
+        windows = self.params.long
+        if windows is None:
+            return self.card.max_tokens
+        size = min(windows.tokens or self.card.max_tokens, self.card.max_tokens)
+        return size * (windows.most or _ENDLESS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +139,16 @@ def make_order(
         returns=_choose_kinds(card, asked("returns")),
         role=input_type if card.family == "colbert" else None,
         cutoff_layer=_choose_layer(card, operation, asked("cutoff_layers")),
+        long=_choose_windows(card, operation, asked),
     )
     items_field = "input" if operation == "embeddings" else "documents"
     return Order(card, operation, params, asked("priority") or "normal", extra or {}, items_field)
+
+
+def _choose_windows(card: ModelCard, operation: Operation, asked: Asked) -> Windows | None:
+    # Few requests speak of windows.
+    named = any(asked(name) is not None for name in WINDOW_FIELDS)
+    return choose_windows(card, operation, asked) if named else None
 
 
 def _choose_instruction(card: ModelCard, instruction: str | None, input_type: str | None) -> str | None:
@@ -165,18 +187,33 @@ def _choose_kinds(card: ModelCard, wanted: Sequence[Kind] | None) -> tuple[Kind,
 
 def limit_chunks(settings: Settings, order: Order) -> ChunkLimits:
     """Return what a chunk of the order may hold: a vector per token fills a result far sooner than one per text."""
-    limits = ChunkLimits.of(settings, order.card.max_tokens)
-    token_bytes = estimate_bytes(order.params.returns, 1, order.card.dimension or 1, order.params.dtype)
-    most = max(1, _CHUNK_EXTRA_BYTES // token_bytes) if token_bytes else limits.tokens
+    limits = ChunkLimits.of(settings, order.max_tokens)
+    token_bytes = _extra_bytes(order, 1024) / 1024
+    most = max(1, int(_CHUNK_EXTRA_BYTES / token_bytes)) if token_bytes else limits.tokens
     return replace(limits, tokens=min(limits.tokens, most))
 
 
 def estimate_result_bytes(order: Order, items: int, tokens: int) -> int:
     """Return about what the results of so many items with so many tokens take at rest."""
     params, width = order.params, order.card.dimension or 1
-    dense = (params.dimensions or width) if "dense" in params.returns else 0
+    dense = (params.dimensions or width) if params.dense else 0
     values = items * np.dtype(params.dtype).itemsize * (dense if order.operation == "embeddings" else 1)
-    return values + estimate_bytes(params.returns, tokens, width, params.dtype)
+    return values + _extra_bytes(order, tokens)
+
+
+def count_chunks(order: Order, tokens: int) -> int:
+    """Return about how many parts with a vector of their own texts with so many tokens have."""
+    windows = order.params.long
+    if windows is None or not order.params.in_chunks:
+        return 0
+    size, overlap = windows.fit(order.card.max_tokens)
+    return -(-tokens // (size - overlap))
+
+
+def _extra_bytes(order: Order, tokens: int) -> int:
+    params, width = order.params, order.card.dimension or 1
+    chunk_bytes = np.dtype(params.dtype).itemsize * (params.dimensions or width) + _CHUNK_BOUNDS_BYTES
+    return estimate_bytes(params.returns, tokens, width, params.dtype) + count_chunks(order, tokens) * chunk_bytes
 
 
 def count_id_bytes(chunk: ChunkInput) -> int:

@@ -23,6 +23,7 @@ from app.submission.orders import (
     Priority,
     Submission,
     check_capability,
+    count_chunks,
     estimate_result_bytes,
     limit_chunks,
 )
@@ -342,6 +343,9 @@ class SubmissionService:
 
     def _require_light(self, order: Order, items: Sequence[Item]) -> None:
         """A call's answer is held whole in memory, and token vectors are a hundred times what the text is."""
+        if count_chunks(order, self._estimate_tokens(order, items)) > self._settings.max_inputs:
+            message = f"one call gives at most {self._settings.max_inputs} chunks; POST /v1/jobs queues more"
+            raise InvalidRequest(message, param=order.items_field)
         if "colbert" in order.params.returns and not self._is_small(len(items), self._estimate_tokens(order, items)):
             most = f"{self._settings.interactive_max_items} items and {self._settings.interactive_max_tokens} tokens"
             message = f"one call takes at most {most} when colbert vectors are asked for; POST /v1/jobs queues more"
@@ -353,7 +357,7 @@ class SubmissionService:
             raise InvalidRequest("must not be empty", param=order.items_field)
 
     def _estimate_tokens(self, order: Order, items: Iterable[Item]) -> int:
-        most = order.card.max_tokens
+        most = order.max_tokens
         return sum(
             min(most, estimate_tokens(item.text, most) + (estimate_tokens(item.query, most) if item.query else 0))
             for item in items

@@ -51,6 +51,19 @@ class Usage(msgspec.Struct, frozen=True):
     cached_items: int | None = None
 
 
+class Chunk(msgspec.Struct, frozen=True):
+    """A part of a text, `text[start:end]`, and its vector: little-endian float32 bytes, which `vector` unpacks."""
+
+    start: int
+    end: int
+    embedding: bytes
+
+    @property
+    def vector(self) -> list[float]:
+        """The vector."""
+        return unpack_vector(self.embedding)
+
+
 class Embedding(msgspec.Struct, frozen=True):
     """What one text became. Vectors are little-endian float32 bytes; `vector` unpacks the dense one."""
 
@@ -58,6 +71,7 @@ class Embedding(msgspec.Struct, frozen=True):
     embedding: bytes | None = None
     sparse: dict[str, float] | None = None
     colbert: list[bytes] | None = None
+    chunks: list[Chunk] | None = None
     tokens: int = 0
     truncated: bool = False
     error: "ItemError | None" = None
@@ -188,6 +202,7 @@ class ResultItem(msgspec.Struct, frozen=True):
     embedding: bytes | None = None
     sparse: dict[str, float] | None = None
     colbert: list[bytes] | None = None
+    chunks: list[Chunk] | None = None
     query: int | None = None
     document: int | None = None
     relevance_score: float | None = None

@@ -75,7 +75,8 @@ class Twolane:
         Args:
             input: a text or several.
             model: name or alias.
-            options: `dimensions`, `input_type`, `instruction`, `truncate`, `cache`, `returns`.
+            options: `dimensions`, `input_type`, `instruction`, `truncate`, `cache`, `returns`, `long` with
+                `chunk_tokens` and `overlap_tokens`.
 
         Raises:
             ApiError: the server refused.
@@ -120,7 +121,8 @@ class Twolane:
             query: what they are compared with.
             documents: texts, or objects with a `text`.
             model: name or alias.
-            options: `top_n`, `return_documents`, `instruction`, `cutoff_layers`, `cache`.
+            options: `top_n`, `return_documents`, `instruction`, `cutoff_layers`, `cache`, `max_tokens_per_doc`,
+                `max_chunks_per_doc`, `overlap_tokens`.
         """
         return self.call(requests.rerank(RerankBody(model=model, query=query, documents=documents, **options)))
 

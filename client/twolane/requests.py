@@ -19,6 +19,7 @@ __all__ = [
     "Item",
     "JobOptions",
     "Kind",
+    "LongText",
     "RerankBody",
     "Truncate",
     "Webhook",
@@ -40,6 +41,7 @@ __all__ = [
 T = TypeVar("T")
 Truncate = Literal["end", "start", "none"]
 Kind = Literal["dense", "sparse", "colbert"]
+LongText = Literal["mean", "max", "chunks"]
 Item = str | Mapping[str, Any]
 
 _NDJSON = "application/x-ndjson"
@@ -75,6 +77,9 @@ class EmbedBody(msgspec.Struct, omit_defaults=True, kw_only=True, rename={"retur
     truncate: Truncate | None = None
     cache: bool | None = None
     returns: Sequence[Kind] | None = None
+    long: LongText | None = None
+    chunk_tokens: int | None = None
+    overlap_tokens: int | None = None
     on_error: Literal["fail", "item"] | None = None
 
 
@@ -90,6 +95,9 @@ class RerankBody(msgspec.Struct, omit_defaults=True, kw_only=True):
     cutoff_layers: int | None = None
     truncate: Truncate | None = None
     cache: bool | None = None
+    max_tokens_per_doc: int | None = None
+    max_chunks_per_doc: int | None = None
+    overlap_tokens: int | None = None
 
 
 class JobOptions(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True, rename={"returns": "return"}):
@@ -108,6 +116,11 @@ class JobOptions(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True, 
     cache: bool | None = None
     dedupe: bool | None = None
     returns: Sequence[Kind] | None = None
+    long: LongText | None = None
+    chunk_tokens: int | None = None
+    max_tokens_per_doc: int | None = None
+    max_chunks_per_doc: int | None = None
+    overlap_tokens: int | None = None
 
     def as_query(self) -> dict[str, str]:
         """Return the query parameters."""

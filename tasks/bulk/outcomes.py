@@ -51,16 +51,15 @@ class ChunkOutcomes:
         self._claim = claim
         self._items = items
         size = len(items.texts)
-        width = width if "dense" in claim.params.returns else 0
+        width = width if claim.params.dense else 0
         shape = (size,) if claim.operation == "rerank" else (size, width)
         self._values: NDArray[np.float32] = np.zeros(shape, np.float32)
         self._tokens = np.zeros(size, np.int32)
         self._truncated = np.zeros(size, np.bool_)
         self._errors: dict[int, ItemError] = {}
         # Also where nothing can be computed a frame has the columns that were asked for.
-        self._extras: dict[Extra, list[Parts | None]] = {
-            kind: [None] * size for kind in claim.params.returns if kind != "dense"
-        }
+        extras = claim.params.extras if claim.operation == "embeddings" else ()
+        self._extras: dict[Extra, list[Parts | None]] = {kind: [None] * size for kind in extras}
         self._cached, self._device_s = 0, 0.0
         self.asked: list[int] = list(range(size))
         if before is not None:

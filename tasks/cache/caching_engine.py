@@ -96,7 +96,7 @@ class CachingEngine:
         """See `tasks.engine.Engine.submit`; looks up what is known in the calling thread."""
         fingerprint = self._fingerprints.get(work.model)
         # Entries hold one vector or score; work that wants other kinds is computed.
-        if not work.reuse or fingerprint is None or work.params.returns != DENSE_ONLY:
+        if not work.reuse or fingerprint is None or work.params.returns != DENSE_ONLY or work.params.extras:
             return self._engine.submit(work)
         if work.fingerprint not in {"", fingerprint}:
             raise NoWorker(f"this worker has {work.model} by now as {fingerprint}")

@@ -109,7 +109,9 @@ def job_scope(job_id: str) -> str:
 def digest_items(work: Work, fingerprint: str) -> list[bytes]:
     """Return for each item the SHA-256 of all that its value depends on; equal items have equal digests."""
     params = work.params
-    made_by = (work.operation, fingerprint, params.instruction, params.dimensions, params.truncate, params.cutoff_layer)
+    common = (work.operation, fingerprint, params.instruction, params.dimensions, params.truncate, params.cutoff_layer)
+    # Named only where it is used, so that values from before there were windows are still found.
+    made_by = common if params.long is None else (*common, params.long)
     # Each part is preceded by its length, so that no two different lists of parts have equal bytes.
     start = hashlib.sha256(repr(made_by).encode("utf-8", "surrogatepass"))
     queries = work.queries if work.queries is not None else [""] * len(work.texts)

@@ -12,6 +12,7 @@ from twolane import answers, requests
 ANSWERS: dict[type[msgspec.Struct], str] = {
     answers.Usage: "Usage",
     answers.Embedding: "EmbeddingObject",
+    answers.Chunk: "ChunkVector",
     answers.Embeddings: "EmbeddingsResponse",
     answers.RankedDocument: "RankedDocument",
     answers.Ranking: "RerankResponse",
@@ -58,7 +59,7 @@ def test_what_the_client_needs_is_always_there(document: Any, shape: type[msgspe
     ("shape", "schema", "left_out"),
     [
         (requests.EmbedBody, "EmbeddingsRequest", {"user", "output_dtype", "stream"}),
-        (requests.RerankBody, "RerankRequest", {"top_k", "truncation", "max_tokens_per_doc", "max_chunks_per_doc"}),
+        (requests.RerankBody, "RerankRequest", {"top_k", "truncation"}),
     ],
 )
 def test_a_body_has_the_fields_of_the_server(

@@ -76,7 +76,7 @@ def test_a_document_that_is_too_long_is_refused_where_asked(client: FlaskClient)
     assert refusal(client, "/v1/rerank", query="a", documents=[LONG], truncation=False)[0] == 400
 
 
-def test_a_limit_per_document_is_obeyed_where_it_changes_nothing_and_refused_elsewhere(client: FlaskClient) -> None:
+def test_a_limit_per_document_that_cuts_nothing_changes_nothing(client: FlaskClient) -> None:
     long = {"query": "a", "documents": ["alpha", LONG]}
     plain = ask(client, "/v2/rerank", **long)["results"]
     for limit in (512, 4096):
@@ -84,8 +84,6 @@ def test_a_limit_per_document_is_obeyed_where_it_changes_nothing_and_refused_els
     ask(client, "/v2/rerank", query="a", documents=["alpha"], max_tokens_per_doc=5)
     ask(client, "/v1/rerank", query="a", documents=["alpha"], max_chunks_per_doc=10)
     ask(client, "/v1/rerank", query="a", documents=[LONG], max_chunks_per_doc=1)
-    assert refusal(client, "/v2/rerank", **long, max_tokens_per_doc=100) == (400, "max_tokens_per_doc")
-    assert refusal(client, "/v1/rerank", **long, max_chunks_per_doc=10) == (400, "max_chunks_per_doc")
 
 
 def test_lines_of_a_batch_understand_the_same_words(app_here: Flask, client: FlaskClient) -> None:

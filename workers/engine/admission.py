@@ -6,6 +6,7 @@ nothing is computed twice: equal texts of one work share a row. Knows nothing of
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from tasks.engine import ItemError, Outcomes, Work
 from tasks.errors import ContextLengthExceeded, InvalidRequest, WrongCapability
 from tasks.vectors import Extra, ExtraParts, Ragged
+from workers.engine.long_texts import LongTexts
 from workers.engine.pending import ExtraSink, Finish, PendingWork
 from workers.engine.scoring import BLEND, TOKENS_ONLY, PairScores, cosines, to_unit_range
 from workers.models.loaded import LoadedModel
@@ -39,6 +41,36 @@ def admit(work: Work, model: LoadedModel) -> PendingWork:
         tasks.errors.InvalidRequest: the work contradicts itself or the model.
     """
     _check(work, model)
+    windows = work.params.long
+    if windows is None:
+        return _admit_each(work, model)
+    texts = LongTexts(work, windows, model.tokenizer, partial(_count_overhead, work, model))
+    request = _admit_each(texts.work, model)
+    request.then(partial(_join_windows, texts, work, model))
+    return request
+
+
+def _count_overhead(work: Work, model: LoadedModel, queries: Sequence[str]) -> list[int]:
+    """Return how many tokens the model reads beside those of a text, for a text with each of these queries."""
+    blank = [""] * len(queries)
+    if work.operation == "rerank" and model.card.rerank_by == "cross-encoder":
+        rows = _encode_pairs(replace(work, texts=blank, queries=queries), model)
+    else:
+        rows = _encode_role(_instruct_texts(blank[:1], work, model), work, model, work.params.role) * len(blank)
+    return [len(row.tokens) for row in rows]
+
+
+def _join_windows(texts: LongTexts, work: Work, model: LoadedModel, outcomes: Outcomes) -> Outcomes:
+    joined = texts.join(outcomes, normalize=model.card.normalized)
+    if work.operation == "rerank" or work.params.in_chunks:
+        return joined
+    return replace(
+        joined, values=_cut_dimensions(joined.values, work.params.dimensions, normalize=model.card.normalized)
+    )
+
+
+def _admit_each(work: Work, model: LoadedModel) -> PendingWork:
+    """Take each text as one row."""
     if work.operation == "embeddings":
         return _admit_embeddings(work, model)
     if model.card.rerank_by == "cross-encoder":
@@ -59,18 +91,16 @@ def _check(work: Work, model: LoadedModel) -> None:
         raise WrongCapability(f"the model {name} gives no embeddings", param="model")
     elif missing := [kind for kind in work.params.returns if kind not in model.card.capabilities]:
         raise WrongCapability(f"the model {name} gives no {' and no '.join(missing)} vectors", param="return")
-    elif model.backend.heads is None and _extras(work):
+    elif model.backend.heads is None and work.params.returns[1:]:
         raise WrongCapability(f"this worker gives dense vectors only of the model {name}", param="return")
     if dimension is not None and work.params.dimensions is not None and not 0 < work.params.dimensions <= dimension:
         raise InvalidRequest(f"dimensions must be from 1 to {dimension}", param="dimensions")
 
 
 def _admit_embeddings(work: Work, model: LoadedModel) -> PendingWork:
-    stated = work.params.instruction
-    texts = instruct(work.texts, model.card.default_instruction if stated is None else stated, model)
-    unique, rows_of = _deduplicate(texts)
+    unique, rows_of = _deduplicate(_instruct_texts(work.texts, work, model))
     encoded = _encode_role(unique, work, model, work.params.role)
-    extras = _extras(work)
+    extras = work.params.extras
     plan = _Plan(work, encoded, model, extras)
 
     def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
@@ -87,15 +117,9 @@ def _admit_embeddings(work: Work, model: LoadedModel) -> PendingWork:
 
 
 def _admit_pairs(work: Work, model: LoadedModel) -> PendingWork:
-    instruction, queries, tokenizer = _query_instruction(work, model), work.queries or (), model.tokenizer
-    if not isinstance(tokenizer, TemplateTokenizer):
-        queries = instruct(queries, instruction, model)
-    unique, rows_of = _deduplicate(list(zip(queries, work.texts, strict=True)))
-    pairs = [query for query, _ in unique], [text for _, text in unique], work.params.truncate
-    if isinstance(tokenizer, TemplateTokenizer):
-        encoded = tokenizer.encode_pairs(*pairs, instruction=instruction or "")
-    else:
-        encoded = tokenizer.encode_pairs(*pairs)
+    unique, rows_of = _deduplicate(list(zip(work.queries or (), work.texts, strict=True)))
+    pairs = replace(work, queries=[query for query, _ in unique], texts=[text for _, text in unique])
+    encoded = _encode_pairs(pairs, model)
     if layer := work.params.cutoff_layer:
         encoded = [replace(one, tokens=replace(one.tokens, cutoff_layer=layer)) for one in encoded]
     plan = _Plan(work, encoded, model)
@@ -107,10 +131,17 @@ def _admit_pairs(work: Work, model: LoadedModel) -> PendingWork:
     return plan.request(finish)
 
 
+def _encode_pairs(work: Work, model: LoadedModel) -> list[Encoded]:
+    instruction, queries, tokenizer = _query_instruction(work, model), work.queries or (), model.tokenizer
+    if isinstance(tokenizer, TemplateTokenizer):
+        return tokenizer.encode_pairs(queries, work.texts, work.params.truncate, instruction=instruction or "")
+    return tokenizer.encode_pairs(instruct(queries, instruction, model), work.texts, work.params.truncate)
+
+
 def _admit_similarity(work: Work, model: LoadedModel) -> PendingWork:
     """Embed each query and each document once; a score is their cosine, or a sum with more, moved to [0, 1]."""
     queries = instruct(work.queries or (), _query_instruction(work, model), model)
-    documents = instruct(work.texts, model.card.document_instruction or model.card.default_instruction, model)
+    documents = _instruct_texts(work.texts, work, model)
     encoded, of_query, of_text = _encode_sides(queries, documents, work, model)
     extras, weights = _PAIRED.get(model.card.rerank_by or "", ((), BLEND))
     plan = _Plan(work, encoded, model, extras)
@@ -161,12 +192,16 @@ def instruct(texts: Sequence[str], instruction: str | None, model: LoadedModel) 
     return [made[text] for text in texts]
 
 
+def _instruct_texts(texts: Sequence[str], work: Work, model: LoadedModel) -> Sequence[str]:
+    """Put before texts, or before documents, what belongs there."""
+    card, stated = model.card, work.params.instruction
+    if work.operation == "rerank":
+        return instruct(texts, card.document_instruction or card.default_instruction, model)
+    return instruct(texts, card.default_instruction if stated is None else stated, model)
+
+
 def _query_instruction(work: Work, model: LoadedModel) -> str:
     return model.card.query_instruction if work.params.instruction is None else work.params.instruction
-
-
-def _extras(work: Work) -> tuple[Extra, ...]:
-    return tuple(kind for kind in work.params.returns if kind != "dense")
 
 
 class _Plan:

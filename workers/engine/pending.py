@@ -104,6 +104,11 @@ class PendingWork:
         """Whether the future has ended, by us or by a caller that cancelled it."""
         return self.future.done()
 
+    def then(self, change: Callable[[Outcomes], Outcomes]) -> None:
+        """Change the outcomes before the future ends with them. For one who has not queued the rows yet."""
+        finish = self._finish
+        self._finish = lambda values, failed: change(finish(values, failed))
+
     def accept(self, index: int, value: NDArray[np.float32]) -> None:
         """Take the value of one row."""
         self._values[index] = value

@@ -15,6 +15,7 @@ Ships with the product, for tests and for trying an installation. The knobs of i
 
 import hashlib
 import os
+import re
 import signal
 import time
 import zlib
@@ -51,6 +52,11 @@ class FakeTokenizer:
     def encode_pairs(self, queries: Sequence[str], texts: Sequence[str], truncate: Truncate) -> list[Encoded]:
         """See `TextTokenizer.encode_pairs`."""
         return [self._encode(query, text, truncate) for query, text in zip(queries, texts, strict=True)]
+
+    def locate(self, texts: Sequence[str]) -> list[NDArray[np.intp]]:
+        """See `TextTokenizer.locate`."""
+        words = [[word.span() for word in re.finditer(r"\S+", text)] for text in texts]
+        return [np.array(spans, np.intp).reshape(-1, 2) for spans in words]
 
     def _encode(self, query: str, text: str, truncate: Truncate) -> Encoded:
         head = _word_ids(query)[: self.max_tokens // 2]

@@ -94,6 +94,13 @@ class TextTokenizer(Protocol):
         """Encode (query, text) pairs of equal count for a cross-encoder. Only the text is shortened."""
         ...
 
+    def locate(self, texts: Sequence[str]) -> list[NDArray[np.intp]]:
+        """Return where each token of a text begins and ends in it, in characters: shape (tokens, 2).
+
+        Whole texts, without special tokens.
+        """
+        ...
+
 
 class FastTokenizer:
     """Wraps a private copy of a model's `tokenizers.Tokenizer`."""
@@ -147,6 +154,11 @@ class FastTokenizer:
             parts = frame.before, head, frame.between, kept, frame.after
             rows.add(parts, frame.second_at(len(head), len(kept)), cut, len(head) + len(ids) + frame.size)
         return rows.finish()
+
+    def locate(self, texts: Sequence[str]) -> list[NDArray[np.intp]]:
+        """See `TextTokenizer.locate`."""
+        parts = self.fast.encode_batch(texts, add_special_tokens=False)
+        return [np.array(part.offsets, np.intp).reshape(-1, 2) for part in parts]
 
     def _split(self, texts: Sequence[str], room: int, truncate: Truncate) -> list[tuple[list[int], bool]]:
         """Return each text's ids without special tokens, and whether the text was shortened before."""
