@@ -11,10 +11,10 @@ import numpy as np
 import orjson
 from pydantic import BaseModel
 
-from app.submission.long_texts import WINDOW_FIELDS, Asked, choose_windows
+from app.submission.windows import WINDOW_FIELDS, Asked, choose_windows
 from config.catalog import ModelCard
 from config.settings import Settings
-from tasks.engine import JobParams, Operation
+from tasks.engine import JobParams, Operation, Windows
 from tasks.errors import InvalidRequest, WrongCapability
 from tasks.jobs.chunking import ChunkLimits
 from tasks.jobs.job import ChunkInput, Job, Webhook
