@@ -30,6 +30,7 @@ from app.admin.worker_watch import WorkerWatch
 from app.batches.batch_scheduler import BatchScheduler
 from app.http.request_ids import RequestIdFilter
 from app.http.slow_clients import limit_stalled_readers
+from app.jobs.event_lines import EventLines
 from app.jobs.webhooks import WebhookDispatcher
 from config.keyring import check_exposure
 from config.logging import configure_logging
@@ -124,6 +125,7 @@ def _load(settings: Settings, port: int) -> Any:
     app.extensions["twolane"].activity.start()
     _start_counting(app)
     WorkerWatch(app.extensions["twolane"]).start()
+    EventLines(app.extensions["twolane"].redis).start()
     threading.Thread(target=_watch_readers, args=(port,), name="stalled-readers", daemon=True).start()
     return app
 

@@ -294,6 +294,11 @@ def cache_bytes(scope: str) -> Key:
     return Key(f"{_PREFIX}:{{cache:{scope}}}:bytes")
 
 
+def job_lines() -> Key:
+    """List: events of jobs (JSON) that no web process has written into its log yet."""
+    return Key(f"{_PREFIX}:jobs:lines")
+
+
 def job_totals() -> Key:
     """Hash: ends of jobs by state and outcomes of their items, counted for the operator."""
     return Key(f"{_PREFIX}:jobs:totals")

@@ -1,5 +1,6 @@
 """Fixtures that all kinds of tests share: a real Redis-compatible server and settings that point to it."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 def _outside_of_a_request() -> None:
     """A test that answered requests in this process leaves the id of the last one: it is not this test's."""
     request_ids._request_id.set("")
+    request_ids._facts.set({})
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """Undo what the test does to the root logger: it belongs to all tests of the process."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
 
 
 @pytest.fixture

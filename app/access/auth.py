@@ -13,7 +13,7 @@ from flask import Flask, current_app, g, request
 
 from app.access.key_store import KeyRecord, KeyStore, key_id
 from app.http.places import current_place
-from app.http.request_ids import current_request_id
+from app.http.request_ids import current_request_id, note_facts
 from config.catalog import Catalog, ModelCard
 from config.keyring import Key, KeyringError, KeyringFile
 from config.settings import Settings
@@ -233,6 +233,7 @@ def check_rights(tenant: Tenant, method: str, path: str) -> None:
         PermissionDenied: the path is an operator's, or the key may only read.
     """
     set_origin(Origin(tenant.actor, current_request_id()))
+    note_facts(tenant=tenant.name, key=tenant.key_name or tenant.key_id[:8])
     if tenant is not OPEN_TENANT:
         current_place().join(f"the keys of {tenant.name}")
     if path in _ADMIN_PATHS or path.startswith(_ADMIN_FOLDER):

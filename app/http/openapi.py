@@ -4,6 +4,7 @@ Owns the app's class and the description of bodies that come in several content 
 """
 
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from app.http.api_text import complete_api_text
 from app.http.bodies import ApiRequest
 from app.http.errors import ErrorBody, refuse_invalid_body, render_error
 from app.http.places import PLACE, HeldAnswer, Kind, Places, find_kind
-from app.http.request_ids import choose_request_id
+from app.http.request_ids import begin_request, finish_request
 from app.http.responses import WholeResponse
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ class Api(OpenAPI):
     def _refuse(self, kind: Kind, environ: "WSGIEnvironment") -> Response:
         """Return the answer for want of a place. Thousands may need one in a second, so Flask has no part in it."""
         response = render_error(self.places.refuse(kind))
-        response.headers["x-request-id"] = choose_request_id(environ.get("HTTP_X_REQUEST_ID", ""))
+        begin_request(environ.get("HTTP_X_REQUEST_ID", ""))
+        finish_request(response, environ["REQUEST_METHOD"], "(no place)", time.perf_counter())
         self.note_refusal(response)
         return response
 

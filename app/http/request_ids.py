@@ -8,7 +8,9 @@ import logging
 import random
 import re
 import time
+from collections.abc import Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 
 from flask import Flask, Response, g, request
 
@@ -19,10 +21,13 @@ __all__ = [
     "current_request_id",
     "finish_request",
     "install_tracing",
+    "note_facts",
 ]
 
 _log = logging.getLogger(__name__)
 _request_id: ContextVar[str] = ContextVar("twolane_request_id", default="")
+# What else the line of the request in progress has.
+_facts: ContextVar[Mapping[str, object]] = ContextVar("twolane_request_facts", default=MappingProxyType({}))
 # Asked every few seconds by machines. "Not ready yet" is an answer, too: seen only when they break.
 _PROBES = frozenset({"/livez", "/readyz", "/health", "/metrics"})
 # A foreign id goes into our logs and headers: only what can neither break a line nor a header.
@@ -69,6 +74,12 @@ def begin_request(asked: str) -> None:
     """Give the request that this thread begins the ID that its caller asked for, or a new one."""
     # A thread serves one request after another: each overwrites the id of the one before.
     _request_id.set(choose_request_id(asked))
+    _facts.set({})
+
+
+def note_facts(**facts: object) -> None:
+    """Add fields to the log line of the request in progress: `tenant`, `key`, `job`, `model`, `items`, `tokens`."""
+    _facts.set({**_facts.get(), **facts})
 
 
 def finish_request(response: Response, method: str, route: str, started_s: float) -> None:
@@ -82,10 +93,14 @@ def finish_request(response: Response, method: str, route: str, started_s: float
     """
     response.headers["x-request-id"] = current_request_id()
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    took_ms = (time.perf_counter() - started_s) * 1000
     answered = response.status_code in {200, 503}
     level = logging.DEBUG if route in _PROBES and answered else logging.INFO
-    _log.log(level, "%s %s %d %.1f ms", method, route, response.status_code, took_ms)
+    if not _log.isEnabledFor(level):
+        return
+    took_ms = (time.perf_counter() - started_s) * 1000
+    status = response.status_code
+    fields = {"method": method, "route": route, "status": status, "duration_ms": round(took_ms, 1), **_facts.get()}
+    _log.log(level, "%s %s %d %.1f ms", method, route, status, took_ms, extra=fields)
 
 
 def _begin() -> None:
@@ -94,6 +109,8 @@ def _begin() -> None:
 
 
 def _finish(response: Response) -> Response:
+    if job_id := (request.view_args or {}).get("job_id"):
+        note_facts(job=job_id)
     finish_request(response, request.method, _route(), g.get("started_s", time.perf_counter()))
     return response
 

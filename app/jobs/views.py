@@ -11,6 +11,7 @@ from flask import Response
 
 from app.access.auth import current_tenant
 from app.http.prefer import Preferences
+from app.http.request_ids import note_facts
 from app.http.responses import json_response
 from app.jobs.result_items import ItemShape, read_frame
 from app.jobs.results import Results
@@ -105,6 +106,7 @@ def render_submission(
         new_secret: the webhook's secret, if it was made here; it is shown now and never again.
     """
     job = submission.job
+    note_facts(job=job.id, model=job.model, items=job.counts.total)
     progress = live.forecasts.progress(job)
     body = view_job(job, progress)
     if new_secret and submission.created:

@@ -74,6 +74,7 @@ class JobKeys:
         webhooks: the tenant's jobs whose end a webhook has to be sent for.
         queued: items of the tenant that wait, if its queue is limited.
         totals: counters for the operator.
+        lines: events for the log, see `app.jobs.event_lines`.
         job_id: the job.
         lane_ttl_ms: how long keys that jobs share live untouched.
         actor, request_id: see `tasks.jobs.origin`.
@@ -97,6 +98,7 @@ class JobKeys:
     webhooks: Key
     queued: Key
     totals: Key
+    lines: Key
     job_id: str
     tenant: str
     lane_ttl_ms: int
@@ -126,6 +128,7 @@ class JobKeys:
             webhooks=keys.webhooks_due(job.tenant),
             queued=keys.tenant_queued(job.tenant),
             totals=keys.job_totals(),
+            lines=keys.job_lines(),
             job_id=job.id,
             tenant=job.tenant,
             lane_ttl_ms=int(settings.job_ttl_s * 1000) + _DAY_MS,

@@ -1,6 +1,5 @@
-"""Engines with the fake backend, for the tests of the engine, and the process's logging as it was before a test."""
+"""Engines with the fake backend, for the tests of the engine."""
 
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,14 +40,3 @@ def gated() -> Iterator[tuple[DeviceEngine, GatedBackend]]:
         yield engine, backend
         backend.gate.set()
         plug.result(10)
-
-
-@pytest.fixture
-def logging_restored() -> Iterator[None]:
-    """Undo what the test does to the root logger: it belongs to all tests of the process."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(capture=False)

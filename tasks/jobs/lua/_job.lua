@@ -55,6 +55,10 @@ local function note(job, event, detail)
   redis.call('RPUSH', LOG, cjson.encode(line))
   redis.call('LTRIM', LOG, -200, -1)
   redis.call('PEXPIREAT', LOG, job.expires_ms)
+  line.job, line.tenant, line.model = job_id, tenant, redis.call('HGET', JOB, 'model') or nil
+  redis.call('RPUSH', LINES, cjson.encode(line))
+  redis.call('LTRIM', LINES, -10000, -1)
+  redis.call('PEXPIRE', LINES, lane_ttl_ms)
 end
 
 local function entry(number)
