@@ -15,7 +15,7 @@ $(STAMP): pyproject.toml client/pyproject.toml requirements.lock scripts/setup.s
 	@scripts/setup.sh
 	@touch $@
 
-.PHONY: help setup demo serve test check faults soak long-job bench format docs lock clean
+.PHONY: help setup demo serve test check faults soak long-job bench format docs site lock clean
 
 help: ## show this list
 	@echo "Twolane: embeddings and reranking, small requests at once, large corpora as jobs."
@@ -37,6 +37,7 @@ check: $(STAMP) ## format, lint, types, import rules, unit and property tests: u
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+	@$(BIN)/zensical build --strict
 	@$(BIN)/check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml deploy/compose.*.yml
 	@$(BIN)/python -m pytest -q -n $(or $(PROCESSES),2) --dist loadfile tests/unit tests/properties -m "not slow and not gpu"
 
@@ -64,6 +65,9 @@ docs: $(STAMP) ## write .env.example, docs/settings.md and docs/errors.md again 
 	@$(BIN)/python -m config.reference
 	@$(BIN)/python -m app.ops.error_reference
 
+site: $(STAMP) ## the documentation site, into build/site (SERVE=1 shows it on 127.0.0.1:8001 and follows changes)
+	@$(BIN)/zensical $(if $(SERVE),serve --dev-addr 127.0.0.1:8001,build --strict)
+
 lock: $(STAMP) ## resolve the dependencies again (UPGRADE=1 takes newer versions)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-emit-index-url --no-emit-find-links \
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file requirements.lock pyproject.toml client/pyproject.toml
@@ -73,5 +77,5 @@ lock: $(STAMP) ## resolve the dependencies again (UPGRADE=1 takes newer versions
 	    --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) --output-file tests/clients-cohere5.lock
 
 clean: ## remove caches and build results; .venv and data stay
-	@rm -rf build dist *.egg-info client/build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf build dist *.egg-info client/build client/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .cache
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from app import create_app
 from config.settings import Settings
@@ -59,3 +60,11 @@ def test_the_api_page_has_every_path_of_the_api(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "api.md").read_text("utf-8")
     assert {"/v1/embeddings", "/v1/jobs"} <= paths.keys()
     assert [path for path in paths if path not in page] == []
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
+    listed = set(re.findall(r"[\w/-]+\.md", repr(navigation)))
+    # Decisions are many: their own page lists them.
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    assert {page for page in pages if not re.match(r"decisions/\d", page)} == listed
