@@ -24,13 +24,17 @@ __all__ = [
     "Operation",
     "Outcomes",
     "Timing",
+    "TokenOperation",
     "Truncate",
     "Windows",
     "Work",
     "count_usage",
 ]
 
+# What jobs are made of.
 Operation = Literal["embeddings", "rerank"]
+# What a call may ask of a worker besides, which no device computes.
+TokenOperation = Literal["tokenize", "detokenize"]
 Truncate = Literal["end", "start", "none"]
 
 
@@ -130,7 +134,7 @@ class Work:
     Attributes:
         model: name of the card (`ModelCard.name`).
         operation: what to compute.
-        texts: the texts, or for rerank the documents; length n.
+        texts: the texts, or for rerank the documents; for `detokenize` ids with blanks between; length n.
         queries: for rerank, the query of each document, length n; else None.
         service: interactive or bulk.
         params: how to compute them.
@@ -140,7 +144,7 @@ class Work:
     """
 
     model: str
-    operation: Operation
+    operation: Operation | TokenOperation
     texts: Sequence[str]
     queries: Sequence[str] | None = None
     service: Service = Service.BULK

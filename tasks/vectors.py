@@ -26,13 +26,15 @@ __all__ = [
 ]
 
 Kind = Literal["dense", "sparse", "colbert"]
-Extra = Literal["sparse", "colbert", "chunks"]
+Extra = Literal["sparse", "colbert", "chunks", "tokens", "text"]
 KINDS: tuple[Kind, ...] = ("dense", "sparse", "colbert")
 DENSE_ONLY: tuple[Kind, ...] = ("dense",)
 
 # What one item has of a kind. sparse: token ids (int32) and their weights (float32), both of shape (k,), ids ascending;
 # colbert: float32 or float16 of shape (tokens, d); chunks: int32 of shape (k, 2), where each begins and ends in the
 # text, counted in characters, and float32 or float16 of shape (k, d).
+# What work on tokens gives. tokens: ids, and where each begins and ends in its text, in characters, or -1 if it is special;
+# text: the code points of a text, for `tokenize` the words of its tokens with NUL between.
 Parts = tuple[NDArray[Any], ...]
 # All that one item has beside its dense vector.
 ExtraParts = Mapping[Extra, Parts]
@@ -41,11 +43,15 @@ _EMPTY: Mapping[Extra, Parts] = {
     "sparse": (np.empty(0, np.int32), np.empty(0, np.float32)),
     "colbert": (np.empty((0, 0), np.float32),),
     "chunks": (np.empty((0, 2), np.int32), np.empty((0, 0), np.float32)),
+    "tokens": (np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.int32)),
+    "text": (np.empty(0, np.int32),),
 }
 _NAMES: Mapping[Extra, tuple[str, ...]] = {
     "sparse": ("ids", "weights"),
     "colbert": ("vectors",),
     "chunks": ("offsets", "vectors"),
+    "tokens": ("ids", "starts", "ends"),
+    "text": ("points",),
 }
 _SPARSE_TOKEN_BYTES = 8
 

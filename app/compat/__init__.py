@@ -22,6 +22,7 @@ ROUTES: Mapping[str, tuple[str, ...]] = {
     "nvidia": ("POST /v1/ranking", "POST /v1/retrieval/<path:model>/reranking"),
     "ollama": ("POST /api/embed", "POST /api/embeddings", "GET /api/tags"),
     "tei": ("POST /", "POST /embed", "POST /embed_sparse", "POST /rerank", "GET /info"),
+    "tokenizing": ("POST /tokenize", "POST /detokenize"),
     "voyage": ("POST /voyage/v1/embeddings", "POST /voyage/v1/rerank"),
     "vllm": ("POST /v1/score", "POST /score", "POST /pooling"),
 }

@@ -1,7 +1,7 @@
 """Text-embeddings-inference (TEI): `/embed`, `/embed_sparse`, `/rerank` with `texts`, `/info`, and `/` for its clients.
 
 Owns TEI's bodies and answers, as in its OpenAPI text 1.8. A body names no model, so the first served one that can do it
-is taken; `model` is taken too where a client sends it. `/tokenize` is not there: the web side has no tokenizer.
+is taken; `model` is taken too where a client sends it. `/tokenize` is in `app.compat.tokenizing`.
 """
 
 from typing import Annotated, Any, Literal

@@ -1,7 +1,7 @@
 """VLLM: `/v1/score`, `/score` and, for dense vectors, `/pooling`.
 
-Owns vLLM's bodies and answers, as in the reference of its server. `/tokenize` and `/detokenize` are not there: the web
-side has no tokenizer.
+Owns vLLM's bodies and answers, as in the reference of its server. `/tokenize` and `/detokenize` are in
+`app.compat.tokenizing`.
 """
 
 import secrets

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from app.submission.windows import WINDOW_FIELDS, Asked, choose_windows
 from config.catalog import ModelCard
 from config.settings import Settings
-from tasks.engine import JobParams, Operation, Windows
+from tasks.engine import JobParams, Operation, TokenOperation, Windows
 from tasks.errors import InvalidRequest, WrongCapability
 from tasks.jobs.chunking import ChunkLimits
 from tasks.jobs.job import ChunkInput, Job, Webhook
@@ -59,7 +59,7 @@ class Order:
     """
 
     card: ModelCard
-    operation: Operation
+    operation: Operation | TokenOperation
     params: JobParams = field(default_factory=JobParams)
     priority: Priority = "normal"
     extra: Mapping[str, object] = field(default_factory=dict)
@@ -227,6 +227,8 @@ def check_capability(order: Order) -> None:
     Raises:
         WrongCapability: the card does not offer it.
     """
+    if order.operation in {"tokenize", "detokenize"}:
+        return
     needed = set(order.params.returns) if order.operation == "embeddings" else {"rerank"}
     if not needed <= set(order.card.capabilities):
         message = f"{order.card.name} does not offer {order.operation}; it offers {', '.join(order.card.capabilities)}"

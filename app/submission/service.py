@@ -272,7 +272,7 @@ class SubmissionService:
         return NewJob(
             id=job_id,
             tenant=self._tenant.name,
-            operation=order.operation,
+            operation=order.operation,  # type: ignore[arg-type]  # work on tokens is answered at once
             model=order.card.name,
             lane=Lane(order.card.slug, Service.BULK),
             total=total,

@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from config.catalog import ModelCard, load_catalog
 from config.settings import Settings
 from tasks.engine import JobParams, Outcomes, Windows, Work
+from tasks.errors import InvalidRequest
 from tests.support.checkpoints import WORDS, make_checkpoint
 from tests.support.corpus import passages
 from workers.engine import DeviceEngine
@@ -146,3 +147,21 @@ def windows_by_hand(words: list[str], size: int, overlap: int) -> list[list[str]
         if start + size >= len(words):
             return parts
         start += size - overlap
+
+
+def test_tokens_are_those_of_the_models_own_tokenizer(engine: DeviceEngine, reference: SentenceTransformer) -> None:
+    texts = ["The tide follows the moon.", "深夜的灯塔", "", LONG]
+    outcomes = engine.submit(Work(MINILM, "tokenize", texts)).result(60)
+    for text, (ids, starts, ends) in zip(texts, outcomes.extras["tokens"], strict=True):
+        expected = reference.tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+        assert ids.tolist() == expected["input_ids"]
+        special = np.array(expected["special_tokens_mask"], bool)
+        offsets = np.where(special[:, None], -1, expected["offset_mapping"])
+        np.testing.assert_array_equal(np.stack([starts, ends], axis=1), offsets)
+    ids = reference.tokenizer(texts[0])["input_ids"]
+    (points,) = next(
+        iter(engine.submit(Work(MINILM, "detokenize", [" ".join(map(str, ids))])).result(60).extras["text"])
+    )
+    assert "".join(map(chr, points)) == reference.tokenizer.decode(ids)
+    with pytest.raises(InvalidRequest, match="no token"):
+        engine.submit(Work(MINILM, "detokenize", ["99999999"]))

@@ -18,6 +18,7 @@ from tasks.vectors import Extra, ExtraParts, Ragged
 from workers.engine.long_texts import LongTexts
 from workers.engine.pending import ExtraSink, Finish, PendingWork
 from workers.engine.scoring import BLEND, TOKENS_ONLY, PairScores, cosines, to_unit_range
+from workers.engine.token_work import admit_tokens
 from workers.models.loaded import LoadedModel
 from workers.models.tokenizing.pair_tokenizer import TemplateTokenizer
 from workers.models.tokenizing.token_tokenizer import TokenTokenizer
@@ -40,6 +41,8 @@ def admit(work: Work, model: LoadedModel) -> PendingWork:
         tasks.errors.WrongCapability: the model cannot do the operation.
         tasks.errors.InvalidRequest: the work contradicts itself or the model.
     """
+    if work.operation in {"tokenize", "detokenize"}:
+        return admit_tokens(work, model)
     _check(work, model)
     windows = work.params.long
     if windows is None:

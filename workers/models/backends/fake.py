@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from config.catalog import ModelCard
 from tasks.errors import OutOfMemory
 from workers.models.backends.base import Backend, Heads, Pipeline, Values
-from workers.models.tokenizing.tokenizer import Encoded, Tokens, Truncate
+from workers.models.tokenizing.tokenizer import Encoded, Spelled, Tokens, Truncate
 
 __all__ = ["FakeBackend", "FakeTokenizer"]
 
@@ -57,6 +57,17 @@ class FakeTokenizer:
         """See `TextTokenizer.locate`."""
         words = [[word.span() for word in re.finditer(r"\S+", text)] for text in texts]
         return [np.array(spans, np.intp).reshape(-1, 2) for spans in words]
+
+    def spell(self, text: str) -> list[Spelled]:
+        """See `TextTokenizer.spell`."""
+        words = text.split()
+        ((*ids,), (spans,)) = _word_ids(text), self.locate([text])
+        own = [Spelled(one, word, *span) for one, word, span in zip(ids, words, spans.tolist(), strict=True)]
+        return [Spelled(_BEGIN, "<begin>"), *own, Spelled(_END, "<end>")]
+
+    def join(self, ids: Sequence[int]) -> str:
+        """See `TextTokenizer.join`. A hash cannot be turned back."""
+        return " ".join(f"#{one}" for one in ids)
 
     def _encode(self, query: str, text: str, truncate: Truncate) -> Encoded:
         head = _word_ids(query)[: self.max_tokens // 2]

@@ -11,12 +11,12 @@ from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, InvalidRequest
 from tasks.vectors import Extra
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Encoded",
     "FastTokenizer",
     "SpecialTokens",
+    "Spelled",
     "TextTokenizer",
     "Tokens",
     "Truncate",
@@ -81,6 +82,15 @@ class Encoded:
     asked: int
 
 
+class Spelled(NamedTuple):
+    """One token: its id and word, and where it begins and ends in its text, in characters; -1: it is a special one."""
+
+    id: int
+    word: str
+    start: int = -1
+    end: int = -1
+
+
 class TextTokenizer(Protocol):
     """Gives ids for texts; `max_tokens` is the most that the model reads at once."""
 
@@ -98,6 +108,18 @@ class TextTokenizer(Protocol):
         """Return where each token of a text begins and ends in it, in characters: shape (tokens, 2).
 
         Whole texts, without special tokens.
+        """
+        ...
+
+    def spell(self, text: str) -> list["Spelled"]:
+        """Return the tokens of a whole text, special ones included, as the model would read them."""
+        ...
+
+    def join(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, special ones included.
+
+        Raises:
+            InvalidRequest: there is no such token.
         """
         ...
 
@@ -159,6 +181,23 @@ class FastTokenizer:
         """See `TextTokenizer.locate`."""
         parts = self.fast.encode_batch(texts, add_special_tokens=False)
         return [np.array(part.offsets, np.intp).reshape(-1, 2) for part in parts]
+
+    def spell(self, text: str) -> list[Spelled]:
+        """See `TextTokenizer.spell`."""
+        (part,) = self.fast.encode_batch([text], add_special_tokens=False)
+        own = itertools.starmap(Spelled, ((*pair, *at) for *pair, at in zip(part.ids, part.tokens, part.offsets)))  # noqa: B905 - they are equal
+        before, after = ([self._spell_special(one) for one in ids] for ids in (self._single.before, self._single.after))
+        return [*before, *own, *after]
+
+    def _spell_special(self, one: int) -> Spelled:
+        return Spelled(one, self.fast.id_to_token(one) or "")
+
+    def join(self, ids: Sequence[int]) -> str:
+        """See `TextTokenizer.join`."""
+        for one in dict.fromkeys(ids):
+            if self.fast.id_to_token(one) is None:
+                raise InvalidRequest(f"tokens: this model has no token {one}", param="tokens")
+        return str(self.fast.decode(list(ids), skip_special_tokens=False))
 
     def _split(self, texts: Sequence[str], room: int, truncate: Truncate) -> list[tuple[list[int], bool]]:
         """Return each text's ids without special tokens, and whether the text was shortened before."""
