@@ -33,8 +33,8 @@ DENSE_ONLY: tuple[Kind, ...] = ("dense",)
 # What one item has of a kind. sparse: token ids (int32) and their weights (float32), both of shape (k,), ids ascending;
 # colbert: float32 or float16 of shape (tokens, d); chunks: int32 of shape (k, 2), where each begins and ends in the
 # text, counted in characters, and float32 or float16 of shape (k, d).
-# What work on tokens gives. tokens: ids, and where each begins and ends in its text, in characters, or -1 if it is special;
-# text: the code points of a text, for `tokenize` the words of its tokens with NUL between.
+# What work on tokens gives. tokens: ids, and where each begins and ends in its text, in characters, or -1; text: the
+# code points of a text, for `tokenize` the words of its tokens with NUL between.
 Parts = tuple[NDArray[Any], ...]
 # All that one item has beside its dense vector.
 ExtraParts = Mapping[Extra, Parts]
