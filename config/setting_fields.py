@@ -43,6 +43,10 @@ class SettingFields(BaseSettings):
     )
     port: Port = Field(8000, validation_alias=_also("PORT"), description="Port of the web server; 0 takes a free one.")
     flower_port: Port = Field(0, description="Port of the Flower dashboard on 127.0.0.1; 0 takes a free one.")
+    flower_url: str = Field(
+        "",
+        description="Where operators reach Flower, for the console's link; `make serve` fills it in. Empty: no link.",
+    )
     flower_user: str = Field("twolane", description="User name for the Flower dashboard.")
     flower_password: SecretStr = Field(
         SecretStr(""),

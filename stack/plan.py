@@ -124,6 +124,7 @@ def make_plan(settings: Settings) -> Plan:
     port = _check_port(settings.host, settings.port, "PORT") or free_port()
     flower_port = _check_port(_HOST, settings.flower_port, "TWOLANE_FLOWER_PORT") or free_port()
     chosen: dict[str, object] = {"data_dir": data_dir, "port": port, "flower_port": flower_port}
+    chosen["flower_url"] = settings.flower_url or f"http://{_HOST}:{flower_port}"
     if not settings.redis_url:
         chosen["redis_url"] = f"redis://{_HOST}:{free_port()}/0"
     password, file = settings.flower_password.get_secret_value(), None

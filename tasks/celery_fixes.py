@@ -1,4 +1,4 @@
-"""Two places where Celery 5.7 and kombu 5.7 do not survive a Redis that goes away.
+"""Two places where Celery 5.7 and kombu 5.7 do not survive a Redis that goes away, and what Flower hears of a message.
 
 Owns the consumer and the request class that a worker runs with, and nothing else: Celery finds both by their names.
 """
@@ -53,6 +53,19 @@ class ForgivingRequest(Request):  # type: ignore[misc] # celery has no types
         # On the message and not in `acknowledge`: Celery calls the message later, from its event loop.
         message.ack = lambda multiple=False: _acknowledge(message, multiple=multiple)
         super().__init__(message, *args, **kwargs)
+
+    def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
+        """Send an event of this message, for Flower: one that found no chunk is no success, a failed chunk neither.
+
+        The task says so by what it returns (`run_chunk`). It ends well in both cases: it has settled everything, and
+        nothing is to be tried again. Readers rank `task-rejected` below `task-started` and keep that.
+        """
+        result = fields.get("result", "")
+        if type == "task-succeeded" and result == repr(None):
+            type, fields = "task-revoked", {"terminated": False, "signum": None, "expired": True}  # noqa: A001 - Celery's name
+        elif type == "task-succeeded" and result.startswith("'failed: "):
+            type, fields = "task-failed", {"exception": result, "traceback": ""}  # noqa: A001 - Celery's name
+        super().send_event(type, **fields)
 
 
 def _acknowledge(message: Message, *, multiple: bool) -> None:

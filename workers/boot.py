@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from celery import bootsteps, signals
 from celery.platforms import SecurityWarning
+from celery.worker.control import Panel
 from pydantic import ValidationError
 from redis import RedisError
 
@@ -52,6 +53,12 @@ __all__ = ["ModelsStep", "app"]
 
 _log = logging.getLogger(__name__)
 
+# What Flower's buttons (and `celery control`) would change behind the job records: a pool without threads or a worker
+# without its queue looks ready and computes nothing, and a worker that is shut down so is started again.
+SWITCHED_OFF = (
+    *("add_consumer", "autoscale", "cancel_consumer", "pool_grow", "pool_restart", "pool_shrink", "rate_limit"),
+    *("revoke", "revoke_by_stamped_headers", "shutdown", "terminate", "time_limit"),
+)
 _REDIS_TIMEOUT_S = 10.0
 _REAP_EVERY_S = 1.0
 _REAP_STOP_S = 3.0
@@ -251,9 +258,16 @@ def set_up_logging(**_: object) -> None:
     configure_logging(Settings(), "worker")
 
 
+def refuse_command(_: Any, **__: object) -> dict[str, str]:
+    """Answer a command of Celery's remote control that is switched off."""
+    return {"error": "switched off: drain or restart a worker in the console, pause or cancel a job there"}
+
+
 # Celery warns of root because of pickle, which we do not accept; in a container root is the rule.
 warnings.simplefilter("ignore", SecurityWarning)
 signals.worker_shutdown.connect(close_engine)
 signals.setup_logging.connect(set_up_logging)
 app.steps["worker"].add(ModelsStep)
+for _command in SWITCHED_OFF:
+    Panel.data[_command] = refuse_command
 app.add_defaults({"worker_consumer": "tasks.celery_fixes:SteadyConsumer"})

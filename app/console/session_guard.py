@@ -13,6 +13,7 @@ from app.console.formatting import FILTERS
 from app.http.errors import status_of
 from app.http.places import SMALL_BODY_BYTES
 from app.http.request_ids import current_request_id
+from app.services import services
 from tasks.errors import PermissionDenied, TwolaneError
 from tasks.jobs.origin import Origin, set_origin
 
@@ -62,7 +63,11 @@ def render(template: str, **values: object) -> str:
     session = current_session()
     refreshes = request.headers.get("HX-Trigger") == "live"
     message = "" if refreshes else sessions().take_message(session)
-    return render_template(f"console/{template}", session=session, message=message, here=request.endpoint, **values)
+    return render_template(f"console/{template}", session=session, message=message, **_frame(), **values)
+
+
+def _frame() -> dict[str, object]:
+    return {"here": request.endpoint, "flower_url": services().settings.flower_url}
 
 
 @blueprint.before_request

@@ -60,27 +60,35 @@ class WorkerContext:
 
 
 @app.task(name=RUN_CHUNK, Request="tasks.celery_fixes:ForgivingRequest")  # type: ignore[untyped-decorator]  # Celery has no types
-def run_chunk(model: str) -> None:
-    """Compute the chunk whose turn it is in the lane of a model (its slug), as soon as this worker has room for it."""
+def run_chunk(model: str) -> str | None:
+    """Compute the chunk whose turn it is in the lane of a model (its slug), as soon as this worker has room for it.
+
+    Returns:
+        What became of which chunk, for Flower (`tasks.celery_fixes`), beginning with `failed: ` where it could not be
+        computed; None: there were more messages than chunks.
+    """
     context: WorkerContext = app.twolane
     lane = Lane(model, Service.BULK)
     device = context.sharing.progress
     if not device.wait_until_moving(context.engine.progress, context.settings.ticket_timeout_s):
         _log.warning("chunks of %s are left to other workers: the device seems to hang", model)
-        return
+        return None
     try:
         if not context.serves(model):
             # Unloaded after this worker took the message; it may come back until the consumer has let the queue go.
             time.sleep(_BUSY_DELAY_S)
             publish_messages(context.leases, lane, 1)
-        elif _run_next(context, lane):
+        elif told := _run_next(context, lane):
             publish_messages(context.leases, lane, 1)
+            return told
     except RedisError as error:
         _log.warning("a chunk of %s is left to the reaper: %s", model, error)
+        return "failed: Redis does not answer"
+    return None
 
 
-def _run_next(context: WorkerContext, lane: Lane) -> bool:
-    """Compute the next chunk; return whether there was one.
+def _run_next(context: WorkerContext, lane: Lane) -> str:
+    """Compute the next chunk; return what became of it, or an empty string if there was none.
 
     One thread more takes messages than chunks are held. It waits for room, or takes a small chunk without: a
     one-item job must not wait until a large chunk ends. It looks for one when `TurnsWatch` has
@@ -92,16 +100,13 @@ def _run_next(context: WorkerContext, lane: Lane) -> bool:
     while not has_room:
         seen = held.turns(lane)
         if held.closed or not context.leases.has_turns(lane):
-            return False
+            return ""
         if claim := _claim_next(context, lane, small_tokens):
-            _settle(context, claim)
-            return True
+            return _settle(context, claim)
         has_room = _wait_for_room(context, lane, seen)
     try:
         claim = _claim_next(context, lane)
-        if claim is not None:
-            _settle(context, claim)
-        return claim is not None
+        return "" if claim is None else _settle(context, claim)
     finally:
         held.leave()
 
@@ -167,24 +172,30 @@ def reap(leases: Leases, lane: Lane) -> int:
     return published
 
 
-def _settle(context: WorkerContext, claim: Claim) -> None:
-    """Compute the chunk and complete it, or give it back.
+def _settle(context: WorkerContext, claim: Claim) -> str:
+    """Compute the chunk and complete it, or give it back; return which of these in words.
 
     Raises:
         redis.RedisError: Redis does not answer; the claim runs out.
     """
+    chunk = f"chunk {claim.chunk} of {claim.job_id}"
     try:
-        _complete(context, claim, _compute(context, claim))
+        completion = _compute(context, claim)
+        _complete(context, claim, completion)
     except Stopped:
         context.leases.release(claim)
+        return f"{chunk} was stopped"
     except (CapacityError, EngineClosed) as error:
         _log.info("chunk %s of %s goes back: %s", claim.chunk, claim.job_id, error)
         context.leases.release(claim, _BUSY_DELAY_S)
+        return f"{chunk} went back: {error}"
     except RedisError:
         raise
     except Exception as error:  # noqa: BLE001 - the edge of a chunk: whatever went wrong, it must not stay claimed
         _log.exception("chunk %s of %s failed at attempt %s", claim.chunk, claim.job_id, claim.attempt)
         context.leases.fail(claim, type(error).__name__)
+        return f"failed: {chunk}, attempt {claim.attempt}: {type(error).__name__}"
+    return f"{chunk}: {completion.completed} items, {completion.failed} failed"
 
 
 def _compute(context: WorkerContext, claim: Claim) -> Completion:

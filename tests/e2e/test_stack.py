@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from config.parent_death import tied_to_parent
+from tasks.celery import make_app
 from tests.support.polling import wait_until
 from tests.support.stack_fixture import RunningStack, clean_environment, running_stack
 
@@ -97,7 +98,22 @@ def test_flower_shows_the_worker_to_whom_it_knows_and_nothing_to_others(fake_sta
         assert flower.get("/workers").status_code == 200
         wait_until(lambda: flower.get("/api/workers", params={"status": "true"}).json(), 30)
         (worker,) = flower.get("/api/workers", params={"status": "true"}).json()
-    assert worker.startswith("cpu.")
+        assert worker.startswith("cpu.")
+        body = {"type": "embeddings", "model": "fake", "input": ["some text"] * 1000}
+        job_id = httpx.post(f"{fake_stack.url}/v1/jobs", json=body, timeout=30).json()["id"]
+        job = httpx.get(f"{fake_stack.url}/v1/jobs/{job_id}", headers={"Prefer": "wait=20"}, timeout=30).json()
+        assert job["status"] == "succeeded"
+
+        def states() -> list[str]:
+            return [task["state"] for task in flower.get("/api/tasks").json().values()]
+
+        wait_until(lambda: states() and set(states()) <= {"SUCCESS", "REVOKED"})
+        assert states().count("SUCCESS") == job["chunks"]["total"]
+        # A button that would end the worker behind its jobs.
+        flower.post(f"/api/worker/shutdown/{worker}")
+        (answer,) = make_app(fake_stack.settings).control.broadcast("pool_shrink", reply=True, timeout=5)
+        assert "switched off" in answer[worker]["error"]
+        assert flower.get("/api/workers", params={"status": "true"}).json() == {worker: True}
 
 
 def test_the_models_are_warm_before_the_worker_takes_its_first_ticket(fake_stack: RunningStack) -> None:
