@@ -19,6 +19,8 @@ from config.model_names import card_fields
 __all__ = ["Catalog", "ModelCard", "load_catalog", "slug_of"]
 
 Capability = Literal["dense", "sparse", "colbert", "rerank"]
+_Vectors = Literal["dense", "sparse", "colbert"]
+_VECTORS: tuple[_Vectors, ...] = ("dense", "sparse", "colbert")
 Family = Literal["auto", "encoder", "decoder", "bge-m3", "cross-encoder", "llm-reranker", "splade", "colbert", "fake"]
 POOLINGS = ("cls", "mean", "max", "mean_sqrt_len", "weightedmean", "last_token")
 # What a family may give besides, or instead of, dense vectors.
@@ -133,9 +135,9 @@ class ModelCard(BaseModel):
         return self.normalize is not False
 
     @property
-    def kinds(self) -> tuple[Capability, ...]:
+    def kinds(self) -> tuple[_Vectors, ...]:
         """The kinds of vectors that it gives; the first is what callers get who name none."""
-        return tuple(kind for kind in ("dense", "sparse", "colbert") if kind in self.capabilities)
+        return tuple(kind for kind in _VECTORS if kind in self.capabilities)
 
     @property
     def extras(self) -> tuple[Capability, ...]:

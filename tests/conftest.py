@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
@@ -13,6 +14,20 @@ from stack.embedded_redis import EmbeddedServer
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.store import JobStore
 from tests.support.stack_fixture import RunningStack, running_stack
+
+
+class _SteadyLoggers(dict[str, Any]):
+    """All loggers by name, as a walk over them that a new one does not end.
+
+    pytest looks at every logger before each test (`_pytest/logging.py`, without the lock of `logging`). A thread of a
+    worker that a module's fixture keeps running may import a module meanwhile, which makes its logger.
+    """
+
+    def values(self) -> Any:
+        return list(super().values())
+
+
+logging.root.manager.loggerDict = _SteadyLoggers(logging.root.manager.loggerDict)
 
 
 @pytest.fixture(scope="session")

@@ -182,7 +182,7 @@ def _choose_kinds(card: ModelCard, wanted: Sequence[Kind] | None) -> tuple[Kind,
     if missing and (card.complete or missing != ["dense"]):
         message = f"{card.name} gives no {' and no '.join(missing)} vectors; it offers {', '.join(card.capabilities)}"
         raise WrongCapability(message, param="return")
-    return tuple(wanted or card.kinds[:1] or DENSE_ONLY)  # type: ignore[arg-type]  # these capabilities are kinds
+    return tuple(wanted or card.kinds[:1] or DENSE_ONLY)
 
 
 def limit_chunks(settings: Settings, order: Order) -> ChunkLimits:

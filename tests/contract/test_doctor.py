@@ -10,17 +10,20 @@ from sentence_transformers.base.modules import Dense
 from config.catalog import ModelCard
 from config.settings import Settings
 from tests.support.broken_folders import bert, change_weights
-from tests.support.llm_rerankers import make_llm_reranker
+from tests.support.llm_rerankers import LAYERWISE, make_llm_reranker
 from tests.support.model_folders import make_bare, make_cross_encoder, make_sentence_folder, sentence_modules
+from tests.support.token_folders import make_colbert, make_pylate, make_splade
 from workers.doctor.__main__ import NOT_EXAMINED, RIGHT, WRONG, main
 from workers.doctor.comparing import Check
 from workers.doctor.examination import Examination
 from workers.doctor.tensors import check_tensors
-from workers.models import weights
+from workers.models import families, weights
 from workers.models.folders import recognise
-from workers.models.tokenizing import tokenizer
+from workers.models.tokenizing import token_tokenizer, tokenizer
 
 MODULES = sentence_modules()
+# FlagEmbedding's class of the layerwise one uses what transformers will not have for ever.
+pytestmark = pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated:FutureWarning")
 
 
 def examine(folder: Path, **fields: Any) -> dict[str, Check]:
@@ -56,18 +59,44 @@ def test_a_good_model_is_served_right(
     assert main(["mine"]) == WRONG
 
 
-@pytest.mark.parametrize("family", ["cross-encoder", "decoder", "llm-reranker"])
+SLOWER = ("pylate", "qwen3-reranker-seq-cls", "mxbai-rerank-v2", "bge-reranker-v2-gemma")
+FAMILIES = ("cross-encoder", "decoder", "splade", "colbert", "qwen3-reranker", LAYERWISE)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *(pytest.param(one, marks=pytest.mark.slow) for one in SLOWER)])
 def test_other_families_are_compared_too(family: str, tmp_path: Path) -> None:
     fields: dict[str, Any] = {}
     if family == "decoder":
         make_sentence_folder("qwen3", tmp_path / "model", "lasttoken", *MODULES["normalize"]())
     elif family == "cross-encoder":
         make_cross_encoder("bert", tmp_path / "model")
+    elif family == "splade":
+        make_splade(tmp_path / "model")
+    elif family == "colbert":
+        make_colbert(tmp_path / "model", query_expansion={"strategy": "fixed", "length": 16, "token": "w9"})
+    elif family == "pylate":
+        make_pylate(tmp_path / "model", skiplist_words=["w3"])
     else:
-        fields = make_llm_reranker("bge-reranker-v2-gemma", tmp_path / "model")
+        fields = make_llm_reranker(family, tmp_path / "model")
     checks = examine(tmp_path / "model", **fields)
     assert not failed(checks)
-    assert checks["float32 = reference"].verdict == "ok"
+    for name in ("float32 = reference", "as served (torch, float32)", "batch = alone"):
+        assert checks[name].verdict == "ok"
+    if family in {"splade", "colbert", "pylate"}:
+        assert checks["prompt of a query"].verdict == "ok"
+
+
+def test_sparse_weights_and_token_vectors_that_we_would_make_otherwise_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_splade(tmp_path / "splade" / "model")
+    make_colbert(tmp_path / "colbert" / "model", skip=["w3", "w4", "the"])
+    pool = families.SpladeEmbedder._pool
+    monkeypatch.setattr(families.SpladeEmbedder, "_pool", lambda *args: pool(*args) ** 1.1)
+    assert "float32 = reference" in failed(examine(tmp_path / "splade" / "model"))
+    monkeypatch.undo()
+    monkeypatch.setattr(token_tokenizer.TokenTokenizer, "encode", tokenizer.FastTokenizer.encode)
+    assert {"float32 = reference", "as served (torch, float32)"} <= failed(examine(tmp_path / "colbert" / "model"))
 
 
 def test_a_pooling_that_the_card_has_wrong_is_found(tmp_path: Path) -> None:

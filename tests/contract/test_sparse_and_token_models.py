@@ -1,21 +1,16 @@
 """Models that give sparse weights or a vector for each token, and no dense vector, agree with sentence-transformers."""
 
-import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from flask.testing import FlaskClient
 from numpy.typing import NDArray
 from sentence_transformers import MultiVectorEncoder, SparseEncoder
-from sentence_transformers.base.modules import Dense, Normalize, Transformer
-from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sparse_encoder.modules import SpladePooling
-from transformers import AutoModel, AutoTokenizer
 
 from config.catalog import ModelCard
 from config.settings import Settings
@@ -25,15 +20,14 @@ from tasks.errors import ConfigError, InvalidRequest, WrongCapability
 from tasks.lanes import Service
 from tests.support.checkpoints import WORDS
 from tests.support.model_folders import edit, make_bare
+from tests.support.token_folders import make_colbert, make_pylate, make_splade
 from tests.support.web import opened_app, running_worker, settings_of, wait_for_end
+from workers.doctor.texts import make_texts
 from workers.engine import DeviceEngine
 from workers.models.loaded import LoadedModel
 from workers.models.registry import load_model
 
-DRAW = random.Random(3)
-TEXTS = [
-    " ".join(DRAW.choices([*WORDS, "unknown"], k=length)) for length in (0, 1, 1, 2, 3, 5, 8, 13, 40, 90, 127, 200)
-]
+TEXTS = make_texts(127, lambda draw, length: " ".join(draw.choices([*WORDS, "unknown"], k=length)))
 
 
 def load(folder: Path, **fields: Any) -> LoadedModel:
@@ -51,14 +45,6 @@ def compute(
 
 
 # -- SPLADE --------------------------------------------------------------------------------------------------
-
-
-def make_splade(folder: Path, family: str = "bert", **pooling: Any) -> None:
-    bare = folder.with_name("bare")
-    make_bare(family, bare, "AutoModelForMaskedLM")
-    modules = [Transformer(str(bare), transformer_task="fill-mask"), SpladePooling(**pooling)]
-    prompts = {"query": "w1 ", "document": ""}
-    SparseEncoder(modules=modules, device="cpu", prompts=prompts).save_pretrained(str(folder))
 
 
 def spread(outcomes: Outcomes, width: int) -> NDArray[np.float32]:
@@ -132,42 +118,6 @@ def test_an_encoder_without_its_language_model_is_no_splade(tmp_path: Path) -> N
 # -- ColBERT -------------------------------------------------------------------------------------------------
 
 
-def make_colbert(folder: Path, family: str = "bert", skip: list[str] | None = None, **knobs: Any) -> None:
-    """Write a folder as sentence-transformers does."""
-    bare = folder.with_name(f"{folder.name}-bare")
-    make_bare(family, bare)
-    tokens = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
-    identity = torch.nn.Identity()
-    modules = [
-        Transformer(str(bare), **knobs),
-        Dense(64, 16, bias=False, activation_function=identity, **tokens),
-        MultiVectorMask(skiplist_words=skip),
-        Normalize(module_input_name="token_embeddings"),
-    ]
-    prompts = {"query": "w1 ", "document": "w2 "}
-    MultiVectorEncoder(modules=modules, device="cpu", prompts=prompts).save_pretrained(str(folder))
-
-
-def make_pylate(folder: Path, family: str = "bert", **knobs: Any) -> None:
-    """Write a folder as PyLate did: two modules, and its settings at the top; markers are tokens of their own."""
-    make_colbert(folder, family)
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Dense", "type": "pylate.models.Dense.Dense"},
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    edit(folder / "1_Dense/config.json", module_input_name=None, module_output_name=None)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens(["[Q] ", "[D] "])
-    tokenizer.add_special_tokens({"mask_token": "[MASK]"})
-    tokenizer.save_pretrained(folder)
-    model = AutoModel.from_pretrained(folder)
-    model.resize_token_embeddings(len(tokenizer))
-    model.save_pretrained(folder)
-    stated = {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 20, "document_length": 40, **knobs}
-    edit(folder / "config_sentence_transformers.json", model_type="ColBERT", prompts={}, **stated)
-
-
 EXPANSIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "lengths": {"query_length": 12, "document_length": 30},
@@ -233,7 +183,7 @@ def test_a_card_may_have_documents_read_further(tmp_path: Path) -> None:
     make_colbert(tmp_path / "model", **EXPANSIONS["lengths"])
     assert load(tmp_path / "model").tokenizer.max_tokens == 30
     model = load(tmp_path / "model", max_tokens=100)
-    assert compute(model, [TEXTS[-1]], "colbert").tokens.tolist() == [100]
+    assert compute(model, ["w1 " * 200], "colbert").tokens.tolist() == [100]
 
 
 def test_the_start_of_a_text_with_a_marker_is_not_cut(tmp_path: Path) -> None:

@@ -11,9 +11,12 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.model_folders import edit
+from workers.doctor.reranker_pages import Page, mend_layerwise, open_page
 from workers.models.folders.pair_template import TEMPLATES
 
-__all__ = ["RERANKERS", "make_llm_reranker", "make_tokenizer", "mend_minicpm"]
+__all__ = ["LAYERWISE", "RERANKERS", "make_llm_reranker", "make_tokenizer", "open_reference"]
+
+LAYERWISE = "bge-reranker-v2-minicpm-layerwise"
 
 # As Qwen's tokenizers split texts.
 _QWEN_SPLIT = (
@@ -48,7 +51,7 @@ RERANKERS = {
 def make_llm_reranker(kind: str, folder: Path) -> dict[str, Any]:
     """Write a checkpoint and return the fields that its card needs."""
     torch.manual_seed(0)
-    if kind == "bge-reranker-v2-minicpm-layerwise":
+    if kind == LAYERWISE:
         return _make_layerwise(folder)
     architecture, auto, template = RERANKERS[kind]
     tokenizer = make_tokenizer(architecture)
@@ -60,17 +63,14 @@ def make_llm_reranker(kind: str, folder: Path) -> dict[str, Any]:
     return {"template": template}
 
 
-def mend_minicpm(monkeypatch: Any) -> None:
-    """Make FlagEmbedding's class load with current transformers, where it gets another form of two settings."""
-
-    def init_rope(self: Any) -> None:
-        self.rotary_emb = minicpm.MiniCPMRotaryEmbedding(self.head_dim, self.max_position_embeddings, 10_000)
-
-    monkeypatch.setattr(minicpm.MiniCPMAttention, "_init_rope", init_rope)
-    monkeypatch.setattr(minicpm.LayerWiseMiniCPMForCausalLM, "_tied_weights_keys", {})
+def open_reference(kind: str, folder: Path) -> Page:
+    """Load a checkpoint that was written here as its authors do."""
+    head = "layers" if kind == LAYERWISE else "label" if kind.endswith("seq-cls") else "logits"
+    return open_page("bge-reranker-v2" if kind == LAYERWISE else RERANKERS[kind][2], head, folder, "cpu")
 
 
 def _make_layerwise(folder: Path) -> dict[str, Any]:
+    mend_layerwise()
     tokenizer = make_tokenizer("minicpm")
     tokenizer.save_pretrained(folder)
     heads = {"start_layer": 2, "head_multi": True, "head_type": "simple"}

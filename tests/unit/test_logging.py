@@ -39,3 +39,8 @@ def test_libraries_tell_their_details_only_when_debugging(capsys: pytest.Capture
     configure_logging(Settings(_env_file=None, log_level="debug"), "worker")
     logging.getLogger("celery.app.trace").info("a task ended")
     assert "a task ended" in capsys.readouterr().err
+
+
+def test_a_thread_may_make_a_logger_while_pytest_looks_at_all_of_them() -> None:
+    for number, _ in enumerate(logging.root.manager.loggerDict.values()):
+        logging.getLogger(f"{__name__}.{number % 3}")

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks.errors import ConfigError
+from workers.doctor.comparing import gather
+from workers.doctor.reranker_pages import open_page
 from workers.models.folders.recognise import Recipe
 
 __all__ = ["Reference", "draw_from_vocabulary", "open_reference"]
 
-Values = NDArray[np.float32]
+# float32; of token vectors, an object array of one (tokens, d) for each text.
+Values = NDArray[Any]
+_EXACT = {"dtype": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +53,9 @@ def open_reference(recipe: Recipe, device: str) -> Reference:
     """
     if recipe.pairs is not None:
         return _language_model(recipe, device)
-    if recipe.family in {"splade", "colbert"}:
-        message = "sparse weights and token vectors are not compared yet; what is proved at load holds"
-        raise ConfigError(f"model {recipe.card.name}: {message}")
-    if recipe.family == "cross-encoder":
-        return _cross_encoder(recipe, device)
+    if (opened := _OPEN.get(recipe.family)) is not None:
+        return opened(recipe, device)
     listed = None if (recipe.folder / "modules.json").is_file() else _find_listed(recipe)
-    if recipe.family == "bge-m3":
-        return _bge_m3(recipe, device)
     if listed is not None:
         return _flag_embedding(recipe, listed, device)
     return _sentence_transformers(recipe, device)
@@ -94,6 +92,51 @@ def _sentence_transformers(recipe: Recipe, device: str) -> Reference:
         read=lambda text: list(model.preprocess([text])["input_ids"][0].tolist()),
         roles={role: partial(encode, call) for role, call in calls.items()},
         doubt="" if stated else f"nobody but the card says that it pools by {recipe.pooling}: compare its page",
+    )
+
+
+def _sparse_encoder(recipe: Recipe, device: str) -> Reference:
+    from sentence_transformers import SparseEncoder  # noqa: PLC0415 - seconds
+    from sentence_transformers.base.modules import Transformer  # noqa: PLC0415
+    from sentence_transformers.sparse_encoder.modules import SpladePooling  # noqa: PLC0415
+
+    stated = (recipe.folder / "modules.json").is_file()
+    options: dict[str, Any] = {"transformer_task": "fill-mask", "model_kwargs": _EXACT}
+    if stated:
+        model = SparseEncoder(str(recipe.folder), device=device, model_kwargs=_EXACT, local_files_only=True)
+    else:
+        _, pooling, activation = recipe.pooling.split("-")
+        how: Any = SpladePooling(pooling_strategy=pooling, activation_function=activation)  # type: ignore[arg-type] # it checks them itself
+        model = SparseEncoder(modules=[Transformer(str(recipe.transformer), **options), how], device=device)
+    model.max_seq_length = recipe.card.max_tokens
+
+    def encode(call: Any, texts: Sequence[str]) -> Values:
+        found = call(list(texts), batch_size=8, show_progress_bar=False, convert_to_sparse_tensor=False)
+        return np.asarray(found.cpu(), np.float32)
+
+    calls = {"query": model.encode_query, "document": model.encode_document} if stated else {}
+    return Reference(
+        name="sentence-transformers",
+        compute=partial(encode, model.encode),
+        read=lambda text: list(model.preprocess([text])["input_ids"][0].tolist()),
+        roles={role: partial(encode, call) for role, call in calls.items()},
+    )
+
+
+def _multi_vector_encoder(recipe: Recipe, device: str) -> Reference:
+    from sentence_transformers import MultiVectorEncoder  # noqa: PLC0415 - seconds
+
+    model = MultiVectorEncoder(str(recipe.folder), device=device, model_kwargs=_EXACT, local_files_only=True)
+
+    def encode(call: Any, texts: Sequence[str]) -> Values:
+        found = call(list(texts), batch_size=8, show_progress_bar=False, convert_to_numpy=True)
+        return gather([np.asarray(one, np.float32) for one in found])
+
+    return Reference(
+        name="sentence-transformers",
+        compute=partial(encode, model.encode_document),
+        read=None,
+        roles={"query": partial(encode, model.encode_query)},
     )
 
 
@@ -162,17 +205,13 @@ def _read(model: Any, text: str, max_tokens: int) -> list[int]:
 
 def _language_model(recipe: Recipe, device: str) -> Reference:
     """Return the reference of a language model that ranks."""
-    from FlagEmbedding import FlagLLMReranker  # noqa: PLC0415 - seconds
-
     card, pairs = recipe.card, recipe.pairs
-    if pairs is not None and pairs.template is None:
+    if pairs is None or pairs.template is None:
         return replace(_cross_encoder(recipe, device), read=None)
-    if card.template != "bge-reranker-v2" or (pairs is not None and pairs.head != "logits"):
-        raise ConfigError(f"no library here writes pairs by the template {card.template}; its page is the reference")
-    model = FlagLLMReranker(
-        str(recipe.folder), devices=device, max_length=card.max_tokens, normalize=True, use_fp16=False
-    )
-    return Reference("FlagEmbedding", lambda items: np.asarray(model.compute_score(list(items)), np.float32), None, {})
+    template = card.template or "bge-reranker-v2"
+    page = open_page(template, pairs.head, recipe.folder, device)
+    instruction = card.query_instruction or None
+    return Reference(f"the authors' code ({template})", lambda items: page(items, instruction), None, {})
 
 
 def _cross_encoder(recipe: Recipe, device: str) -> Reference:
@@ -194,3 +233,11 @@ def _cross_encoder(recipe: Recipe, device: str) -> Reference:
         read=lambda pair: list(model.tokenizer([pair[0]], [pair[1]])["input_ids"][0]),
         roles={},
     )
+
+
+_OPEN: dict[str, Callable[[Recipe, str], Reference]] = {
+    "splade": _sparse_encoder,
+    "colbert": _multi_vector_encoder,
+    "cross-encoder": _cross_encoder,
+    "bge-m3": _bge_m3,
+}

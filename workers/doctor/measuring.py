@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,15 @@ from config.settings import Settings
 from tasks.engine import JobParams, Work
 from tasks.errors import WorkError
 from tasks.lanes import Service
+from tasks.vectors import Kind, Parts
+from workers.doctor.comparing import gather
 from workers.engine import DeviceEngine
 from workers.models.loaded import LoadedModel
 from workers.models.registry import load_model
 
 __all__ = ["Served", "Timed", "compute_within", "release", "serve"]
 
-Values = NDArray[np.float32]
+Values = NDArray[Any]
 _SLICE_ITEMS, _SLICE_TOKENS = 16, 2048
 
 
@@ -36,13 +38,16 @@ class Served:
     model: LoadedModel
     engine: DeviceEngine
 
-    def compute(self, items: Sequence[Any], service: Service = Service.BULK, instruction: str | None = None) -> Values:
-        """Return what the engine gives.
+    def compute(
+        self, items: Sequence[Any], service: Service = Service.BULK, instruction: str | None = None, role: Any = None
+    ) -> Values:
+        """Return what the engine gives: vectors or scores, weights of all words, or vectors of tokens (`gather`).
 
         Raises:
             WorkError: it gives no value for an item.
         """
-        name, params = self.model.card.name, JobParams(instruction=instruction)
+        kind: Kind = next(iter(self.model.card.kinds), "dense")
+        name, params = self.model.card.name, JobParams(instruction=instruction, returns=(kind,), role=role)
         if self.model.backend.dimension is None:
             queries, texts = [query for query, _ in items], [text for _, text in items]
             work = Work(name, "rerank", texts, queries=queries, service=service, params=params)
@@ -52,7 +57,17 @@ class Served:
         if outcomes.errors:
             at, error = next(iter(outcomes.errors.items()))
             raise WorkError(f"no value for {str(items[at])[:60]!r}: {error.message}")
-        return outcomes.values
+        if kind == "dense":
+            return outcomes.values
+        extras = list(outcomes.extras[kind])
+        return gather([vectors for (vectors,) in extras]) if kind == "colbert" else self._spread(extras)
+
+    def _spread(self, extras: Sequence[Parts]) -> Values:
+        """Return sparse weights as those of all words."""
+        spread = np.zeros((len(extras), cast("Any", self.model.backend).words), np.float32)
+        for row, (ids, weights) in zip(spread, extras, strict=True):
+            row[ids] = weights
+        return spread
 
     def count_tokens(self, items: Sequence[Any]) -> list[tuple[int, bool, list[int]]]:
         """Return for each item its tokens, whether text was cut, and its ids."""

@@ -130,7 +130,7 @@ class CostModel:
         return found
 
     def _fit(self, model: str, wanted: int) -> PassCost:
-        seen = {found: line for (name, found), line in list(self._lines.items()) if name == model}
+        seen = {found: line for (name, found), line in self._lines.copy().items() if name == model}
         if not seen:
             return _GUESS
         line = seen[_nearest(seen, wanted)]

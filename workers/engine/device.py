@@ -130,7 +130,7 @@ class DeviceEngine:
     def warm_up(self) -> dict[str, Exception]:
         """Run every model at the shapes that will come, and return the errors of those that cannot make a vector."""
         failed: dict[str, Exception] = {}
-        for name, model in self._models.items():
+        for name, model in self._models.copy().items():
             try:
                 self._warm_up(model)
             except Exception as error:  # noqa: BLE001 - the edge of one model; the caller decides

@@ -5,6 +5,7 @@ so that the guard of values sees it. The forward pass is `families.SpladeEmbedde
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -22,11 +23,16 @@ __all__ = ["SpladeBackend"]
 
 
 class SpladeBackend(TorchBackend):
-    """See `workers.models.backends.base.Backend`; values are of shape (n, 1)."""
+    """See `workers.models.backends.base.Backend`; values are of shape (n, 1).
+
+    Attributes:
+        words: that may have a weight.
+    """
 
     def __init__(self, weights: Weights, device: str, dtype: str) -> None:
         super().__init__(weights, device, dtype)
         self.heads = self
+        self.words = int(cast("Any", self._module).transformer.config.vocab_size)
 
     def _launch(self, rows: Sequence[Tokens]) -> Values:
         with torch.inference_mode():
