@@ -3,6 +3,8 @@
 Owns their shapes and checks. Limits that are settings are checked where the settings are, in `app.submission.service`.
 """
 
+import contextlib
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,7 +30,9 @@ __all__ = [
     "LongText",
     "Metadata",
     "ModelName",
+    "Moment",
     "OverlapTokens",
+    "Priority",
     "QueryParameters",
     "Returns",
     "SparseWeights",
@@ -45,6 +49,31 @@ ChunkTokens = Annotated[int, Field(ge=16)]
 OverlapTokens = Annotated[int, Field(ge=0)]
 ChunkCount = Annotated[int, Field(ge=1)]
 
+
+def _read_priority(value: Any) -> Any:
+    """Return vLLM's numbers in our words: 0 is the usual, less comes earlier."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "normal" if value == 0 else "high" if value < 0 else "low"
+    return value
+
+
+Priority = Annotated[Literal["low", "normal", "high"], BeforeValidator(_read_priority)]
+
+
+def _read_moment(value: Any) -> float:
+    """Return a time in seconds since the epoch."""
+    with contextlib.suppress(ValueError, OverflowError):
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, str) and value.replace(".", "", 1).isdecimal():
+            return float(value)
+        if isinstance(value, str) and (moment := datetime.fromisoformat(value)).tzinfo is not None:
+            return moment.timestamp()
+    raise refuse("must be a time with its zone, as 2026-12-01T22:00:00+01:00, or seconds since 1970")
+
+
+_MOMENT_SCHEMA = {"anyOf": [{"type": "string", "format": "date-time"}, {"type": "number"}]}
+Moment = Annotated[float, PlainValidator(_read_moment), WithJsonSchema(_MOMENT_SCHEMA)]
 
 _MAX_METADATA = 16
 Document = str | dict[str, Any]

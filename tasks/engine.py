@@ -140,6 +140,7 @@ class Work:
         params: how to compute them.
         reuse: scope of the cache in which values may be looked up, see `tasks.cache.values`; empty: none.
         fingerprint: that the model has to have, so that a job is computed by one; empty: any.
+        urgent: goes ahead of other interactive work.
         deadline_s: `time.monotonic()` after which the result is of no use any more; None never.
     """
 
@@ -151,6 +152,7 @@ class Work:
     params: JobParams = field(default_factory=JobParams)
     reuse: str = ""
     fingerprint: str = ""
+    urgent: bool = False
     deadline_s: float | None = None
 
 

@@ -89,6 +89,11 @@ def lane_deadlines(lane: Lane) -> Key:
     return Key(f"{_PREFIX}:lane:{lane.queue}:deadlines")
 
 
+def lane_later(lane: Lane) -> Key:
+    """Sorted set: jobs of a bulk lane that may not begin yet, by the time (ms) from which on they may."""
+    return Key(f"{_PREFIX}:lane:{lane.queue}:later")
+
+
 def lane_misfits(lane: Lane) -> Key:
     """Sorted set: jobs of a bulk lane that a worker with another model was offered, by the time (ms) of that."""
     return Key(f"{_PREFIX}:lane:{lane.queue}:misfits")

@@ -91,7 +91,7 @@ class GroupTable:
 
     def place(self, call: Call, custom_id: str) -> int | None:
         """Put a line into its group and return the group's number; None: there are too many different ones."""
-        key = (call.order.card.name, call.order.params)
+        key = (call.order.card.name, call.order.params, call.order.priority)
         found = self._groups.get(key)
         if found is None:
             if len(self._groups) >= self._limit:

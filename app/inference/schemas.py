@@ -17,6 +17,7 @@ from app.fields import (
     LongText,
     ModelName,
     OverlapTokens,
+    Priority,
     Returns,
     SparseWeights,
     Truncate,
@@ -84,6 +85,9 @@ _INPUT_SCHEMA = {
 TextInput = Annotated[str | list[str] | list[TokenIds], PlainValidator(_check_input), WithJsonSchema(_INPUT_SCHEMA)]
 
 
+_PRIORITY = "high: before other calls, with a key of that priority. low: as large calls, behind all small ones."
+
+
 class _Body(BaseModel):
     """A request body: a bool is no int, a number no string."""
 
@@ -137,6 +141,7 @@ class EmbeddingsRequest(_Body):
     overlap_tokens: OverlapTokens | None = Field(
         None, description="With `long`: about how many tokens of a window the next one repeats. Default: an eighth."
     )
+    priority: Priority | None = Field(None, description=_PRIORITY)
 
     spelled: ClassVar[frozenset[str]] = EMBEDDING_FIELDS
 
@@ -165,6 +170,7 @@ class RerankRequest(_Body):
         None, description="Use cached values of your earlier work, and cache these. Default: no."
     )
     truncate: Truncate | None = Field(None, description="Where a document is cut that is too long; none refuses it.")
+    priority: Priority | None = Field(None, description=_PRIORITY)
     truncation: bool | None = Field(None, description="Voyage's word for `truncate`: true cuts, false refuses.")
     max_tokens_per_doc: Annotated[int, Field(ge=1)] | None = Field(
         None, description="Documents are cut to so many tokens. Default: what the model has room for."

@@ -7,7 +7,17 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from app.fields import ChunkCount, ChunkTokens, CutoffLayer, LongText, OverlapTokens, Returns, Truncate
+from app.fields import (
+    ChunkCount,
+    ChunkTokens,
+    CutoffLayer,
+    LongText,
+    Moment,
+    OverlapTokens,
+    Priority,
+    Returns,
+    Truncate,
+)
 from app.spellings import JOB_FIELDS, translate_job
 
 __all__ = ["HowToCompute"]
@@ -25,7 +35,11 @@ class HowToCompute(BaseModel):
     )
     truncate: Truncate | None = Field(None, description="Where a text that is too long is cut; none fails the item.")
     dtype: Literal["float32", "float16"] | None = Field(None, description="Precision at rest. Default: float32.")
-    priority: Literal["low", "normal", "high"] | None = Field(None, description="Default: normal.")
+    priority: Priority | None = Field(None, description="Default: normal.")
+    expires_in: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Seconds after which the job ends as expired; what was computed by then is kept."
+    )
+    not_before: Moment | None = Field(None, description="The job waits until then, for hours off the peak, say.")
     cache: bool | None = Field(
         None, description="Use cached values of your earlier work, and cache these. Default: no."
     )

@@ -314,6 +314,8 @@ class JobObject(BaseModel):
     started_at: float | None
     ended_at: float | None
     expires_at: float
+    deadline_at: float | None = Field(description="When the job ends as expired, if it has not ended by itself.")
+    not_before: float | None = Field(description="Until when it waits.")
     counts: JobCounts
     chunks: dict[str, int]
     tokens: int

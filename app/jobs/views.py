@@ -45,6 +45,8 @@ def view_job(job: Job, progress: JobProgress) -> dict[str, Any]:
         "started_at": job.started_at,
         "ended_at": job.ended_at,
         "expires_at": job.expires_at,
+        "deadline_at": job.deadline_at,
+        "not_before": job.not_before,
         "counts": {
             "total": job.counts.total,
             "completed": job.counts.completed,

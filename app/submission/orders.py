@@ -56,6 +56,8 @@ class Order:
         items_field: name of the request's field that holds the items, for error messages.
         webhook: whom to tell of the job's end.
         new_secret: its secret, if it was made here and the caller does not know it yet.
+        expires_in_s: after so many seconds the job ends as it is; None never.
+        not_before: seconds since the epoch before which none of it is computed; None: at once.
     """
 
     card: ModelCard
@@ -66,6 +68,13 @@ class Order:
     items_field: str = "input"
     webhook: Webhook | None = None
     new_secret: str = field(default="", repr=False)
+    expires_in_s: float | None = None
+    not_before: float | None = None
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it says when it is computed: such a job is queued, however small it is."""
+        return self.expires_in_s is not None or self.not_before is not None
 
     @property
     def max_tokens(self) -> int:
@@ -142,7 +151,8 @@ def make_order(
         long=_choose_windows(card, operation, asked),
     )
     items_field = "input" if operation == "embeddings" else "documents"
-    return Order(card, operation, params, asked("priority") or "normal", extra or {}, items_field)
+    order = Order(card, operation, params, asked("priority") or "normal", extra or {}, items_field)
+    return replace(order, expires_in_s=asked("expires_in"), not_before=asked("not_before")) if job else order
 
 
 def _choose_windows(card: ModelCard, operation: Operation, asked: Asked) -> Windows | None:

@@ -94,7 +94,8 @@ class SubmissionService:
         """
         check_capability(order)
         stream = self._check(order, items)
-        if queue:
+        self._check_times(order)
+        if queue or order.is_timed:
             return self._queue(order, stream, idempotency)
         head = list(itertools.islice(stream, self._settings.interactive_max_items + 1))
         tokens = self._estimate_tokens(order, head)
@@ -136,7 +137,7 @@ class SubmissionService:
         for record, _ in cut_chunks(self._check(order, items), self._chunk_limits(order)):
             chunks, counted, tokens = chunks + 1, counted + record.items, tokens + record.tokens
         self._require_items(order, counted)
-        small = self._is_small(counted, tokens)
+        small = self._is_small(counted, tokens) and not order.is_timed
         return Estimate(counted, tokens, chunks, Service.INTERACTIVE if small else Service.BULK)
 
     def inspect(self, order: Order, items: Sequence[Item], *, queued: bool = False) -> list[Item]:
@@ -160,7 +161,8 @@ class SubmissionService:
         """Return the items of a call, their tokens and their class of service; the key has paid for them."""
         checked = self.inspect(order, items)
         tokens = self._estimate_tokens(order, checked)
-        service = Service.INTERACTIVE if self._is_small(len(checked), tokens) else Service.BULK
+        small = self._is_small(len(checked), tokens) and order.priority != "low"
+        service = Service.INTERACTIVE if small else Service.BULK
         if service is Service.BULK:
             # Each holds a thread for as long as minutes, and small calls need threads too.
             self._place.move(Kind.LARGE)
@@ -186,6 +188,7 @@ class SubmissionService:
             deadline_s=until_s,
             params=order.params,
             reuse=tenant_scope(self._tenant.name) if cache else "",
+            urgent=order.priority == self._tenant.priority == "high",
         )
         self._require_offered(order.card)
         self._place.join(f"calls of {order.card.name}")
@@ -283,6 +286,8 @@ class SubmissionService:
             fingerprint=self._fingerprint(order.card),
             extra=order.extra,
             webhook=order.webhook,
+            deadline_in_s=order.expires_in_s,
+            begin_in_s=None if order.not_before is None else max(0.0, order.not_before - time.time()),
             queue_limit=self._tenant.max_queued_items,
             quota=self._tenant.quota,
             share=self._tenant.share,
@@ -301,6 +306,13 @@ class SubmissionService:
         return workers[0].fingerprint if workers else ""
 
     # -- limits
+
+    def _check_times(self, order: Order) -> None:
+        kept_s, wait_s = self._settings.job_ttl_s, (order.not_before or 0.0) - time.time()
+        if order.expires_in_s is not None and order.expires_in_s > kept_s:
+            raise InvalidRequest(f"a job is kept for {kept_s:.0f} seconds, and cannot expire later", param="expires_in")
+        if wait_s >= min(kept_s, order.expires_in_s or kept_s):
+            raise InvalidRequest("the job would have expired before it may begin", param="not_before")
 
     def _check(self, order: Order, items: Iterable[Item]) -> Iterator[Item]:
         for position, item in enumerate(items):

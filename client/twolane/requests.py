@@ -81,6 +81,7 @@ class EmbedBody(msgspec.Struct, omit_defaults=True, kw_only=True, rename={"retur
     chunk_tokens: int | None = None
     overlap_tokens: int | None = None
     on_error: Literal["fail", "item"] | None = None
+    priority: Literal["low", "normal", "high"] | None = None
 
 
 class RerankBody(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -98,6 +99,7 @@ class RerankBody(msgspec.Struct, omit_defaults=True, kw_only=True):
     max_tokens_per_doc: int | None = None
     max_chunks_per_doc: int | None = None
     overlap_tokens: int | None = None
+    priority: Literal["low", "normal", "high"] | None = None
 
 
 class JobOptions(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True, rename={"returns": "return"}):
@@ -115,6 +117,8 @@ class JobOptions(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True, 
     priority: Literal["low", "normal", "high"] | None = None
     cache: bool | None = None
     dedupe: bool | None = None
+    expires_in: float | None = None
+    not_before: float | str | None = None
     returns: Sequence[Kind] | None = None
     long: LongText | None = None
     chunk_tokens: int | None = None

@@ -80,6 +80,7 @@ def encode_request(number: int, reply_key: str, tokens: int, work: Work) -> byte
         **_write_queries(work.queries),
         "service": work.service.value,
         "reuse": work.reuse,
+        "urgent": work.urgent,
     }
     for name in _PARAMS:
         header[name] = getattr(work.params, name)
@@ -135,6 +136,7 @@ def _work(header: Mapping[str, Any]) -> Work:
         service=Service(header["service"]),
         params=JobParams(**{name: header[name] for name in _PARAMS if name in header}),
         reuse=header.get("reuse", ""),
+        urgent=header.get("urgent", False),
     )
 
 

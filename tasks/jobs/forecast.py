@@ -128,6 +128,8 @@ class Forecasts:
             waits = job.state == "queued"
             new = JobShare(job.estimated_tokens, WEIGHTS[job.priority], 0.0, job.tenant)
             eta_s = backlog.eta_s(job.id, new) if waits else None
+            if eta_s is not None and job.not_before is not None:
+                eta_s += max(0.0, job.not_before - time.time())
             return JobProgress(eta_s=eta_s, position=position)
         eta_s = backlog.eta_s(job.id, share)
         return JobProgress(share.tokens_per_s or None, eta_s, position)

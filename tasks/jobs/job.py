@@ -175,6 +175,8 @@ class Job:
     version: int = 0
     # When the job ends as `expired` if it has not ended by itself; None never.
     deadline_at: float | None = None
+    # None of its chunks is computed before.
+    not_before: float | None = None
     # Whether its chunks wait for a worker with the model that it began with.
     waits_for_model: bool = False
     # The request's own description of itself: document counts per query, metadata, custom fields.
@@ -211,6 +213,7 @@ class NewJob:
         total: number of items.
         input_bytes, result_bytes: stored size of the inputs, expected size of the results; the latter is reserved.
         deadline_in_s: after so many seconds the job ends as `expired`; None never.
+        begin_in_s: none of its chunks is computed before; None: it has its turn at once.
         queue_limit: items that the tenant may have in the queue; None: any number.
         share: weight of the tenant in turns between tenants.
         key_id: the tenant's key that made it; empty: there are no keys.
@@ -231,6 +234,7 @@ class NewJob:
     input_bytes: int = 0
     result_bytes: int = 0
     deadline_in_s: float | None = None
+    begin_in_s: float | None = None
     webhook: Webhook | None = None
     queue_limit: int | None = None
     share: int = WEIGHTS["normal"]

@@ -18,6 +18,7 @@ from tasks.jobs.claims import IN_REDIS, Claim, ClaimCode, Completed, Completion,
 from tasks.jobs.job import Job
 from tasks.jobs.records import read_claim
 from tasks.jobs.transitions import (
+    BeginScript,
     CancelScript,
     ClaimScript,
     CompleteScript,
@@ -194,10 +195,12 @@ class Leases:
         return self._release(claim, 0, reason)
 
     def reap(self, lane: Lane) -> None:
-        """Take back overdue tickets and claims, and end jobs whose deadline has passed."""
-        entries, jobs = self._list_overdue(lane)
-        for job_id in jobs:
+        """Take back overdue tickets and claims, end jobs whose deadline has passed, and let those begin that may."""
+        entries, expired, waiting = self._list_overdue(lane)
+        for job_id in expired:
             self._scripts.call(CancelScript(self._keys(self._place(job_id.decode(), lane)), ending="expired"))
+        for job_id in waiting:
+            self._scripts.call(BeginScript(self._keys(self._place(job_id.decode(), lane))))
         self._take_up_misfits(lane)
         self._take_up_earlier_turns(lane)
         self._reap(lane, entries)
@@ -294,12 +297,17 @@ class Leases:
         for job_id in waiting:
             self._scripts.call(FitScript(self._keys(self._place(job_id.decode(), lane)), fingerprint))
 
-    def _list_overdue(self, lane: Lane) -> tuple[list[bytes], list[bytes]]:
+    def _list_overdue(self, lane: Lane) -> tuple[list[bytes], list[bytes], list[bytes]]:
+        """Return chunks that are overdue, jobs whose deadline has passed, and jobs that may begin by now."""
         call = OverdueScript(
-            keys.lane_inflight(lane), keys.lane_deadlines(lane), grace_s=self.settings.lease_s, most=_REAP_ENTRIES
+            keys.lane_inflight(lane),
+            keys.lane_deadlines(lane),
+            keys.lane_later(lane),
+            grace_s=self.settings.lease_s,
+            most=_REAP_ENTRIES,
         )
-        entries, jobs = self._scripts.call(call)
-        return entries, jobs
+        entries, expired, waiting = self._scripts.call(call)
+        return entries, expired, waiting
 
     def _reap(self, lane: Lane, entries: Sequence[bytes]) -> None:
         for entry in entries:

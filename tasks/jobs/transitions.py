@@ -16,6 +16,7 @@ from tasks.lanes import Lane
 from tasks.scripts import Script
 
 __all__ = [
+    "BeginScript",
     "CancelScript",
     "ClaimScript",
     "CompleteScript",
@@ -66,6 +67,7 @@ class JobKeys:
         shares: what fair queueing remembers of the lane.
         inflight: the lane's tickets and claims.
         deadlines: the lane's deadlines.
+        later: the lane's jobs that may not begin yet.
         misfits: the lane's jobs that wait for a worker with their model.
         reserved: bytes that jobs will still need for results.
         reserved_until: those jobs by expiry.
@@ -90,6 +92,7 @@ class JobKeys:
     shares: Key
     inflight: Key
     deadlines: Key
+    later: Key
     misfits: Key
     reserved: Key
     reserved_until: Key
@@ -120,6 +123,7 @@ class JobKeys:
             shares=keys.lane_shares(job.lane),
             inflight=keys.lane_inflight(job.lane),
             deadlines=keys.lane_deadlines(job.lane),
+            later=keys.lane_later(job.lane),
             misfits=keys.lane_misfits(job.lane),
             reserved=keys.store_reserved(),
             reserved_until=keys.store_reserved_until(),
@@ -154,6 +158,7 @@ class CreateScript(Script):
         quota_bytes: what the tenant's jobs may keep in Redis; None: no limit of its own.
         fair: whether they may keep only so much that there is room for others.
         input_bytes, result_bytes: stored size of the inputs, expected size of the results.
+        begin_in_ms: the job has no turn before; None: it has one at once.
         queue_limit: items that the tenant may have in the queue.
         outcome, frame: counts of a finished job, as JSON, and its result; empty for one that is queued.
     """
@@ -177,6 +182,7 @@ class CreateScript(Script):
     input_bytes: int
     result_bytes: int
     deadline_in_ms: int | None
+    begin_in_ms: int | None
     queue_limit: int | None
     items: int
     outcome: bytes
@@ -292,6 +298,12 @@ class ClaimScript(Script):
     fingerprint: str
 
 
+class BeginScript(Script):
+    """Give a job its first turn, if its time has come."""
+
+    keys: JobKeys
+
+
 class FitScript(Script):
     """Give a job its turn again, if the worker's model is the one that the job began with."""
 
@@ -383,5 +395,6 @@ class OverdueScript(Script):
 
     inflight: Key
     deadlines: Key
+    later: Key
     grace_s: float
     most: int

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -257,6 +258,58 @@ def test_delete_cancels_a_job_and_then_frees_what_it_keeps(app_here: Flask, clie
     assert client.delete(f"/v1/jobs/{job['id']}").status_code == 404
     assert list(redis.scan_iter(f"*{job['id']}*")) == []
     assert not redis.hexists(keys.tenant_held("default"), job["id"])
+
+
+def test_a_job_waits_for_its_time_and_ends_when_it_was_not_done_in_time(app_here: Flask, client: FlaskClient) -> None:
+    begin_at, ids = datetime.now(timezone(timedelta(hours=5))) + timedelta(hours=1), list[str]()
+    for moment in (begin_at.isoformat(), begin_at.timestamp()):
+        body = {"type": "embeddings", "model": "fake", "input": ["a"], "not_before": moment, "expires_in": 7200}
+        answer = client.post("/v1/jobs", json=body)
+        job = answer.json or {}
+        assert (answer.status_code, job["status"]) == (202, "queued")
+        ids.append(job["id"])
+        assert job["not_before"] == pytest.approx(begin_at.timestamp(), abs=30)
+        assert job["deadline_at"] == pytest.approx(job["created_at"] + 7200)
+        assert job["eta_s"] is None or job["eta_s"] > 3000
+    services_of(app_here).redis.hset(keys.job(job["id"]), "deadline_ms", 1)
+    ended = client.get(f"/v1/jobs/{job['id']}").json or {}
+    assert (ended["status"], ended["counts"]["completed"]) == ("expired", 0)
+    assert client.get(f"/v1/jobs/{job['id']}/results").status_code == 200
+    for number in ids:
+        client.delete(f"/v1/jobs/{number}")
+
+
+def test_an_upload_says_its_times_in_its_address(client: FlaskClient) -> None:
+    address = "/v1/jobs?model=fake&not_before=4102444800&expires_in=600"
+    answer = client.post(address, data=b'"a"', content_type=NDJSON)
+    assert answer.json["error"]["message"].startswith("the job would have expired before it may begin")
+    answer = client.post(
+        "/v1/jobs?model=fake&not_before=2001-01-01T00:00Z&expires_in=600", data=b'"a"', content_type=NDJSON
+    )
+    assert answer.status_code == 202
+    assert wait_for_end(client, answer.json["id"])["status"] == "succeeded"
+    small = client.post(
+        "/v1/jobs?model=fake&not_before=2001-01-01T00:00Z&dry_run=true", data=b'"a"', content_type=NDJSON
+    )
+    assert small.json["lane"] == "bulk"
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"not_before": "tomorrow"},
+        {"not_before": "2026-12-01T22:00:00"},
+        {"not_before": True},
+        {"not_before": 10**11},
+        {"expires_in": 0},
+        {"expires_in": 10**9},
+    ],
+    ids=["word", "no zone", "bool", "after all is gone", "zero", "longer than kept"],
+)
+def test_times_that_cannot_be_are_refused(client: FlaskClient, times: dict[str, Any]) -> None:
+    answer = client.post("/v1/jobs", json={"type": "embeddings", "model": "fake", "input": ["a"], **times})
+    assert answer.status_code == 400
+    assert answer.json["error"]["param"] == next(iter(times))
 
 
 def test_jobs_are_listed_newest_first_in_pages(client: FlaskClient, ended: dict[str, Any]) -> None:

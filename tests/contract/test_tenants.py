@@ -13,9 +13,12 @@ from app.batches.batch_scheduler import BatchScheduler
 from config.settings import Settings
 from stack.embedded_redis import EmbeddedServer
 from tasks import keys
+from tasks.engine import Work
 from tasks.errors import RateLimited, TooLarge
+from tasks.interactive.client import InteractiveClient
 from tasks.jobs.blobs import open_blobs
 from tasks.jobs.store import JobStore
+from tasks.lanes import Service
 from tests.support.batch_requests import GOOD, embed, ndjson
 from tests.support.job_maker import assert_expiry, begin, make_completion, submit
 from tests.support.web import running_scheduler, running_worker, services_of, settings_of, write_keys
@@ -27,6 +30,7 @@ KEYS = {
     "small": "max_queued_items = 100",
     "crowd": "max_queued_items = 100",
     "narrow": 'models = ["fake"]\npriority = "low"',
+    "vip": 'priority = "high"',
     "poor": "tokens_per_minute = 200\nrequests_per_minute = 50",
 }
 
@@ -277,3 +281,29 @@ def test_pages_of_the_named_origin_may_call_from_browsers_and_no_others(app_here
     assert (without_key.status_code, without_key.headers["Access-Control-Allow-Origin"]) == (401, ORIGIN)
     answer = client.get("/v1/models", headers={"Origin": ORIGIN, "Authorization": "Bearer ada"})
     assert "x-request-id" in answer.headers["Access-Control-Expose-Headers"]
+
+
+@pytest.mark.parametrize(
+    ("key", "priority", "service", "urgent"),
+    [
+        ("ada", None, Service.INTERACTIVE, False),
+        ("ada", "low", Service.BULK, False),
+        ("ada", "high", Service.INTERACTIVE, False),
+        ("vip", None, Service.INTERACTIVE, False),
+        ("vip", "high", Service.INTERACTIVE, True),
+        ("vip", -1, Service.INTERACTIVE, True),
+        ("vip", 5, Service.BULK, False),
+    ],
+)
+def test_a_call_goes_first_or_last_as_far_as_its_key_may(
+    working: Flask, monkeypatch: pytest.MonkeyPatch, key: str, priority: Any, service: Service, urgent: bool
+) -> None:
+    asked: list[Work] = []
+    ask = InteractiveClient.ask
+    monkeypatch.setattr(
+        InteractiveClient, "ask", lambda client, work, *more: asked.append(work) or ask(client, work, *more)
+    )
+    for path, fields in (("embeddings", {"input": "a"}), ("rerank", {"query": "a", "documents": ["b"]})):
+        body = {"model": "fake", "priority": priority, **fields}
+        assert Caller(working, key)("POST", f"/v1/{path}", json=body).status_code == 200
+    assert [(work.service, work.urgent) for work in asked] == [(service, urgent)] * 2

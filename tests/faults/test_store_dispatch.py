@@ -1,5 +1,8 @@
 """Tickets: the window, turns between jobs, and what happens to the overdue, on a real server."""
 
+import pytest
+from redis import Redis
+
 from config.settings import Settings
 from tasks import keys
 from tasks.bulk.chunk_task import publish_messages, reap
@@ -8,6 +11,7 @@ from tasks.jobs.job import Counts, JobState
 from tasks.jobs.store import JobStore
 from tests.support.job_maker import (
     LANE,
+    assert_expiry,
     audit,
     begin,
     make_completion,
@@ -201,3 +205,58 @@ def test_nothing_is_reaped_just_after_the_server_came_back(store: JobStore, blob
     patient.leases.reap(LANE)
     assert store.chunk_table(job.id)[0].state == "claimed"
     assert store.leases.heartbeat(claim, 1) is False
+
+
+# -- jobs that may not begin yet
+
+
+def reach(redis: Redis, job_id: str) -> None:
+    """Let the time come before which the job may not begin."""
+    redis.hset(keys.job(job_id), "not_before_ms", 1)
+    assert redis.zadd(keys.lane_later(LANE), {job_id: 1}, xx=True, ch=True) == 1
+
+
+def test_a_job_has_no_turn_before_its_time(store: JobStore, blobs: Blobs, redis: Redis) -> None:
+    job = submit(store, blobs, ["a", "b", "c"], begin_in_s=3600)
+    store.leases.reap(LANE)
+    assert store.leases.dispatch(LANE) == []
+    assert store.get(job.id).not_before == pytest.approx(job.created_at + 3600)
+    assert_expiry(redis)
+    reach(redis, job.id)
+    store.leases.reap(LANE)
+    assert redis.zcard(keys.lane_later(LANE)) == 0
+    run_out(store)
+    assert audit(store, blobs, job.id).state is JobState.SUCCEEDED
+
+
+def test_a_job_that_is_paused_when_its_time_comes_waits_for_its_owner(
+    store: JobStore, blobs: Blobs, redis: Redis
+) -> None:
+    job = submit(store, blobs, ["a"], begin_in_s=3600)
+    store.pause(job.id)
+    reach(redis, job.id)
+    store.leases.reap(LANE)
+    assert store.leases.dispatch(LANE) == []
+    store.resume(job.id)
+    assert [ticket.job_id for ticket in store.leases.dispatch(LANE)] == [job.id]
+
+
+def test_resuming_or_putting_first_does_not_begin_a_job_before_its_time(store: JobStore, blobs: Blobs) -> None:
+    job = submit(store, blobs, ["a"], begin_in_s=3600)
+    store.pause(job.id)
+    store.resume(job.id)
+    store.run_first(job.id)
+    assert store.leases.dispatch(LANE) == []
+
+
+@pytest.mark.parametrize("end", ["cancel", "delete", "expire"])
+def test_a_job_that_ends_before_its_time_leaves_nothing(store: JobStore, blobs: Blobs, redis: Redis, end: str) -> None:
+    job = submit(store, blobs, ["a"], begin_in_s=3600, deadline_in_s=7200)
+    if end == "expire":
+        redis.hset(keys.job(job.id), "deadline_ms", 1)
+        redis.zadd(keys.lane_deadlines(LANE), {job.id: 1})
+        store.leases.reap(LANE)
+        assert store.get(job.id).state is JobState.EXPIRED
+    else:
+        getattr(store, end)(job.id)
+    assert redis.zcard(keys.lane_later(LANE)) == redis.zcard(keys.lane_deadlines(LANE)) == 0

@@ -116,6 +116,18 @@ def test_a_lane_gives_back_every_row_exactly_once(requests: list[list[int]], bud
     assert sorted(map(id, taken)) == sorted(id(row) for request in waiting for row in request.rows)
 
 
+@given(st.lists(st.tuples(lengths, st.booleans()), min_size=2, max_size=6), budgets)
+def test_the_oldest_urgent_request_is_in_the_next_pass(requests: list[tuple[list[int], bool]], budget: int) -> None:
+    lane, waiting = InteractiveLane(), []
+    for rows, urgent in requests:
+        request = a_request(rows, Service.INTERACTIVE)
+        request.urgent = urgent
+        lane.put(request)
+        waiting.append(request)
+    first = next((request for request in waiting if request.urgent), waiting[0])
+    assert first.rows[0] in lane.take(Budget(lambda longest: budget))
+
+
 @given(st.lists(lengths, min_size=2, max_size=6), st.data())
 def test_a_dropped_request_leaves_no_row_behind(requests: list[list[int]], data: st.DataObject) -> None:
     lane = BulkLane(window_tokens=500)

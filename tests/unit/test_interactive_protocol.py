@@ -18,7 +18,9 @@ def as_pushed(body: bytes, deadline_ms: float = 1234.5) -> bytes:
 
 
 def test_a_request_survives_the_way() -> None:
-    work = Work("fake", "rerank", ["d é", ""], ["q", "q"], Service.INTERACTIVE, JobParams("Do", 8, "start"))
+    work = Work(
+        "fake", "rerank", ["d é", ""], ["q", "q"], Service.INTERACTIVE, JobParams("Do", 8, "start"), urgent=True
+    )
     request = protocol.decode_request(as_pushed(protocol.encode_request(7, "replies", 42, work)))
     assert (request.number, request.reply_key, request.deadline_ms, request.tokens) == (7, "replies", 1234.5, 42)
     assert request.work == work

@@ -230,6 +230,7 @@ class _Plan:
     def request(self, finish: Finish, extras: ExtraSink | None = None) -> PendingWork:
         """Return the request that computes the rows and then calls `finish`; extras stay here if nobody takes them."""
         request = PendingWork(self._model, self._work.service, self._work.deadline_s, finish)
+        request.urgent = self._work.urgent
         request.add_rows(self._rows)
         request.extras = self._parts if extras is None else extras
         return request

@@ -58,6 +58,7 @@ class PendingWork:
     Attributes:
         model: the loaded model that the rows are for.
         service: interactive or bulk.
+        urgent: whether it goes ahead of other interactive requests.
         deadline_s: `time.monotonic()` after which nobody waits any more; None never.
         future: what the caller holds. It stays pending until it is settled, so that it can be cancelled any time.
         rows: all rows, in order of their index.
@@ -69,12 +70,13 @@ class PendingWork:
 
     __slots__ = (
         *("_errors", "_finish", "_left", "_lock", "_values"),
-        *("asked_s", "deadline_s", "device_s", "extras", "future", "model", "rows", "service", "waited_s"),
+        *("asked_s", "deadline_s", "device_s", "extras", "future", "model", "rows", "service", "urgent", "waited_s"),
     )
 
     def __init__(self, model: LoadedModel, service: Service, deadline_s: float | None, finish: Finish) -> None:
         self.model = model
         self.service = service
+        self.urgent = False
         self.deadline_s = deadline_s
         self.future: Future[Outcomes] = Future()
         self.rows: list[Row] = []

@@ -17,6 +17,8 @@ __all__ = ["BulkLane", "InteractiveLane", "RowLane"]
 
 # A request of at most this part of the bulk window, or of one row, does not wait for the window.
 _SHORT_PART = 32
+# More tokens than ever wait, so that what is urgent stands before all of them.
+_URGENT = 2.0**40
 # Rows that are looked at to fill an interactive pass.
 _WINDOW_ROWS = 256
 
@@ -43,7 +45,8 @@ class InteractiveLane:
     """Start-time fair queuing between requests (after Goyal, Vin and Cheng 1996).
 
     A row's tag is the lane's virtual time at its request's arrival plus the tokens of the rows before it in the same
-    request; rows go by tag. A short request that comes later so overtakes the rest of a long one.
+    request; rows go by tag. A short request that comes later so overtakes the rest of a long one. Rows of urgent
+    requests go before all others.
     """
 
     def __init__(self) -> None:
@@ -60,7 +63,7 @@ class InteractiveLane:
 
     def put(self, request: PendingWork) -> None:
         """See `RowLane.put`."""
-        tag = self._virtual
+        tag = self._virtual - (_URGENT if request.urgent else 0)
         for row in request.rows:
             row.tag = tag
             tag += len(row)

@@ -4,7 +4,7 @@ local TIME = redis.call('TIME')
 local NOW_MS = TIME[1] * 1000 + math.floor(TIME[2] / 1000)
 
 local FIELDS = { 'state', 'ending', 'claimed', 'chunks', 'chunks_done', 'total', 'completed', 'failed', 'deadline_ms',
-  'expires_ms', 'started_ms', 'vtime', 'weight', 'share', 'turn_ms', 'fence', 'result_bytes', 'input_bytes', 'retried', 'misfit' }
+  'expires_ms', 'started_ms', 'vtime', 'weight', 'share', 'turn_ms', 'fence', 'result_bytes', 'input_bytes', 'not_before_ms', 'retried', 'misfit' }
 local ENDED = { succeeded = true, failed = true, cancelled = true, expired = true }
 
 -- The fields that transitions decide by; nil when the job is gone.
@@ -151,6 +151,11 @@ end
 local function enter_ready(job)
   if job.misfit or (job.state ~= 'queued' and job.state ~= 'running') then return end
   if redis.call('LLEN', PENDING) == 0 or redis.call('ZSCORE', TURNS, job_id) then return end
+  if (job.not_before_ms or 0) > NOW_MS then
+    redis.call('ZADD', LATER, job.not_before_ms, job_id)
+    redis.call('PEXPIRE', LATER, lane_ttl_ms)
+    return
+  end
   reorder(join_ready, job)
 end
 
@@ -267,6 +272,7 @@ local function end_job(job, state)
   redis.call('DEL', PENDING)
   leave_ready()
   redis.call('ZREM', DEADLINES, job_id)
+  redis.call('ZREM', LATER, job_id)
   redis.call('ZREM', MISFITS, job_id)
   redis.call('HDEL', QUEUED, job_id)
   unreserve(math.huge)

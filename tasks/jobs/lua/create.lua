@@ -87,6 +87,7 @@ else
     redis.call('ZADD', DEADLINES, job.deadline_ms, job_id)
     redis.call('PEXPIRE', DEADLINES, lane_ttl_ms)
   end
+  if begin_in_ms then set(job, 'not_before_ms', NOW_MS + begin_in_ms) end
   enter_ready(job)
 end
 announce(job)

@@ -6,6 +6,7 @@ redis.call('ZREM', TENANT_JOBS, job_id)
 redis.call('ZREM', ALL_JOBS, job_id)
 leave_ready()
 redis.call('ZREM', DEADLINES, job_id)
+redis.call('ZREM', LATER, job_id)
 redis.call('ZREM', MISFITS, job_id)
 redis.call('ZREM', WEBHOOKS, job_id)
 for _, member in ipairs(redis.call('ZRANGE', INFLIGHT, 0, -1)) do
