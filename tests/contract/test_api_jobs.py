@@ -190,6 +190,7 @@ def test_a_job_tells_what_became_of_it(ended: dict[str, Any]) -> None:
         "cache": False,
         "dedupe": False,
         "return": ["dense"],
+        "long": None,
         "cutoff_layers": None,
     }
 
