@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ FILES = {
 
 
 WEIGHTS = "model.safetensors"
+FIRST, SECOND = "1" * 40, "3" * 40
 
 
 class Hub(ThreadingHTTPServer):
@@ -42,6 +44,7 @@ class Hub(ThreadingHTTPServer):
         cuts: so many transfers of the weights end in the middle.
         wrong: so many come with other bytes.
         hold: what a transfer of the weights waits for in the middle.
+        moved: names of revisions stand for another commit, with these files in place of those of before.
     """
 
     def __init__(self) -> None:
@@ -50,6 +53,11 @@ class Hub(ThreadingHTTPServer):
         self.fail_file = ""
         self.cuts = self.wrong = self.sent_bytes = 0
         self.hold: threading.Event | None = None
+        self.moved: dict[str, bytes] = {}
+
+    def files(self, revision: str) -> dict[str, bytes]:
+        """Return the files of a name or a commit."""
+        return FILES if revision == FIRST else FILES | self.moved
 
     @property
     def url(self) -> str:
@@ -70,16 +78,17 @@ class HubHandler(BaseHTTPRequestHandler):
         self.server.asked.append(f"{self.command} {self.path} {self.headers.get('Range', '')}")
         if url.path == "/api/v1/models/acme/tiny/repo/files" and query.get("Revision") in {"v1", "master"}:
             self._reply_json({"Code": 200, "Success": True, "Data": {"Files": self._listing()}})
-        elif url.path in {"/api/models/acme/tiny/revision/v1", "/api/models/acme/tiny/revision/main"}:
-            files = [self._describe(path, data) for path, data in FILES.items()]
-            self._reply_json({"id": "acme/tiny", "sha": "1" * 40, "siblings": files, "tags": []})
-        elif url.path == f"/api/models/acme/tiny/tree/{'1' * 40}":
-            sizes = {path: len(data) for path, data in FILES.items()}
-            self._reply_json([{"type": "file", "path": path, "size": sizes[path], "oid": "2" * 40} for path in FILES])
+        elif (revision := url.path.removeprefix("/api/models/acme/tiny/revision/")) in {"v1", "main", FIRST, SECOND}:
+            files = [self._describe(path, data) for path, data in self.server.files(revision).items()]
+            commit = SECOND if self.server.moved and revision != FIRST else FIRST
+            self._reply_json({"id": "acme/tiny", "sha": commit, "siblings": files, "tags": []})
+        elif (revision := url.path.removeprefix("/api/models/acme/tiny/tree/")) in {FIRST, SECOND}:
+            sizes = {path: len(data) for path, data in self.server.files(revision).items()}
+            self._reply_json([{"type": "file", "path": path, "size": sizes[path], "oid": "2" * 40} for path in sizes])
         elif url.path.startswith("/acme/tiny/resolve/") and (name := url.path.split("/", 5)[5]) in FILES:
-            self._reply_file(name)
+            self._reply_file(name, self.server.files(url.path.split("/")[4]))
         elif url.path == "/api/v1/models/acme/tiny/repo" and query.get("FilePath") in FILES:
-            self._reply_file(query["FilePath"])
+            self._reply_file(query["FilePath"], self.server.files("master"))
         else:
             self._reply_json({"Code": 404, "Success": False, "Message": "not found", "Data": None}, status=404)
 
@@ -89,7 +98,7 @@ class HubHandler(BaseHTTPRequestHandler):
     def _listing(self) -> list[dict[str, object]]:
         return [
             {"Path": path, "Name": path, "Type": "blob", "Size": len(data), "Sha256": hashlib.sha256(data).hexdigest()}
-            for path, data in FILES.items()
+            for path, data in self.server.files("master").items()
         ]
 
     def _describe(self, path: str, data: bytes) -> dict[str, object]:
@@ -97,11 +106,11 @@ class HubHandler(BaseHTTPRequestHandler):
         large = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 130}
         return {"rfilename": path, "size": len(data), "blobId": blob} | ({"lfs": large} if path == WEIGHTS else {})
 
-    def _reply_file(self, path: str) -> None:
+    def _reply_file(self, path: str, files: dict[str, bytes]) -> None:
         if path == self.server.fail_file:
             self._reply_json({"Code": 403, "Success": False, "Message": "go away"}, status=403)
             return
-        whole = FILES[path]
+        whole = files[path]
         start, end = self._range(len(whole))
         self.send_response(206 if "Range" in self.headers else 200)
         self.send_header("Content-Type", "application/octet-stream")
@@ -263,6 +272,60 @@ def test_a_folder_of_an_earlier_version_is_kept(tmp_path: Path) -> None:
     (folder / ".complete.json").write_text('{"id": "acme/tiny", "revision": "v1"}')
     assert fetch(card("modelscope:acme/tiny"), settings_in(tmp_path)) == folder
     assert '"sha256"' in (folder / ".complete.json").read_text()
+
+
+def lose(folder: Path) -> None:
+    """Leave the folder as if it had never been downloaded; what was pinned stays."""
+    shutil.rmtree(folder)
+
+
+def test_a_name_of_hugging_face_that_moves_is_still_the_commit_of_its_first_use(hub: Hub, tmp_path: Path) -> None:
+    tiny, settings = card("hf:acme/tiny", ""), settings_in(tmp_path, hub)
+    folder = fetch(tiny, settings)
+    pins = json.loads((tmp_path / "data/models/pins.json").read_text())
+    assert pins["hf:acme/tiny@main"]["commit"] == FIRST
+    assert set(pins["hf:acme/tiny@main"]["files"]) == set(FILES) - {"onnx/model.onnx"}
+    hub.moved = {WEIGHTS: b"another model"}
+    lose(folder)
+    assert (fetch(tiny, settings) / WEIGHTS).read_bytes() == FILES[WEIGHTS]
+    # A machine of the fleet that has no pin takes what the name is now.
+    assert (fetch(tiny, settings_in(tmp_path / "other", hub)) / WEIGHTS).read_bytes() == b"another model"
+
+
+@pytest.mark.parametrize("moved", [{WEIGHTS: b"another model"}, {"2_Dense/config.json": b"{}"}], ids=["other", "more"])
+def test_a_name_of_modelscope_that_moves_is_refused_before_anything_comes(
+    moved: dict[str, bytes], hub: Hub, tmp_path: Path
+) -> None:
+    tiny, settings = card("modelscope:acme/tiny", ""), settings_in(tmp_path, hub)
+    folder = fetch(tiny, settings)
+    hub.moved = {"README.md": b"a page decides nothing"}
+    assert fetch(tiny, settings) == folder
+    hub.moved = moved
+    lose(folder)
+    asked = len(hub.transfers())
+    with pytest.raises(ConfigError, match=rf"modelscope:acme/tiny@master has moved: its {next(iter(moved))} is not"):
+        fetch(tiny, settings)
+    assert len(hub.transfers()) == asked
+
+
+def test_a_folder_that_came_otherwise_is_held_against_the_pin(hub: Hub, tmp_path: Path) -> None:
+    tiny, here, there = card("hf:acme/tiny", ""), settings_in(tmp_path, hub), settings_in(tmp_path / "there", hub)
+    folder = fetch(tiny, here)
+    hub.moved = {WEIGHTS: b"another model"}
+    other = fetch(tiny, there)
+    lose(folder)
+    shutil.copytree(other, folder)
+    with pytest.raises(ConfigError, match=rf"@main has moved: its {WEIGHTS} is not the one that .*pins\.json holds"):
+        fetch(tiny, here)
+
+
+def test_a_commit_on_a_card_is_verified(hub: Hub, tmp_path: Path) -> None:
+    assert fetch(card("hf:acme/tiny", FIRST), settings_in(tmp_path, hub)).name == FIRST
+    hub.moved = {WEIGHTS: b"another model"}
+    assert (fetch(card("hf:acme/tiny", SECOND), settings_in(tmp_path, hub)) / WEIGHTS).read_bytes() == b"another model"
+    hub.moved = {}
+    with pytest.raises(ConfigError, match=f"gives the commit {FIRST} where {SECOND} was asked for"):
+        fetch(card("hf:acme/tiny", SECOND), settings_in(tmp_path / "other", hub))
 
 
 def test_the_cards_revision_is_asked_for_and_kept_apart(hub: Hub, tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,11 +21,15 @@ from typing import Any
 from config.supervisor import EXIT_CONFIG
 from tasks.errors import ConfigError
 from workers.models.downloads.manifest import sha256_of
+from workers.models.downloads.pins import decides
 
-__all__ = ["PLAN", "RemoteFile", "Snapshot", "choose", "download"]
+__all__ = ["MOVED", "PLAN", "RemoteFile", "Snapshot", "choose", "download"]
 
 # What is downloaded, for who wants to know how far it is.
 PLAN = ".plan.json"
+# Begins the refusal of a revision that stands for other files than before; the file follows.
+MOVED = "moved: "
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # Weights for other frameworks, which often are most of a repository, and what training left.
 _NOT_NEEDED = (
     *("onnx/*", "openvino/*", "*.onnx", "*.onnx_data", "*.msgpack", "*.h5", "*.ot", "*.gguf", "*.tflite"),
@@ -47,6 +51,7 @@ class Snapshot:
         folder: where to.
         endpoint: a mirror of ModelScope; that of Hugging Face is the variable HF_ENDPOINT.
         pickle: whether weights may come as pickles.
+        pinned: sha256 by path of the files that the revision stood for before; empty: it was never used.
     """
 
     hub: str
@@ -55,6 +60,7 @@ class Snapshot:
     folder: str
     endpoint: str = ""
     pickle: bool = False
+    pinned: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """Return it as an argument of the program."""
@@ -82,11 +88,14 @@ def download(order: Snapshot) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for delay_s in (*_DELAYS_S, None):
         try:
-            files = choose(_LISTS[order.hub](order), pickle=order.pickle)
+            listed, commit = _LISTS[order.hub](order)
+            files = choose(listed, pickle=order.pickle)
+            _require_pinned(order, files, commit)
             _require_room(folder, files)
-            plan = {"total": sum(file.size for file in files), "files": [file.path for file in files]}
+            paths = [file.path for file in files]
+            plan = {"total": sum(file.size for file in files), "files": paths, "commit": commit}
             (folder / PLAN).write_text(json.dumps(plan), "utf-8")
-            _TRANSFERS[order.hub](order, [file.path for file in files])
+            _TRANSFERS[order.hub](order, paths)
             _check_hashes(folder, files)
         except ConfigError:
             raise
@@ -123,6 +132,21 @@ def _is_twin(path: str) -> bool:
         re.fullmatch(r"(pytorch_)?model(-\d+-of-\d+)?\.(bin|pt|pth)(\.index\.json)?", PurePosixPath(path).name)
         is not None
     )
+
+
+def _require_pinned(order: Snapshot, files: Sequence[RemoteFile], commit: str) -> None:
+    """Refuse, before anything is transferred, what is not what the revision says or stood for.
+
+    Raises:
+        ConfigError: the hub gives another commit, or another file.
+    """
+    if commit and _COMMIT.fullmatch(order.revision) and commit != order.revision:
+        raise ConfigError(f"the hub gives the commit {commit} where {order.revision} was asked for")
+    for file in files:
+        before = order.pinned.get(file.path)
+        new = before is None and order.pinned and decides(file.path)
+        if new or (before and file.sha256 and file.sha256 != before):
+            raise ConfigError(f"{MOVED}{file.path}")
 
 
 def _require_room(folder: Path, files: Sequence[RemoteFile]) -> None:
@@ -166,11 +190,12 @@ def _is_final(error: BaseException) -> bool:
     return client_error and status not in _TRANSIENT
 
 
-def _list_modelscope(order: Snapshot) -> list[RemoteFile]:
+def _list_modelscope(order: Snapshot) -> tuple[list[RemoteFile], str]:
+    """Return the files and the commit, which this hub does not say: hashes of all files stand for it."""
     from modelscope_hub import HubApi  # noqa: PLC0415 - only where it is needed
 
     found = HubApi(endpoint=order.endpoint or None).list_repo_files(order.model_id, "model", revision=order.revision)
-    return [RemoteFile(file.path, file.size, file.sha256 or "") for file in found if not file.is_dir]
+    return [RemoteFile(file.path, file.size, file.sha256 or "") for file in found if not file.is_dir], ""
 
 
 def _transfer_modelscope(order: Snapshot, paths: Sequence[str]) -> None:
@@ -183,19 +208,21 @@ def _transfer_modelscope(order: Snapshot, paths: Sequence[str]) -> None:
     )
 
 
-def _list_hugging_face(order: Snapshot) -> list[RemoteFile]:
+def _list_hugging_face(order: Snapshot) -> tuple[list[RemoteFile], str]:
+    """Return the files and the commit."""
     from huggingface_hub import HfApi  # noqa: PLC0415 - as above
 
-    found = HfApi().model_info(order.model_id, revision=order.revision, files_metadata=True).siblings or []
-    return [
+    info = HfApi().model_info(order.model_id, revision=order.revision, files_metadata=True)
+    files = [
         RemoteFile(
             file.rfilename,
             file.size or 0,
             sha256=file.lfs.sha256 if file.lfs else "",
             blob="" if file.lfs else file.blob_id or "",
         )
-        for file in found
+        for file in info.siblings or []
     ]
+    return files, info.sha or ""
 
 
 def _transfer_hugging_face(order: Snapshot, paths: Sequence[str]) -> None:
@@ -206,7 +233,10 @@ def _transfer_hugging_face(order: Snapshot, paths: Sequence[str]) -> None:
     )
 
 
-_LISTS: dict[str, Callable[[Snapshot], list[RemoteFile]]] = {"modelscope": _list_modelscope, "hf": _list_hugging_face}
+_LISTS: dict[str, Callable[[Snapshot], tuple[list[RemoteFile], str]]] = {
+    "modelscope": _list_modelscope,
+    "hf": _list_hugging_face,
+}
 _TRANSFERS: dict[str, Callable[[Snapshot, Sequence[str]], Any]] = {
     "modelscope": _transfer_modelscope,
     "hf": _transfer_hugging_face,

@@ -22,8 +22,9 @@ from config.parent_death import tied_to_parent
 from config.settings import Settings
 from config.supervisor import EXIT_CONFIG
 from tasks.errors import ConfigError
-from workers.models.downloads.download import PLAN, Snapshot
-from workers.models.downloads.manifest import find_damaged, is_complete, write_manifest
+from workers.models.downloads.download import MOVED, PLAN, Snapshot
+from workers.models.downloads.manifest import find_damaged, is_complete, read_pin, write_manifest
+from workers.models.downloads.pins import Pin, Pins
 
 __all__ = ["Progress", "fetch", "locked", "models_dir"]
 
@@ -33,6 +34,15 @@ log = logging.getLogger(__name__)
 Progress = Callable[[float | None], None]
 _POLL_S = 0.5
 _LOG_EVERY_S = 15.0
+
+
+class MovedError(Exception):
+    """A revision stands for other files than before; the message is the path of one."""
+
+    @property
+    def path(self) -> str:
+        """The first file that differs."""
+        return str(self)
 
 
 def models_dir(settings: Settings) -> Path:
@@ -102,12 +112,23 @@ def _from_hub(card: ModelCard, hub: str, model_id: str, settings: Settings, on_p
     """Download a snapshot once; what an interrupted download left is taken up again."""
     revision = card.revision or ("master" if hub == "modelscope" else "main")
     folder = models_dir(settings) / hub / model_id.replace("/", "--") / revision
+    name, pins = f"{hub}:{model_id}@{revision}", Pins(models_dir(settings))
+    pin = pins.find(name) or Pin()
     pickle = card.pickle or settings.allow_pickle
-    order = Snapshot(hub, model_id, revision, str(folder), settings.modelscope_endpoint, pickle)
+    wanted = pin.commit or revision
+    order = Snapshot(hub, model_id, wanted, str(folder), settings.modelscope_endpoint, pickle, pin.files)
     with locked(folder.with_name(f"{revision}.lock"), lambda: on_progress(_measure(folder)[0])):
         damaged = find_damaged(folder) if is_complete(folder) else []
         if not is_complete(folder) or damaged:
-            _download(card, order, damaged, on_progress)
+            try:
+                _download(card, order, damaged, on_progress)
+            except MovedError as error:
+                raise ConfigError(f"model {card.name}: {pins.explain(name, error.path)}") from error
+        with locked(models_dir(settings) / "pins.lock"):
+            try:
+                pins.hold(name, read_pin(folder))
+            except ConfigError as error:
+                raise ConfigError(f"model {card.name}: {error.message}") from error
     return folder
 
 
@@ -125,9 +146,10 @@ def _download(card: ModelCard, order: Snapshot, damaged: list[str], on_progress:
             message = f"{error.message} ({folder / damaged[0]} is damaged and had to be fetched again)"
             raise ConfigError(message) from error
         raise
-    files = json.loads((folder / PLAN).read_text("utf-8"))["files"]
-    write_manifest(folder, {"id": order.model_id, "revision": order.revision}, files)
-    log.info("%s: downloaded and checked %d files", card.name, len(files))
+    plan = json.loads((folder / PLAN).read_text("utf-8"))
+    source = {"id": order.model_id, "revision": order.revision, "commit": plan["commit"]}
+    write_manifest(folder, source, plan["files"])
+    log.info("%s: downloaded and checked %d files", card.name, len(plan["files"]))
 
 
 def _run_child(card: ModelCard, order: Snapshot, on_progress: Progress) -> None:
@@ -146,6 +168,8 @@ def _run_child(card: ModelCard, order: Snapshot, on_progress: Progress) -> None:
             return
         errors.seek(0)
         lines = errors.read().strip().splitlines() or [f"status {child.returncode}"]
+    if child.returncode == EXIT_CONFIG and lines[-1].startswith(MOVED):
+        raise MovedError(lines[-1].removeprefix(MOVED))
     if child.returncode == EXIT_CONFIG:
         raise ConfigError(f"model {card.name}: cannot be downloaded from {order.hub}:{order.model_id}: {lines[-1]}")
     raise ConfigError(

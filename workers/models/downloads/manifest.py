@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Stamp", "find_damaged", "is_complete", "sha256_of", "write_manifest"]
+from workers.models.downloads.pins import Pin
+
+__all__ = ["Stamp", "find_damaged", "is_complete", "read_pin", "sha256_of", "write_manifest"]
 
 _NAME = ".complete.json"
 _BLOCK_BYTES = 2**20
@@ -49,6 +51,12 @@ def is_complete(folder: Path) -> bool:
 def write_manifest(folder: Path, source: Mapping[str, Any], paths: Iterable[str]) -> None:
     """Record the files; with this the folder is complete. What `source` says is for people."""
     _write(folder, dict(source), {path: Stamp.of(folder / path) for path in paths})
+
+
+def read_pin(folder: Path) -> Pin:
+    """Return what a complete folder holds."""
+    record = json.loads((folder / _NAME).read_text("utf-8"))
+    return Pin(record.get("commit", ""), {path: stamp["sha256"] for path, stamp in record["files"].items()})
 
 
 def find_damaged(folder: Path) -> list[str]:
