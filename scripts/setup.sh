@@ -9,7 +9,7 @@ VENV=${VENV:-.venv}
 TORCH=${TORCH:-auto}
 LOCK=requirements.lock
 EXTRAS=web,worker,stack,s3,dev
-CLIENT_EXTRAS=numpy,parquet,postgres,qdrant
+CLIENT_EXTRAS=numpy,parquet,postgres,qdrant,s3,where
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf 'setup: %s\n' "$*" >&2; }

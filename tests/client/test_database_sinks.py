@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import psycopg
+import pyarrow.parquet as pq
 import pytest
 from pgvector.psycopg import register_vector
 from qdrant_client import QdrantClient
@@ -17,8 +18,9 @@ from tests.client.conftest import RunningPostgres
 from tests.client.program import run_program, start_program
 from tests.client.test_embed_command import client_url, command, texts_of, write_corpus
 from tests.support.polling import wait_until
-from twolane import Twolane
+from twolane import InputError, Twolane
 from twolane.transfer.sinks.qdrant import point_id
+from twolane.transfer.source import open_source
 
 pytestmark = pytest.mark.filterwarnings("ignore:Local mode is not recommended")
 
@@ -213,3 +215,47 @@ def test_numbers_are_points_as_they_are() -> None:
     assert point_id(7) == 7
     assert point_id(-7) == point_id("-7")
     assert len(str(point_id("a"))) == 36
+
+
+def test_a_table_of_postgres_is_a_corpus_in_the_order_of_its_key(
+    client: Twolane, postgres: RunningPostgres, tmp_path: Path
+) -> None:
+    uri = postgres.get_uri()
+    with connected(postgres) as connection:
+        connection.execute("CREATE TABLE docs (doc_id text PRIMARY KEY, body text, page int, price numeric)")
+        connection.execute(
+            "INSERT INTO docs SELECT 'doc-' || n, 'row ' || n, n, n / 4.0 FROM generate_series(8999, 0, -1) AS n"
+        )
+    rows = [row for batch in open_source(f"{uri}#docs").batches() for row in batch.to_pylist()]
+    assert [row["doc_id"] for row in rows] == sorted(f"doc-{number}" for number in range(9000))
+    assert rows[0] == {"doc_id": "doc-0", "body": "row 0", "page": 0, "price": "0.00000000000000000000"}
+    query = ["--sql", "SELECT * FROM docs WHERE page < 300 ORDER BY page", "--where", "page >= 0"]
+    code, lines, errors = run_program(client_url(client), tmp_path, *command("vectors.parquet", uri, *query))
+    assert (code, lines[-1].get("done", {}).get("rows")) == (0, 300), errors
+    assert pq.read_table(tmp_path / "vectors.parquet").column("page").to_pylist() == list(range(300))
+
+
+@pytest.mark.parametrize(
+    ("address", "query", "message"),
+    [
+        ("", None, "name a table behind the address"),
+        ("", "SELECT 1", "needs ORDER BY"),
+        ("#nobody", None, "there is no table nobody"),
+        ("#keyless", None, "no primary key"),
+        ("", "SELECT nobody FROM keyless ORDER BY 1", 'column "nobody" does not exist'),
+    ],
+)
+def test_a_query_that_cannot_be_read_is_refused_with_the_reason(
+    postgres: RunningPostgres, address: str, query: str | None, message: str
+) -> None:
+    with connected(postgres) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS keyless (a text)")
+    with pytest.raises(InputError, match=message):
+        list(open_source(postgres.get_uri() + address, query=query).batches())
+
+
+def test_a_database_without_an_answer_is_named_without_its_password() -> None:
+    source = open_source("postgresql://me:hunter2@127.0.0.1:9/db#docs")
+    with pytest.raises(InputError, match=r"127.0.0.1:9/db#docs: ") as refused:
+        list(source.batches())
+    assert "hunter2" not in str(refused.value)

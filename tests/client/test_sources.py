@@ -1,17 +1,24 @@
 """Every kind of source gives its rows in order, and says in a sentence what it cannot read."""
 
+import functools
 import gzip
+import http.server
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support.s3_server import BUCKET, S3Server, running_s3, use_s3
 from twolane import InputError, JobOptions
 from twolane.corpus import Corpus
+from twolane.transfer.filtering import filter_rows
 from twolane.transfer.portions import cut_rows
 from twolane.transfer.rows import Columns, SeenIds, prepare
 from twolane.transfer.source import open_source
@@ -43,7 +50,7 @@ def write(path: Path) -> Path:
 
 
 def read(path: Path | str, columns: list[str] | None = None, form: str | None = None) -> list[dict[str, Any]]:
-    return [row for batch in open_source(str(path), form).batches(columns) for row in batch.to_pylist()]
+    return [row for batch in open_source(str(path), form=form).batches(columns) for row in batch.to_pylist()]
 
 
 @pytest.mark.parametrize(
@@ -173,3 +180,98 @@ def test_the_cut_keeps_rows_beside_their_lines_whatever_the_batches(part_items: 
     assert cut(300) == cut(1) == cut(64)
     assert [number for _, ids, _ in cut(64) for number in ids] == list(range(300))
     assert all(len(ids) == part_items for _, ids, _ in cut(64)[:-1])
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files whole, as simple servers do: without ranges."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def website(tmp_path: Path) -> Iterator[str]:
+    handler = functools.partial(Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("name", ["parquet", "csv.gz"])
+def test_a_file_of_a_web_server_is_read(tmp_path: Path, website: str, name: str) -> None:
+    write(tmp_path / f"corpus.{name}")
+    assert read(f"http://{website}/corpus.{name}") == ROWS
+
+
+def test_what_is_secret_in_an_address_is_not_said(tmp_path: Path, website: str) -> None:
+    write(tmp_path / "corpus.ndjson")
+    address = f"http://me:hunter2@{website}/corpus.ndjson?signature=hunter2"
+    assert open_source(address).name == f"http://{website}/corpus.ndjson"
+    for wrong in (address.replace("corpus", "nobody"), address.replace(website, "127.0.0.1:9")):
+        with pytest.raises(InputError, match="cannot be fetched") as refused:
+            read(wrong)
+        assert "hunter2" not in str(refused.value)
+    with pytest.raises(InputError, match="has no list of files"):
+        read(f"http://{website}/*.ndjson")
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[S3Server]:
+    with running_s3() as server:
+        yield server
+
+
+def test_objects_of_a_bucket_are_read_in_the_order_of_their_names(
+    tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_s3(monkeypatch, s3)
+    write(tmp_path / "corpus.csv.gz")
+    for number in (1, 0):
+        data = b"id,text\nfirst,one\n" if number == 0 else gzip.decompress((tmp_path / "corpus.csv.gz").read_bytes())
+        httpx.put(f"{s3.url}/{BUCKET}/part-{number}.csv.gz", content=gzip.compress(data)).raise_for_status()
+    assert read(f"s3://{BUCKET}/part-*.csv.gz") == [{"id": "first", "text": "one"}, *ROWS]
+    assert read(f"s3://{BUCKET}/part-0.csv.gz") == [{"id": "first", "text": "one"}]
+    for wrong in ("nobody-*.csv", "nobody.csv"):
+        with pytest.raises(InputError, match="there is no file"):
+            read(f"s3://{BUCKET}/{wrong}")
+
+
+def test_several_sources_are_one_corpus_in_the_order_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "b.ndjson").write_text('{"n": 1, "text": "b"}\n', "utf-8")
+    (tmp_path / "a.csv").write_text("n,text\n2,a\n", "utf-8")
+    pq.write_table(pa.table({"n": pa.array([3], pa.int32()), "text": ["c"]}), tmp_path / "c.parquet")
+    whole = open_source(str(tmp_path / "b.ndjson"), str(tmp_path / "c.parquet"))
+    assert [row["text"] for batch in whole.batches() for row in batch.to_pylist()] == ["b", "c"]
+    # Numbers of another width are made alike, texts are not made numbers.
+    columns = Columns(id="n", keep=())
+    assert [batch.schema.field("id").type for batch in prepare(whole.batches(), columns)] == [pa.int64()] * 2
+    mixed = open_source(str(tmp_path / "b.ndjson"), str(tmp_path / "a.csv"))
+    with pytest.raises(InputError, match="row 1 has the ID"):
+        list(prepare(open_source(*[str(tmp_path / "b.ndjson")] * 2).batches(), columns))
+    with pytest.raises(InputError, match="row 1: the column id holds string, and int64 before"):
+        list(prepare(mixed.batches(), columns))
+
+
+def filtered(condition: str, columns: tuple[str, ...] = ("text",)) -> list[Any]:
+    batches = pa.table({"n": [1, None, 3, 4], "text": list("abcd")}).to_batches(max_chunksize=3)
+    return [row for batch in filter_rows(batches, condition, columns) for row in batch.to_pylist()]
+
+
+def test_a_condition_keeps_rows_in_their_order_and_null_is_no() -> None:
+    assert filtered("n > 1 OR text = 'a'") == [{"text": "a"}, {"text": "c"}, {"text": "d"}]
+    assert filtered("false") == []
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["nobody = 1", "n >", "text", "1, 2", "count(*) > 1", "(SELECT count(*) FROM read_text('/etc/hostname')) > 0"],
+)
+def test_a_condition_that_cannot_be_used_is_refused_with_the_reason(condition: str) -> None:
+    with pytest.raises(InputError, match="--where"):
+        filtered(condition)
+
+
+def test_a_condition_does_not_hide_that_a_column_is_missing() -> None:
+    with pytest.raises(InputError, match="there is no column nobody; there are n, text"):
+        filtered("true", ("nobody",))

@@ -4,9 +4,22 @@ from typing import Annotated, Literal
 
 import typer
 
-from twolane.cli.options import DryRun, Format, IdColumn, Instruction, Limit, Model, PartRows, Priority, Resume
+from twolane.cli.options import (
+    DryRun,
+    Format,
+    IdColumn,
+    Instruction,
+    Limit,
+    Model,
+    PartRows,
+    Priority,
+    Resume,
+    Source,
+    Sql,
+    Where,
+)
 from twolane.cli.session import ending, session_of
-from twolane.cli.transfers import Wish, carry_out
+from twolane.cli.transfers import Rows, Wish, carry_out
 from twolane.requests import JobOptions
 from twolane.transfer.rows import Columns
 
@@ -15,7 +28,7 @@ __all__ = ["embed"]
 
 def embed(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="A file, a glob, a folder, or - for standard input.")],
+    source: Source,
     model: Model,
     to: Annotated[str | None, typer.Option(help="Where the vectors go: a file, or the address of a database.")] = None,
     text_column: Annotated[str, typer.Option(help="The column to embed.")] = "text",
@@ -24,6 +37,8 @@ def embed(
     keep: Annotated[list[str] | None, typer.Option(help="A column to write beside the vector; repeatable.")] = None,
     text: Annotated[bool, typer.Option(help="Write the text beside the vector.")] = True,
     form: Format = None,
+    sql: Sql = None,
+    where: Where = None,
     limit: Limit = None,
     skip_null: Annotated[bool, typer.Option("--skip-null", help="Leave out rows without a text.")] = False,
     dimensions: Annotated[int | None, typer.Option(help="Cut vectors to this length.", min=1)] = None,
@@ -58,4 +73,6 @@ def embed(
         dtype=dtype,
         priority=priority,
     )
-    carry_out(session, Wish(source, form, to, options, columns, limit, not resume, dry_run, part_rows))
+    carry_out(
+        session, Wish(Rows(source, form, sql, where, limit), to, options, columns, not resume, dry_run, part_rows)
+    )

@@ -15,9 +15,12 @@ from twolane.cli.options import (
     PartRows,
     Priority,
     Resume,
+    Source,
+    Sql,
+    Where,
 )
 from twolane.cli.session import ending, session_of
-from twolane.cli.transfers import Wish, carry_out
+from twolane.cli.transfers import Rows, Wish, carry_out
 from twolane.requests import JobOptions
 from twolane.transfer.rows import Columns
 
@@ -26,7 +29,7 @@ __all__ = ["rerank"]
 
 def rerank(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="A file, a glob, or - for standard input; one pair a row.")],
+    source: Source,
     model: Model,
     to: Annotated[str | None, typer.Option(help="Where the scores go: a file.")] = None,
     query_column: Annotated[str, typer.Option(help="The column with the query.")] = "query",
@@ -35,6 +38,8 @@ def rerank(
     keep: Annotated[list[str] | None, typer.Option(help="A column to write beside the score; repeatable.")] = None,
     text: Annotated[bool, typer.Option(help="Write query and text beside the score.")] = True,
     form: Format = None,
+    sql: Sql = None,
+    where: Where = None,
     limit: Limit = None,
     instruction: Instruction = None,
     cutoff_layers: CutoffLayers = None,
@@ -43,11 +48,13 @@ def rerank(
     dry_run: DryRun = False,
     part_rows: PartRows = 8192,
 ) -> None:
-    """Score pairs of a query and a text. Whatever ends a run, the same command goes on where it stopped."""
+    """Score pairs of a query and a text, one a row. Whatever ends a run, the same command goes on where it stopped."""
     session = session_of(context)
     with ending(session):
         columns = Columns(text=text_column, query=query_column, id=id_column, keep=tuple(keep or ()), keep_text=text)
     options = JobOptions(
         model=model, type="rerank", instruction=instruction, cutoff_layers=cutoff_layers, priority=priority
     )
-    carry_out(session, Wish(source, form, to, options, columns, limit, not resume, dry_run, part_rows))
+    carry_out(
+        session, Wish(Rows(source, form, sql, where, limit), to, options, columns, not resume, dry_run, part_rows)
+    )

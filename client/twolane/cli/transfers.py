@@ -20,7 +20,7 @@ from twolane.transfer.run import Reading, transfer
 from twolane.transfer.sinks import open_sink
 from twolane.transfer.source import open_source
 
-__all__ = ["Wish", "carry_out"]
+__all__ = ["Rows", "Wish", "carry_out"]
 
 _COME_BACK = (
     "What was written stays, and queued jobs go on. The same command goes on from here; twolane jobs lists them."
@@ -28,15 +28,24 @@ _COME_BACK = (
 
 
 @dataclass(frozen=True)
+class Rows:
+    """Which rows were asked for on the command line."""
+
+    names: list[str]
+    form: str | None
+    sql: str | None
+    where: str | None
+    limit: int | None
+
+
+@dataclass(frozen=True)
 class Wish:
     """What was asked for on the command line."""
 
-    source: str
-    form: str | None
+    rows: Rows
     target: str | None
     options: JobOptions
     columns: Columns
-    limit: int | None
     overwrite: bool
     dry_run: bool
     part_rows: int
@@ -47,8 +56,9 @@ class Wish:
         Raises:
             InputError: it is not there.
         """
-        corpus = Corpus(self.options, part_items=self.part_rows)
-        return Reading(open_source(self.source, self.form), self.columns, corpus, self.limit)
+        corpus, rows = Corpus(self.options, part_items=self.part_rows), self.rows
+        source = open_source(*rows.names, form=rows.form, query=rows.sql)
+        return Reading(source, self.columns, corpus, rows.limit, rows.where)
 
 
 def carry_out(session: Session, wish: Wish) -> None:

@@ -111,17 +111,32 @@ def prepare(batches: Iterable[Any], columns: Columns, limit: int | None = None) 
     Raises:
         InputError: a row cannot be used; its number counts from 0.
     """
-    row, seen = 0, SeenIds()
+    row, seen, schema = 0, SeenIds(), None
     for batch in batches:
         if limit is not None and row >= limit:
             return
         piece = batch if limit is None else batch.slice(0, limit - row)
         ready = _prepare_batch(piece, columns, row)
+        schema = schema or ready.schema
+        ready = _like_the_first(ready, schema, row)
         if columns.id is not None:
             seen.add(ready.column("id").to_pylist(), row)
         row += piece.num_rows
         if ready.num_rows:
             yield ready
+
+
+def _like_the_first(batch: Any, schema: Any, row: int) -> Any:
+    """Return a batch with the types of the first one: files of one corpus may have been written by several programs."""
+    arrow = load("pyarrow")
+    for old, new in zip(schema, batch.schema, strict=True):
+        # A text is not made a number, nor the other way: 007 is not 7.
+        if (old.type == arrow.string()) != (new.type == arrow.string()):
+            raise InputError(f"row {row}: the column {new.name} holds {new.type}, and {old.type} before")
+    try:
+        return batch if batch.schema.equals(schema) else batch.cast(schema)
+    except (arrow.ArrowInvalid, arrow.ArrowNotImplementedError) as error:
+        raise InputError(f"row {row}: a column changes its type: {error}") from None
 
 
 def _prepare_batch(batch: Any, columns: Columns, row: int) -> Any:

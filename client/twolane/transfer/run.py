@@ -15,6 +15,7 @@ from twolane.corpus import Corpus, EmbeddedCorpus, Part
 from twolane.errors import InputError
 from twolane.flow import run_parts
 from twolane.transfer.checkpoint import Checkpoint, Plan, extend_chain, refuse_changed_input
+from twolane.transfer.filtering import filter_rows
 from twolane.transfer.portions import Portion, cut_rows
 from twolane.transfer.results import fetch_table
 from twolane.transfer.rows import Columns, prepare
@@ -39,24 +40,29 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a corpus is read and cut; `limit`: only so many rows of the source."""
+    """How a corpus is read and cut; `where`: only rows that fulfil this, `limit`: only so many of those."""
 
     source: Source
     columns: Columns
     corpus: Corpus
     limit: int | None = None
+    where: str | None = None
 
     def portions(self) -> Iterator[Portion]:
         """Yield the corpus as parts."""
-        batches = self.source.batches(self.columns.needed)
+        needed = self.columns.needed
+        if self.where is None:
+            batches = self.source.batches(needed)
+        else:
+            batches = filter_rows(self.source.batches(), self.where, needed)
         return cut_rows(prepare(batches, self.columns, self.limit), self.corpus)
 
     @property
     def total(self) -> int | None:
         """How many rows there will be, where it is known before they are read."""
-        if self.source.rows is None or self.limit is None:
-            return self.source.rows
-        return min(self.source.rows, self.limit)
+        if self.source.rows is None or self.where is not None:
+            return None
+        return self.source.rows if self.limit is None else min(self.source.rows, self.limit)
 
 
 def make_plan(client: Twolane, reading: Reading) -> Plan:
@@ -77,6 +83,8 @@ def make_plan(client: Twolane, reading: Reading) -> Plan:
         "skip_null": columns.skip_null,
         "limit": reading.limit,
     }
+    if reading.where is not None:
+        described["where"] = reading.where
     cut = (corpus.part_items, corpus.part_bytes)
     return Plan(model.id, corpus.options.as_query(), described, dimension, *cut, source=reading.source.name)
 
