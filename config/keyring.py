@@ -26,6 +26,7 @@ __all__ = [
     "KeyringError",
     "KeyringFile",
     "check_exposure",
+    "is_loopback",
     "list_problems",
     "load_keyring",
     "read_keys_file",
@@ -167,7 +168,7 @@ def check_exposure(settings: Settings) -> None:
     """
     if settings.keys_file is not None:
         load_keyring(settings.keys_file)
-    elif not _is_loopback(settings.host):
+    elif not is_loopback(settings.host):
         raise KeyringError(
             f"TWOLANE_HOST={settings.host} can be reached from other machines, and there are no API keys: set "
             "TWOLANE_KEYS_FILE (make a key with `python -m config.new_key new --tenant NAME --file keys.toml`), or "
@@ -175,7 +176,8 @@ def check_exposure(settings: Settings) -> None:
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return whether an address or a name leads to this machine and no other."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -37,6 +37,11 @@ class SettingFields(BaseSettings):
     cors_origins: str = Field(
         "", description="Origins whose web pages may call (https://example.org), comma-separated; *: any. Empty: none."
     )
+    allowed_hosts: str = Field(
+        "",
+        description="Names besides those of loopback under which a server without keys is called, comma-separated, as "
+        "behind a proxy that passes its own on; .example.org: with all below it; *: any.",
+    )
     keys_file: Path | None = Field(
         None,
         description="TOML file with the API keys and their limits; without it the server is open, on loopback only.",

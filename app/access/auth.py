@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, cast
 
 from flask import Flask, current_app, g, request
 
+from app.access.browser_guard import BrowserGuard
 from app.access.key_store import KeyRecord, KeyStore, key_id
 from app.http.places import current_place
 from app.http.request_ids import current_request_id, note_facts
@@ -144,6 +145,16 @@ class Authenticator:
             self._file = KeyringFile(settings.keys_file) if settings.keys_file is not None else None
         except KeyringError as error:
             raise ConfigError(str(error)) from error
+        self._guard = BrowserGuard(settings) if self._file is None else None
+
+    def check_caller(self, environ: Mapping[str, Any]) -> None:
+        """Refuse what a stranger's web page may have sent to a server without keys; `environ` as WSGI has it.
+
+        Raises:
+            PermissionDenied: see `BrowserGuard`.
+        """
+        if self._guard is not None:
+            self._guard.check(environ)
 
     def resolve_tenant(self, authorization: str, bare_key: str = "") -> Tenant:
         """Return the tenant of an `Authorization` header, `Bearer <key>` (RFC 6750); empty: there was none.
@@ -204,6 +215,7 @@ def protect(app: Flask, authenticator: Authenticator) -> None:
     """Let every request of this app through only with a tenant, but for the open paths."""
 
     def authenticate() -> None:
+        authenticator.check_caller(request.environ)
         if request.path == _CONSOLE or request.path.startswith(f"{_CONSOLE}/"):
             return  # it has sessions of its own
         if _is_open(request.path) and request.method in _SAFE_METHODS:

@@ -137,6 +137,7 @@ class DirectCalls:
         begin_request(environ.get("HTTP_X_REQUEST_ID", ""))
         tenant: Tenant | None = None
         try:
+            self._authenticator.check_caller(environ)
             tenant = self._authenticator.resolve_tenant(
                 environ.get("HTTP_AUTHORIZATION", ""), environ.get("HTTP_API_KEY", "")
             )
