@@ -5,6 +5,7 @@ Owns finding a binary, starting it with durable settings and ending it. Where `R
 
 import contextlib
 import importlib.util
+import os
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ __all__ = ["EmbeddedServer", "ServerNotFoundError", "die_with_parent", "find_ser
 _HOST = "127.0.0.1"
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 8.0
+_UMASK = 0o077
 
 
 class ServerNotFoundError(RuntimeError):
@@ -65,10 +67,12 @@ class EmbeddedServer:
         folder: where its data lives; made if missing. Data survives a restart.
         port: TCP port on 127.0.0.1; 0 takes a free one.
         options: further command-line options, e.g. `("--maxmemory", "100mb")`.
+        password: what clients have to bring; empty: nothing, which is for tests.
     """
 
-    def __init__(self, folder: Path, port: int = 0, options: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, port: int = 0, options: Sequence[str] = (), password: str = "") -> None:
         self.folder = folder
+        self._password = password
         self.port = port or free_port()
         self._options = tuple(options)
         self._process: subprocess.Popen[bytes] | None = None
@@ -76,7 +80,7 @@ class EmbeddedServer:
     @property
     def url(self) -> str:
         """The URL for clients."""
-        return f"redis://{_HOST}:{self.port}/0"
+        return f"redis://{f':{self._password}@' if self._password else ''}{_HOST}:{self.port}/0"
 
     @property
     def pid(self) -> int:
@@ -96,9 +100,9 @@ class EmbeddedServer:
             ServerNotFoundError: there is no binary.
             RuntimeError: it ended or did not answer in time; the message holds the end of its log.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._make_private()
         command = [
-            *(str(find_server_binary()), "--bind", _HOST, "--port", str(self.port)),
+            *(str(find_server_binary()), str(self._write_secret()), "--bind", _HOST, "--port", str(self.port)),
             *("--dir", str(self.folder.resolve()), "--daemonize", "no", "--logfile", "server.log"),
             *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
             *("--maxmemory-policy", "noeviction", "--protected-mode", "yes"),
@@ -110,6 +114,7 @@ class EmbeddedServer:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
+            umask=_UMASK,
             # It has a file to finish, so it is asked to end and not killed.
             preexec_fn=tied_to_parent(signal.SIGTERM),  # noqa: PLW1509 - two system calls, no locks
         )
@@ -146,8 +151,21 @@ class EmbeddedServer:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
+    def _make_private(self) -> None:
+        """Let only the owner read the folder, files of earlier versions too: they hold everybody's texts."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in (self.folder, *self.folder.rglob("*")):
+            path.chmod(0o700 if path.is_dir() else 0o600)
+
+    def _write_secret(self) -> Path:
+        """Write the password where only its owner reads it; arguments are read by every user of the machine."""
+        file = self.folder / "server.conf"
+        with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as target:
+            target.write(f"requirepass {self._password}\n" if self._password else "")
+        return file
+
     def _wait_until_ready(self) -> None:
-        client = redis.Redis(host=_HOST, port=self.port, socket_timeout=1, socket_connect_timeout=1)
+        client = redis.Redis.from_url(self.url, socket_timeout=1, socket_connect_timeout=1)
         deadline_s = time.monotonic() + _START_TIMEOUT_S
         with contextlib.closing(client):
             while time.monotonic() < deadline_s:

@@ -1,6 +1,6 @@
 """What belongs to a stack: which programs, on which ports, with which environment.
 
-Owns the choice of ports and Flower's password. Starts nothing.
+Owns the choice of ports and the passwords of Flower and the private server. Starts nothing.
 """
 
 import os
@@ -105,7 +105,7 @@ def _as_text(value: object) -> str:
 
 
 def make_plan(settings: Settings) -> Plan:
-    """Choose what the settings leave open. Makes the data folder and Flower's password in it.
+    """Choose what the settings leave open. Makes the data folder and the passwords in it.
 
     Raises:
         StackError: a port that was asked for is taken, a model is in no catalogue, the keys file is bad, or the server
@@ -126,7 +126,8 @@ def make_plan(settings: Settings) -> Plan:
     chosen: dict[str, object] = {"data_dir": data_dir, "port": port, "flower_port": flower_port}
     chosen["flower_url"] = settings.flower_url or f"http://{_HOST}:{flower_port}"
     if not settings.redis_url:
-        chosen["redis_url"] = f"redis://{_HOST}:{free_port()}/0"
+        password = _kept_password(data_dir / "redis-password")
+        chosen["redis_url"] = f"redis://:{password}@{_HOST}:{free_port()}/0"
     password, file = settings.flower_password.get_secret_value(), None
     if not password:
         file = data_dir / "flower-password"

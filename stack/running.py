@@ -127,7 +127,8 @@ class Stack:
             self._lock = None
 
     def _start_server(self) -> None:
-        server = EmbeddedServer(self.plan.server_folder, urlsplit(self.plan.settings.redis_url).port or 0)
+        url = urlsplit(self.plan.settings.redis_url)
+        server = EmbeddedServer(self.plan.server_folder, url.port or 0, password=url.password or "")
         try:
             self._server = server.start()
         except RuntimeError as error:

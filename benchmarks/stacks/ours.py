@@ -74,12 +74,13 @@ class Ours:
 
     @property
     def redis_url(self) -> str:
-        """URL of Redis, read from its command line."""
+        """URL of Redis, read from its command line and the stack's folder."""
         server = next(p for p in self.program.family() if p.name() in {"valkey-server", "redis-server"})
         port = re.search(r"127\.0\.0\.1:(\d+)", " ".join(server.cmdline()))
         if port is None:
             raise RuntimeError("Redis' process does not show its port")
-        return f"redis://127.0.0.1:{port[1]}/0"
+        password = (self.data / "redis-password").read_text("utf-8").strip()
+        return f"redis://:{password}@127.0.0.1:{port[1]}/0"
 
     def web(self) -> list[psutil.Process]:
         """Return the processes of the web tier."""

@@ -3,10 +3,16 @@
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
+from redis import Redis
+from redis.exceptions import AuthenticationError
 
-from stack.embedded_redis import free_port
+from config.settings import Settings
+from stack.embedded_redis import EmbeddedServer, free_port
+from stack.plan import make_plan
 from tests.support.stack_fixture import clean_environment
 
 
@@ -31,3 +37,26 @@ def test_no_server_starts_with_a_bad_keys_file(module: str, tmp_path: Path) -> N
     assert done.returncode > 0
     assert "keys[1].sha256" in done.stdout + done.stderr
     assert "tl-secret" not in done.stdout + done.stderr
+
+
+def test_the_embedded_server_wants_its_password_and_lets_only_its_owner_read_its_files(tmp_path: Path) -> None:
+    (tmp_path / "server" / "appendonlydir").mkdir(parents=True)
+    (tmp_path / "server" / "appendonlydir").chmod(0o755)
+    with EmbeddedServer(tmp_path / "server", password="secret") as server:
+        with Redis.from_url(server.url) as owner, Redis(port=server.port) as stranger:
+            owner.set("text", "private")
+            with pytest.raises(AuthenticationError):
+                stranger.get("text")
+        written = list((tmp_path / "server").rglob("*"))
+        assert any(path.suffix == ".aof" for path in written)
+        modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "server", *written)}
+        assert modes == {0o600, 0o700}
+        assert "secret" not in " ".join(psutil.Process(server.pid).cmdline())
+
+
+def test_the_private_server_of_a_stack_has_a_password_that_is_kept(tmp_path: Path) -> None:
+    settings = Settings(_env_file=None, data_dir=tmp_path, models=("fake",))
+    first, again = (urlsplit(make_plan(settings).settings.redis_url).password for _ in range(2))
+    assert first
+    assert first == again
+    assert (tmp_path / "redis-password").stat().st_mode & 0o777 == 0o600

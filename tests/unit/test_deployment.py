@@ -97,10 +97,19 @@ def test_each_gpu_has_one_worker_service_and_no_worker_starts_unasked() -> None:
 
 
 def test_the_store_keeps_what_it_was_given() -> None:
-    command = SERVICES["redis"]["command"]
-    options = dict(zip(command[1::2], command[2::2], strict=True))
+    words = SERVICES["redis"]["command"]
+    options = dict(itertools.pairwise(words))
     assert options["--appendonly"] == "yes"
     assert options["--maxmemory-policy"] == "noeviction"
+
+
+def test_nobody_reaches_the_store_without_its_password() -> None:
+    service = SERVICES["redis"]
+    words = " ".join(service["command"])
+    assert "--user default off" in words
+    assert re.search(r"--user twolane on >\$\{REDIS_PASSWORD:\?.+?\} ~twolane:\*", words)
+    assert service["cap_drop"] == ["ALL"]
+    assert "ports" not in service
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -108,7 +117,7 @@ def test_every_process_waits_for_the_store_and_has_time_to_stop(name: str) -> No
     service = SERVICES[name]
     assert service["depends_on"] == {"redis": {"condition": "service_healthy"}}
     assert service["stop_grace_period"]
-    assert service["environment"]["TWOLANE_REDIS_URL"] == "redis://redis:6379/0"
+    assert service["environment"]["TWOLANE_REDIS_URL"].endswith("@redis:6379/0")
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
