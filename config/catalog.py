@@ -85,6 +85,8 @@ class ModelCard(BaseModel):
     matryoshka_from: Annotated[int, Field(ge=0)] = 0
     similarity: Literal["cosine", "dot", "euclidean", "manhattan"] | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # In how many bits the weights of a decoder's linear layers are kept; empty: in the precision of the rest.
+    quantize: Literal["", "int8", "int4"] = ""
     query_instruction: str = ""
     # FlagEmbedding's format string, e.g. "Instruct: {}\nQuery: {}" or "{}{}"
     query_instruction_format: str = "{}{}"

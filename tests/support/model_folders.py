@@ -63,6 +63,7 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"max_position_embeddings": 256, "local_attention": 16, "global_attn_every_n_layers": 2, **_SPECIAL},
     ),
     "nomic_bert": ("bert", "NomicBertConfig", {"max_position_embeddings": 128, "head_dim": 16}),
+    "gte": ("xlmr", "GteConfig", {**_LIKE_ROBERTA, "rope_parameters": {"rope_type": "default", "rope_theta": 160_000}}),
     "eurobert": ("bert", "EuroBertConfig", {**_DECODER, **_SPECIAL}),
     "qwen2": ("bytes", "Qwen2Config", _DECODER),
     "qwen2-bidirectional": ("bytes", "Qwen2Config", {**_DECODER, "is_causal": False}),

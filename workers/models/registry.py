@@ -23,6 +23,7 @@ from workers.models.fingerprint import fingerprint_recipe, make_fingerprint
 from workers.models.folders.recognise import Recipe, recognise
 from workers.models.loaded import LoadedModel
 from workers.models.proof import prove
+from workers.models.quantize import check_quantized, quantize
 from workers.models.tokenizing.tokenizer import read_tokenizer
 from workers.models.weights import load_weights
 
@@ -54,6 +55,7 @@ def load_model(card: ModelCard, settings: Settings) -> LoadedModel:
         return _load_fake(card)
     recipe = recognise(card, fetch(card, settings))
     device = _device(settings)
+    check_quantized(recipe.card, device)
     kind = _backend(recipe.card, settings, device)
     if kind == "openvino":
         try:
@@ -72,6 +74,8 @@ def _proved(model: LoadedModel) -> LoadedModel:
 
 def _backend(card: ModelCard, settings: Settings, device: str) -> str:
     """Return torch, packed or openvino. OpenVINO is the faster one on a CPU, for what it can run."""
+    if card.quantize:
+        return "torch"
     if card.family in _TORCH_ONLY:
         if card.backend not in {"auto", "torch"}:
             raise ConfigError(f"model {card.name}: models of the family {card.family} are computed by torch only")
@@ -120,6 +124,8 @@ def _load_torch(recipe: Recipe, device: str, settings: Settings, *, packed: bool
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else _gpu_dtype(recipe.card, torch)
     weights = load_weights(recipe, dtype)
+    if recipe.card.quantize:
+        quantize(recipe.card, weights, device)
     where, kind = _BACKENDS.get(recipe.family, ("torch", "TorchBackend"))
     module = importlib.import_module(f"workers.models.backends.{where}")
     backend, fallback = getattr(module, kind)(weights, device, dtype), ""
@@ -130,7 +136,7 @@ def _load_torch(recipe: Recipe, device: str, settings: Settings, *, packed: bool
         card=recipe.card,
         tokenizer=weights.tokenizer,
         backend=backend,
-        fingerprint=fingerprint_recipe(recipe, dtype),
+        fingerprint=fingerprint_recipe(recipe, "+".join(filter(None, (dtype, recipe.card.quantize)))),
         fallback=fallback,
     )
 

@@ -87,6 +87,9 @@ class TorchBackend:
         would be off for good.
         """
         module = self._module
+        if any(type(one.data) is not torch.Tensor for one in module.parameters()):
+            # Weights of 8 or 4 bits hold no more than they give.
+            return run()
         narrow = [one for one in itertools.chain(module.parameters(), module.buffers()) if one.dtype in _HALF]
         dtypes = [one.dtype for one in narrow]
         try:

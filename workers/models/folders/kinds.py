@@ -35,7 +35,7 @@ _DECODERS = frozenset(
     ]
 )
 # transformers has these classes itself by now; what folders of theirs still say of own code is not needed.
-_ADOPTED = frozenset(["eurobert", "modernbert", "nomic_bert"])
+_ADOPTED = frozenset(["eurobert", "gte", "modernbert", "nomic_bert"])
 _FIX = "name a sequence classification model with one label"
 
 
