@@ -36,10 +36,13 @@ from config.keyring import check_exposure
 from config.logging import configure_logging
 from config.secrets import mask_secrets
 from config.settings import Settings
+from tasks.connections import check_redis
 from tasks.errors import ConfigError
+from tasks.periodic import PeriodicThread
 from tasks.presence.counters import Counters
 from tasks.presence.web_processes import WebReporter
 from tasks.storage.filesystem import check_data_folder, check_storage
+from tasks.storage.shared_places import EVERY_S
 
 __all__ = ["run_server"]
 
@@ -69,7 +72,6 @@ _LOGGING: dict[str, Any] = {
         "granian.access": {"handlers": [], "propagate": True},
     },
 }
-_STOP_TIMEOUT_S = 4
 # Also the time that an idle connection is kept: HTTP clients keep theirs for 5 s, and would send into a closed one.
 _HEADER_TIMEOUT_MS = 60_000
 # Of each connection, for what it may send before it is known to be a request; bodies are read in blocks of this size.
@@ -77,17 +79,18 @@ _HEAD_BYTES = 2**16
 
 
 def run_server(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; what runs then has four seconds.
+    """Serve until SIGTERM or SIGINT; what runs then has `web_stop_s` to end.
 
     Raises:
         config.keyring.KeyringError: without keys, on an address that is not loopback.
-        tasks.errors.ConfigError: no server for queues and state is named, or results or files cannot be kept.
+        tasks.errors.ConfigError: Redis is not named or refuses, or results or files cannot be kept.
     """
     check_exposure(settings)
     if not settings.redis_url:
         raise ConfigError("REDIS_URL is empty: name a running server, or let `make serve` start one")
     _configure_logging(settings)
     _log.info("settings of the web server: %s", _list_settings(settings))
+    check_redis(settings.redis_url)
     check_data_folder(settings)
     check_storage(settings, files=True)
     address, port = _choose_address(settings)
@@ -107,7 +110,7 @@ def run_server(settings: Settings) -> None:
         log_dictconfig=_LOGGING,
         respawn_failed_workers=True,
         respawn_interval=0.5,
-        workers_kill_timeout=_STOP_TIMEOUT_S,
+        workers_kill_timeout=settings.web_stop_s,
     )
     server.serve(target_loader=partial(_load, settings, port), wrap_loader=False)
 
@@ -126,6 +129,7 @@ def _load(settings: Settings, port: int) -> Any:
     _start_counting(app)
     WorkerWatch(app.extensions["twolane"]).start()
     EventLines(app.extensions["twolane"].redis).start()
+    PeriodicThread(app.extensions["twolane"].files.places.announce, EVERY_S, "places").start()
     threading.Thread(target=_watch_readers, args=(port,), name="stalled-readers", daemon=True).start()
     return app
 

@@ -258,6 +258,10 @@ class SettingFields(BaseSettings):
     worker_stop_s: Seconds = Field(
         8.0, description="How long a worker may finish what it holds when it is stopped; then it is killed."
     )
+    web_stop_s: Count = Field(
+        20,
+        description="How long a web server may finish its calls when it is stopped; then it is killed.",
+    )
     lanes: bool = Field(
         default=True,
         description="Interactive work goes ahead of bulk; false: one queue in the order of arrival, to compare with.",

@@ -124,6 +124,11 @@ class SupervisedProcess:
         """Let its next start be due in so many seconds, instead of after `delay_s`, which stays as it is."""
         self._start_at_s = time.monotonic() + delay_s
 
+    def try_again(self, delay_s: float) -> None:
+        """Start it in so many seconds although it was given up."""
+        self.given_up = False
+        self.start_after(delay_s)
+
     def terminate(self) -> None:
         """Send it SIGTERM."""
         if self._process is not None:

@@ -18,6 +18,7 @@ from typing import Self
 import redis
 
 from config.parent_death import die_with_parent, tied_to_parent
+from stack.append_only_file import cut_garbage
 
 __all__ = ["EmbeddedServer", "ServerNotFoundError", "die_with_parent", "find_server_binary", "free_port"]
 
@@ -25,6 +26,7 @@ _HOST = "127.0.0.1"
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 8.0
 _UMASK = 0o077
+_DAMAGED = "Bad file format reading the append only file"
 
 
 class ServerNotFoundError(RuntimeError):
@@ -75,6 +77,8 @@ class EmbeddedServer:
         self._password = password
         self.port = port or free_port()
         self._options = tuple(options)
+        # What was mended at the start, a sentence; empty: nothing.
+        self.mended = ""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -94,12 +98,23 @@ class EmbeddedServer:
         return self._process.pid
 
     def start(self) -> Self:
-        """Start the process and wait until it has read its data and answers.
+        """Start the process and wait until it has read its data and answers; garbage behind the data is cut off.
 
         Raises:
             ServerNotFoundError: there is no binary.
+            DamagedFile: the data is damaged in its middle.
             RuntimeError: it ended or did not answer in time; the message holds the end of its log.
         """
+        try:
+            self._launch()
+        except RuntimeError as error:
+            if _DAMAGED not in str(error) or not (mended := cut_garbage(self.folder)):
+                raise
+            self._launch()
+            self.mended = mended
+        return self
+
+    def _launch(self) -> None:
         self._make_private()
         command = [
             *(str(find_server_binary()), str(self._write_secret()), "--bind", _HOST, "--port", str(self.port)),
@@ -119,7 +134,6 @@ class EmbeddedServer:
             preexec_fn=tied_to_parent(signal.SIGTERM),  # noqa: PLW1509 - two system calls, no locks
         )
         self._wait_until_ready()
-        return self
 
     @property
     def running(self) -> bool:

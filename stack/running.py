@@ -26,6 +26,7 @@ _PROBE_TIMEOUT_S = 2.0
 _GRACE_S = 0.5
 _LONGEST_DELAY_S = 10.0
 _STARTS_WITHOUT_SUCCESS = 4
+_WORKER_RETRY_S = 30.0
 
 
 class Stack:
@@ -34,10 +35,12 @@ class Stack:
     Args:
         plan: what runs where.
         sink: gets (name, line) for each line that a child prints.
+        outlives_worker: whether it goes on when the worker cannot start.
     """
 
-    def __init__(self, plan: Plan, sink: Sink) -> None:
+    def __init__(self, plan: Plan, sink: Sink, *, outlives_worker: bool = False) -> None:
         self.plan = plan
+        self._outlives_worker = outlives_worker
         self.ready = False
         self._sink = sink
         self._lock: IO[str] | None = None
@@ -112,7 +115,11 @@ class Stack:
         Args:
             hurry: asked all the time; when it turns true, nothing is waited for any more.
         """
-        stop_all(self._children, self.plan.settings.worker_stop_s + _GRACE_S, hurry)
+        settings = self.plan.settings
+        # The calls that the web server finishes need workers.
+        web, others = self._children[:1], self._children[1:]
+        stop_all(web, settings.web_stop_s + _GRACE_S, hurry)
+        stop_all(others, settings.worker_stop_s + _GRACE_S, hurry)
         self.kill()
 
     def kill(self) -> None:
@@ -133,12 +140,21 @@ class Stack:
             self._server = server.start()
         except RuntimeError as error:
             raise StackError(str(error)) from error
+        if server.mended:
+            self._sink("server", server.mended)
 
     def _judge(self, child: SupervisedProcess, code: int) -> None:
         name = child.program.name
+        needed = name != "worker" or not self._outlives_worker
+        if child.given_up and not needed:
+            # Results are read and jobs are taken without it, and its model may be mended meanwhile.
+            child.try_again(_WORKER_RETRY_S)
+            again = f"its reason stands above; all else goes on, and it is tried again in {_WORKER_RETRY_S:.0f} s"
+            self._sink(name, f"the worker cannot start with these settings; {again}")
+            return
         if child.given_up:
             raise StackError(f"{name} cannot start with these settings; its reason stands above")
-        if not self.ready and child.starts >= _STARTS_WITHOUT_SUCCESS:
+        if needed and not self.ready and child.starts >= _STARTS_WITHOUT_SUCCESS:
             raise StackError(f"{name} ended {child.starts} times before the stack was ready; its reason stands above")
         self._sink(name, f"ended with code {code} and is started again")
 

@@ -104,7 +104,7 @@ def _run(settings: Settings, terminal: _Terminal) -> None:
     stopping = _Wish()
     started_s = time.monotonic()
     plan = make_plan(settings)
-    stack = Stack(plan, terminal.line)
+    stack = Stack(plan, terminal.line, outlives_worker=True)
     try:
         stack.start()
         if stack.wait_until_ready(_Progress(terminal), stopping):

@@ -1,19 +1,23 @@
 """Connections to Redis, as our own threads use them.
 
-Owns the times after which a thread gives up. Opens nothing by itself.
+Owns the times after which a thread gives up, and the check of what Redis allows. Opens nothing by itself.
 """
 
 from collections.abc import Sequence
 from typing import Any
 
-from redis import Redis, ResponseError
+from redis import Redis, RedisError, ResponseError
 from redis.backoff import NoBackoff
 from redis.connection import Connection
+from redis.exceptions import ReadOnlyError
 from redis.retry import Retry
 
+from tasks import keys
+from tasks.errors import ConfigError
+from tasks.redis_failures import is_refusal, words_of
 from tasks.scripts import Argument
 
-__all__ = ["Command", "PackedConnection", "connect"]
+__all__ = ["Command", "PackedConnection", "check_redis", "connect"]
 
 Command = Sequence[Argument]
 _ANSWER_TIMEOUT_S = 1.0  # Redis does not answer at all when it is this late
@@ -39,6 +43,35 @@ def connect(
         socket_keepalive=True,
         retry=Retry(NoBackoff(), retries),
     )
+
+
+def check_redis(url: str) -> None:
+    """Try what Twolane needs of Redis, so that a wrong password or a missing right stops the start.
+
+    A Redis that does not answer now, or is a replica until a failover is over, is no error: it is waited for.
+
+    Raises:
+        ConfigError: Redis refuses something; the message names it.
+    """
+    write = "return redis.call('SET', KEYS[1], '', 'PX', 1000)"
+    needs: dict[str, Command] = {
+        "to ask INFO": ("INFO", "memory"),
+        "to write to keys twolane:* by scripts": ("EVAL", write, 1, keys.rights_probe()),
+        "to wait for lists (BLMPOP, of Redis 7)": ("BLMPOP", 0.01, 1, keys.rights_probe(), "LEFT"),
+        "to publish to channels": ("PUBLISH", keys.BROKER_PREFIX, ""),
+        # The last: such a connection takes no other commands any more. A pattern has to stand in the ACL as it is.
+        "to subscribe to patterns of channels (&*)": ("PSUBSCRIBE", f"{keys.BROKER_PREFIX}any"),
+    }
+    with connect(url, name="check") as redis:
+        for need, call in needs.items():
+            try:
+                redis.execute_command(*call)
+            except ReadOnlyError:
+                continue
+            except RedisError as error:
+                if is_refusal(error) and "WRONGTYPE" not in words_of(error):
+                    problem = f"the user of REDIS_URL has to be allowed {need}: {words_of(error)}"
+                    raise ConfigError(f"{problem}; docs/operations.md has the line for its ACL") from error
 
 
 class PackedConnection:

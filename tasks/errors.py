@@ -22,12 +22,13 @@
     |   |-- RateLimited         the key has used up a limit of its own
     |   |-- StoreFull           Redis has no room for new jobs now
     |   |-- StoreUnavailable    Redis does not answer, or the file storage
+    |   |   `-- StoreRefused    it answers, and will refuse the same again
     |   `-- DeadlineExceeded    the answer came too late, or not at all
     |-- WorkError               computing failed
     |   |-- ItemFailed          one item cannot be computed; its neighbours can
     |   |   |-- InvalidEmbedding  the model gives no finite value for it
     |   |   |-- WorkerCrashed   it ended the workers that computed it
-    |   |   |-- GaveUp          its chunk ended too many workers
+    |   |   |-- GaveUp          its chunk ended too many workers, or failed too often
     |   |   |-- InputLost       its text is gone
     |   |   `-- InvalidText     its text is not Unicode
     |   |-- OutOfMemory         a batch does not fit on the device
@@ -68,6 +69,7 @@ __all__ = [
     "RateLimited",
     "RequestError",
     "StoreFull",
+    "StoreRefused",
     "StoreUnavailable",
     "TooLarge",
     "TwolaneError",
@@ -232,6 +234,13 @@ class StoreUnavailable(CapacityError):
     code = "store_unavailable"
 
 
+class StoreRefused(StoreUnavailable):
+    """Redis or the file storage refuses what the server needs of it, until an operator changes something."""
+
+    code = "store_refused"
+    retryable = False
+
+
 class DeadlineExceeded(CapacityError):
     """The answer did not come within the deadline."""
 
@@ -263,7 +272,7 @@ class WorkerCrashed(ItemFailed):
 
 
 class GaveUp(ItemFailed):
-    """The chunk of this item ended too many workers, and the item that is to blame was not found."""
+    """The chunk of this item ended too many workers, or failed as a whole too often; no single item is to blame."""
 
     code = "gave_up"
 

@@ -279,6 +279,26 @@ def store_sweep() -> Key:
     return Key(f"{_PREFIX}:store:sweep")
 
 
+def rights_probe() -> Key:
+    """A string that is written at start, for a second: whether that is allowed."""
+    return Key(f"{_PREFIX}:rights")
+
+
+def store_identity() -> Key:
+    """A string: which Redis this is, for what lies outside of it."""
+    return Key(f"{_PREFIX}:store:identity")
+
+
+def store_orphans() -> Key:
+    """A sorted set: jobs that have files and no record, by the time at which that was first seen."""
+    return Key(f"{_PREFIX}:store:orphans")
+
+
+def storage_places(setting: str) -> Key:
+    """A sorted set: where processes keep the files of a setting, by the time at which they last said so."""
+    return Key(f"{_PREFIX}:storage-places:{setting}")
+
+
 def store_uploads() -> Key:
     """Sorted set: jobs to be, whose inputs are being stored, by the time (ms) at which they count as abandoned."""
     return Key(f"{_PREFIX}:store:uploads")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from redis import RedisError
 
+from tasks.redis_failures import explain_failure, words_of
+
 __all__ = ["PeriodicThread"]
 
 _log = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class PeriodicThread:
                 failing = False
             except RedisError as error:
                 if not failing:
-                    _log.warning("%s: Redis does not answer: %s", self._name, error)
+                    _log.warning("%s: %s: %s", self._name, explain_failure(error).message, words_of(error))
                 failing = True
             except Exception as error:  # noqa: BLE001 - the edge of a thread that must outlive single failures
                 if not failing:

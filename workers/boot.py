@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,8 @@ from tasks.lanes import Lane, Service
 from tasks.periodic import PeriodicThread
 from tasks.presence.counters import Counters
 from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo
+from tasks.storage.shared_places import EVERY_S, SharedPlaces
+from workers.consumer_watch import ConsumerWatch
 from workers.cores import plan_cores
 from workers.fleet_reporter import FleetReporter
 from workers.hardware import choose_devices
@@ -93,7 +96,7 @@ class ModelsStep(bootsteps.StartStopStep):  # type: ignore[misc] # celery has no
         signal.signal(signal.SIGTERM, stop_handler)
         # Tickets of a model that this worker lacks are for others.
         select_queues(worker.app, self._services.lanes.cards)
-        self._services.start(QueueFollower(worker))
+        self._services.start(QueueFollower(worker), ConsumerWatch(worker))
 
     def close(self, worker: Any) -> None:  # noqa: ARG002
         """Withdraw, so that no new request counts on this worker."""
@@ -117,6 +120,7 @@ class _WorkerServices:
         catalog = _read_catalog(settings)
         settings = _choose_hardware(settings)
         self._worker_id, self._device = worker_id, settings.device
+        self._takes: Callable[[Lane], bool] = lambda _: True
         heartbeat_redis = connect(settings.redis_url, name="announce")
         self._reports = ModelReporting(heartbeat_redis, worker_id, settings)
         self._fleet = FleetReporter(heartbeat_redis, worker_id, self._reports.states, settings)
@@ -146,12 +150,16 @@ class _WorkerServices:
         turns_redis = connect(settings.redis_url, name="turns", block_s=1.0)
         self._turns = TurnsWatch(turns_redis, app.twolane.sharing.held)
         self._reaper = PeriodicThread(partial(_reap_all, leases, self.lanes), _REAP_EVERY_S, "reaper")
+        places = SharedPlaces(heartbeat_redis, settings, files=False)
+        self._places = PeriodicThread(places.announce, EVERY_S, "places")
         self._heartbeat = WorkerHeartbeat(heartbeat_redis, worker_id, self.lanes.describe, settings.worker_ttl_s)
 
-    def start(self, queues: QueueFollower) -> None:
+    def start(self, queues: QueueFollower, consumer: ConsumerWatch) -> None:
+        self._takes = consumer.takes
         self._server.start()
         self._turns.start()
         self._reaper.start()
+        self._places.start()
         self.lanes.announce, self.lanes.on_open, self.lanes.on_close = self._heartbeat.beat, queues.take, queues.leave
         self._heartbeat.start()
         self._reports.start(self.engine.well_models, self.engine.idle_s)
@@ -176,6 +184,7 @@ class _WorkerServices:
     def stop(self) -> None:
         self.withdraw()
         self._turns.stop()
+        self._places.stop(_REAP_STOP_S)
         self._reaper.stop(_REAP_STOP_S)
         self._server.stop()
         self._fleet.stop()
@@ -198,6 +207,7 @@ class _WorkerServices:
             call_target_ms=calls.target_ms,
             call_p99_ms=calls.p99_ms,
             call_expected_ms=calls.expected_ms,
+            bulk=self._takes(Lane(model.card.slug, Service.BULK)),
         )
 
 

@@ -18,7 +18,9 @@ __all__ = ["find_unready_models", "main"]
 
 
 def find_unready_models(settings: Settings, host: str) -> list[str]:
-    """Return the models of the settings, by slug, for which no healthy worker is ready here, but for unloaded ones.
+    """Return the models of the settings, by slug, for which no healthy worker takes calls and chunks here.
+
+    Unloaded ones are left out.
 
     Raises:
         tasks.errors.StoreUnavailable: the server does not answer.
@@ -30,7 +32,7 @@ def find_unready_models(settings: Settings, host: str) -> list[str]:
     return [
         slug
         for slug in slugs
-        if slug not in idle and not any(one.host == host and one.healthy for one in ready.get(slug, []))
+        if slug not in idle and not any(one.host == host and one.healthy and one.bulk for one in ready.get(slug, []))
     ]
 
 

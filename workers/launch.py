@@ -21,7 +21,7 @@ from redis import RedisError
 from config.logging import configure_logging
 from config.settings import Settings, SettingsError, load_settings
 from config.supervisor import EXIT_CONFIG, Program, SupervisedProcess, stop_all
-from tasks.connections import connect
+from tasks.connections import check_redis, connect
 from tasks.errors import ConfigError
 from tasks.presence.counters import Counters
 from tasks.presence.device_states import DeviceReport, DeviceReporter, DeviceState
@@ -200,6 +200,7 @@ def _make_launcher(settings: Settings) -> tuple[Launcher, DeviceReporter]:
     configure_logging(settings, "launcher")
     if not settings.redis_url:
         raise ConfigError("REDIS_URL is not set: workers need a server; `make serve` starts one by itself")
+    check_redis(settings.redis_url)
     check_data_folder(settings)
     check_storage(settings, files=False)
     launcher = Launcher(settings, choose_devices(settings, os.environ))

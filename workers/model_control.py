@@ -16,6 +16,7 @@ from tasks.lanes import Lane, Service
 from tasks.periodic import PeriodicThread
 from tasks.presence.model_orders import ModelOrder, ModelOrders
 from tasks.presence.model_states import ModelReports
+from tasks.redis_failures import explain_failure, words_of
 from workers.loading import ModelSet
 from workers.reporting import ModelReporting
 
@@ -85,7 +86,7 @@ class ModelControl:
         try:
             return self._orders.read_for(self._reports.worker)
         except RedisError as error:
-            _log.warning("orders of admins are followed later, Redis does not answer: %s", error)
+            _log.warning("orders of admins are followed later, %s: %s", explain_failure(error).message, words_of(error))
             return []
 
     def run_once(self) -> None:

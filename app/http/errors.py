@@ -16,7 +16,7 @@ from flask import Flask, Response, current_app, request
 from flask_openapi3.models import OPENAPI3_REF_PREFIX
 from flask_openapi3.types import ResponseDict
 from pydantic import BaseModel, ValidationError
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis import RedisError
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.exceptions import NotFound as HTTPNotFound
 
@@ -43,12 +43,12 @@ from tasks.errors import (
     PermissionDenied,
     RateLimited,
     RequestError,
-    StoreFull,
     StoreUnavailable,
     TooLarge,
     TwolaneError,
     WorkError,
 )
+from tasks.redis_failures import explain_failure, words_of
 
 __all__ = [
     "ErrorBody",
@@ -241,10 +241,8 @@ def _whole_seconds(seconds: float) -> int:
 
 
 def _render_store_failure(error: RedisError) -> Response:
-    _log.warning("Redis failed: %s", type(error).__name__)
-    if isinstance(error, OutOfMemoryError):
-        return render_error(StoreFull("Redis takes no new work now", retry_after_s=10))
-    return render_error(StoreUnavailable("Redis does not answer", retry_after_s=2))
+    _log.warning("Redis failed: %s", words_of(error))
+    return render_error(explain_failure(error))
 
 
 def _render_http_exception(error: HTTPException) -> Response:

@@ -180,7 +180,10 @@ def _make_batch(chunk: ResultChunk, schema: "pa.Schema") -> "pa.RecordBatch":
 def _make_vectors(chunk: ResultChunk, kind: Any, mask: Any) -> Any:
     import pyarrow as pa  # noqa: PLC0415 - see the module's docstring
 
-    flat = pa.array(chunk.values.reshape(-1), kind.value_type)
+    # Of a chunk that was given up the vectors have no length.
+    given_up = len(chunk.errors) == len(chunk.values)
+    values = np.zeros((len(chunk.values), kind.list_size), chunk.values.dtype) if given_up else chunk.values
+    flat = pa.array(values.reshape(-1), kind.value_type)
     return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=mask)
 
 

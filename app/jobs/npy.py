@@ -87,6 +87,10 @@ class NpyFile:
                 yield from self._missing(offset, state.items)
                 continue
             chunk = self._results.read(state)
+            if len(chunk.errors) == state.items:
+                # Of a chunk that was given up the vectors have no length.
+                yield from self._missing(offset, state.items)
+                continue
             values = chunk.values.astype(self._dtype)
             values[list(chunk.errors)] = self._missing_value
             yield offset, values.tobytes()

@@ -16,7 +16,7 @@ from app.http.responses import encode_json
 from app.jobs.result_items import ItemShape, ResultChunk, read_frame
 from app.services import Services
 from app.vector_formats import Precision, VectorFormat, quantize, quantize_chunks
-from tasks.errors import Expired, NotFinished, TwolaneError
+from tasks.errors import Expired, NotFinished, StoreUnavailable, TwolaneError
 from tasks.jobs.job import ChunkState, Job
 
 __all__ = ["Results"]
@@ -99,9 +99,12 @@ class Results:
 
         Raises:
             Expired: it is not there any more.
+            StoreUnavailable: another host may have it in a folder of its own.
         """
         frame = self._live.blobs.get_result(self.job.id, state.index, state.pointer)
         if frame is None:
+            if sentence := self._live.files.places.explain("TWOLANE_RESULTS_URL"):
+                raise StoreUnavailable(sentence, retry_after_s=30)
             raise Expired(f"the results of job {self.job.id} are not kept any more")
         chunk = read_frame(frame)
         if self._precision == "float":
@@ -116,9 +119,9 @@ class Results:
         card = self._live.catalog.find(self.job.model)
         known = self.job.params.dimensions or (card.dimension if card is not None else None)
         if not known or self.job.ended:
-            first = next(self.chunks(), None)
+            first = next((state for state in self.settled() if state and state.completed), None)
             if first is not None:
-                return int(first.values.shape[1])
+                return int(self.read(first).values.shape[1])
         return int(quantize(np.zeros((1, known or 0), np.float32), self._precision).shape[1])
 
     def page(

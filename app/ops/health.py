@@ -23,6 +23,8 @@ from tasks.presence.worker_registry import WorkerInfo
 
 __all__ = ["blueprint"]
 
+_NO_CHUNKS = "a worker that takes chunks of jobs: those there answer calls only, their logs say why"
+
 blueprint = APIBlueprint("ops", __name__, abp_tags=[Tag(name="operations", description="Probes")])
 
 
@@ -65,7 +67,7 @@ def health() -> Response:
     state["sick"] = _sick(live) if state["store"] == "ok" else []
     state["live"] = True
     with contextlib.suppress(RedisError):
-        state["warnings"] = warn_of_eviction(live.redis)
+        state["warnings"] = warn_of_eviction(live.redis) + live.files.places.differing()
         state["devices"] = [_describe_device(report) for report in read_devices(live.redis)]
     return _render(state)
 
@@ -74,7 +76,7 @@ def _render(state: dict[str, Any]) -> Response:
     if state["status"] != "waiting":
         return json_response(state)
     waiting = [name for name, model in state["models"].items() if not model["ready"]]
-    reason = "Redis does not answer" if state["store"] != "ok" else f"no worker is ready for {', '.join(waiting)}"
+    reason = state.get("problem") or f"no worker is ready for {', '.join(waiting)}"
     error = NoWorker(reason, retry_after_s=2) if state["store"] == "ok" else StoreUnavailable(reason, retry_after_s=2)
     return not_ready_response(error, state)
 
@@ -82,11 +84,11 @@ def _render(state: dict[str, Any]) -> Response:
 def _measure(live: Services) -> dict[str, Any]:
     try:
         ready: dict[str, list[Any]] = dict(live.presence.ready_models())
-        store = "ok"
-    except StoreUnavailable:
-        ready, store = {}, "unavailable"
+        store, problem = "ok", {}
+    except StoreUnavailable as error:
+        ready, store, problem = {}, "unavailable", {"problem": error.message}
     models = {_shown(live, name): _describe(live, name, ready, store) for name in live.settings.models}
-    return {"status": _sum_up(models) if store == "ok" else "waiting", "store": store, "models": models}
+    return {"status": _sum_up(models) if store == "ok" else "waiting", "store": store, **problem, "models": models}
 
 
 def _shown(live: Services, name: str) -> str:
@@ -111,8 +113,10 @@ def _describe(live: Services, name: str, ready: dict[str, list[Any]], store: str
     workers = len(ready.get(card.slug, ()))
     failed = [report.reason for report in live.reports.failures(card.slug)] if store == "ok" else []
     more: dict[str, Any] = {"failed": failed} if failed else {}
-    if workers:
+    if any(worker.bulk for worker in ready.get(card.slug, ())):
         return {"ready": True, "workers": workers, **more}
+    if workers:
+        return {"ready": False, "workers": workers, "waits_for": _NO_CHUNKS, **more}
     if failed and live.reports.given_up(card.slug):
         return {"ready": False, "workers": 0, "given_up": True, "waits_for": "its folder or card to be mended", **more}
     if store == "ok" and live.reports.unloaded(card.slug):
@@ -131,6 +135,7 @@ def _workers(live: Services) -> list[dict[str, Any]]:
             "tokens_per_s": round(facts.tokens_per_s, 1),
             "calls": _calls(facts),
             **({"fallback": facts.fallback} if facts.fallback else {}),
+            **({} if facts.bulk else {"bulk": False}),
         }
         for model, workers in live.presence.ready_models().items()
         for facts in workers

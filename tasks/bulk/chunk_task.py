@@ -20,13 +20,14 @@ from tasks.bulk.device_sharing import DeviceSharing
 from tasks.bulk.outcomes import ChunkOutcomes
 from tasks.celery import app, bulk_queue, publisher
 from tasks.engine import NO_METER, Engine, ItemError, Meter, count_usage
-from tasks.errors import CapacityError, EngineClosed, InputLost
+from tasks.errors import CapacityError, EngineClosed, InputLost, StoreRefused
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.claims import Claim, ClaimCode, Completed, Completion
 from tasks.jobs.job import ChunkInput
 from tasks.jobs.leases import Leases
 from tasks.lanes import Lane, Service
 from tasks.presence.eviction import warn_of_eviction
+from tasks.redis_failures import explain_failure, is_refusal, words_of
 
 __all__ = ["RUN_CHUNK", "WorkerContext", "publish_messages", "reap", "run_chunk"]
 
@@ -185,12 +186,16 @@ def _settle(context: WorkerContext, claim: Claim) -> str:
     except Stopped:
         context.leases.release(claim)
         return f"{chunk} was stopped"
+    except StoreRefused as error:
+        return _fail_refused(context, claim, error)
     except (CapacityError, EngineClosed) as error:
         _log.info("chunk %s of %s goes back: %s", claim.chunk, claim.job_id, error)
         context.leases.release(claim, _BUSY_DELAY_S)
         return f"{chunk} went back: {error}"
-    except RedisError:
-        raise
+    except RedisError as error:
+        if not is_refusal(error):
+            raise
+        return _fail_refused(context, claim, error)
     except Exception as error:  # noqa: BLE001 - the edge of a chunk: whatever went wrong, it must not stay claimed
         _log.exception("chunk %s of %s failed at attempt %s", claim.chunk, claim.job_id, claim.attempt)
         context.leases.fail(claim, type(error).__name__)
@@ -198,9 +203,20 @@ def _settle(context: WorkerContext, claim: Claim) -> str:
     return f"{chunk}: {completion.completed} items, {completion.failed} failed"
 
 
+def _fail_refused(context: WorkerContext, claim: Claim, error: StoreRefused | RedisError) -> str:
+    """Count an attempt whose result was refused for good; the pauses grow, since everything may be refused alike."""
+    reason = error.message if isinstance(error, StoreRefused) else explain_failure(error).message
+    facts = claim.chunk, claim.job_id, claim.attempt, words_of(error)
+    _log.error("the result of chunk %s of %s is refused at attempt %s: %s", *facts)
+    context.leases.fail(claim, reason, _BUSY_DELAY_S * 2 ** min(claim.failures, 8))
+    return f"refused: chunk {claim.chunk} of {claim.job_id}, attempt {claim.attempt}: {reason}"
+
+
 def _compute(context: WorkerContext, claim: Claim) -> Completion:
     items = context.blobs.get_input(claim.job_id, claim.chunk)
-    width = claim.params.dimensions or context.dimensions.get(claim.model, 0)
+    # Of a chunk that is given up no vector is kept: a frame of zeros would be refused as the result was.
+    given_up = claim.code is ClaimCode.POISON
+    width = 0 if given_up else claim.params.dimensions or context.dimensions.get(claim.model, 0)
     if items is None:
         # Deleted with its job, or completed by another worker: then this is not counted. Lost: then it is an error.
         outcomes = ChunkOutcomes(claim, ChunkInput([""] * claim.items), width)
@@ -218,7 +234,8 @@ def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> N
     """Store the result, retrying while Redis is down: it has cost device time.
 
     Raises:
-        redis.RedisError: Redis stays down.
+        redis.RedisError: Redis stays down, or refuses the result.
+        StoreRefused: the result can never be stored.
     """
     until_s = time.monotonic() + 2 * context.settings.lease_s
     while True:
@@ -226,8 +243,8 @@ def _complete(context: WorkerContext, claim: Claim, completion: Completion) -> N
             pointer = context.blobs.stage_result(claim, completion.frame)
             code = context.leases.complete(claim, completion, pointer)
             break
-        except RedisError:
-            if time.monotonic() > until_s:
+        except RedisError as error:
+            if is_refusal(error) or time.monotonic() > until_s:
                 raise
             time.sleep(_COMPLETE_PAUSE_S)
     if code is Completed.OK:

@@ -62,8 +62,9 @@ class ChunkWork:
             Exception: whatever else the engine ends the whole with, at the first attempt.
         """
         if self._claim.code is ClaimCode.POISON:
+            reason = self._claim.reason or "it ended too many workers"
             for position in outcomes.left:
-                outcomes.fail(position, ItemError.of(GaveUp("the chunk of this item ended too many workers")))
+                outcomes.fail(position, ItemError.of(GaveUp(f"the chunk of this item was given up: {reason}")))
         elif self._claim.attempt == 1:
             with self._lock.read(self._step_s, self._beat):
                 positions = outcomes.left

@@ -21,6 +21,7 @@ from tasks.errors import CapacityError, NotFound, StoreUnavailable
 from tasks.keys import Key
 from tasks.scripts import Script, Scripts
 from tasks.storage.objects import ByteStore
+from tasks.storage.shared_places import SharedPlaces
 
 __all__ = ["FileStore", "FileWriter", "NewFile", "Purpose", "SortOrder", "StoredFile"]
 
@@ -129,14 +130,16 @@ class FileStore:
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
         self.bytes = ByteStore(settings)
+        self.places = SharedPlaces(redis, settings, files=True)
         self._scripts = Scripts(redis)
 
     def open_writer(self, new: NewFile) -> "FileWriter":
         """Announce a new file and return its writer.
 
         Raises:
-            StoreFull, StoreUnavailable: the bytes cannot be written.
+            StoreFull, StoreUnavailable: the bytes cannot be written, or others would not find them.
         """
+        self._require_one_place()
         return FileWriter(self, new)
 
     def get(self, file_id: str, tenant: str, *, hidden: bool = False) -> StoredFile:
@@ -171,7 +174,12 @@ class FileStore:
 
     def open(self, file: StoredFile) -> IO[bytes]:
         """Open the bytes of a file for reading; errors as `ByteStore.open`."""
-        return self.bytes.open(_member(file.id, file.tenant))
+        try:
+            return self.bytes.open(_member(file.id, file.tenant))
+        except NotFound:
+            # Another host may have them: that is no reason for a batch to fail for good.
+            self._require_one_place()
+            raise
 
     def link(self, file: StoredFile, lasts_s: float) -> str | None:
         """Return an address of the bytes in object storage, see `ByteStore.link`."""
@@ -240,6 +248,10 @@ class FileStore:
         return self.get(file_id, new.tenant, hidden=new.hidden)
 
     # -- inside
+
+    def _require_one_place(self) -> None:
+        if sentence := self.places.explain("TWOLANE_FILES_URL"):
+            raise StoreUnavailable(sentence, retry_after_s=30)
 
     def _now_s(self) -> float:
         seconds, micros = self._redis.time()

@@ -28,6 +28,7 @@ from tasks.errors import DeadlineExceeded, LaneFull, NoWorker, StoreUnavailable,
 from tasks.interactive import protocol
 from tasks.keys import Key
 from tasks.lanes import Lane
+from tasks.redis_failures import explain_failure, words_of
 from tasks.scripts import Script, command
 
 __all__ = ["InteractiveClient"]
@@ -246,9 +247,9 @@ class InteractiveClient:
                     thread.start()
                 self._threads = threads
 
-    def _settle_all(self, why: str) -> None:
+    def _settle_all(self, why: str | Exception) -> None:
         for call in list(self._calls.values()):
-            call.settle(error=StoreUnavailable(why))
+            call.settle(error=StoreUnavailable(why) if isinstance(why, str) else explain_failure(why))
 
     def _deliver(self, call: _PendingCall) -> None:
         """Send a call, or leave it to the sender where that has others to send before."""
@@ -301,7 +302,7 @@ class InteractiveClient:
                 break
             batch.append(call)
         for call in batch:
-            call.settle(error=StoreUnavailable("Redis does not answer"))
+            call.settle(error=explain_failure(error))
 
     def _send(self, batch: list[_PendingCall]) -> None:
         lanes: dict[Lane, list[_PendingCall]] = defaultdict(list)
@@ -333,11 +334,11 @@ class InteractiveClient:
         return self._connection.trip(*commands)
 
     @staticmethod
-    def _admit(calls: list[_PendingCall], answer: list[int] | Exception) -> None:
-        if isinstance(answer, Exception):
-            _log.error("Redis refused requests of the interactive lane: %s", answer)
+    def _admit(calls: list[_PendingCall], answer: list[int] | RedisError) -> None:
+        if isinstance(answer, RedisError):
+            _log.error("Redis refused requests of the interactive lane: %s", words_of(answer))
             for call in calls:
-                call.settle(error=StoreUnavailable("Redis refuses requests"))
+                call.settle(error=explain_failure(answer))
             return
         for place, why, value in zip(answer[::3], answer[1::3], answer[2::3], strict=True):
             call = calls[place]
@@ -358,14 +359,14 @@ class InteractiveClient:
                     if not connected:
                         known_run, connected = self._greet(redis, known_run), True
                     self._read(connection)
-                except RedisConnectionError:
+                except RedisConnectionError as error:
                     if not connected:
-                        self._settle_all("Redis does not answer")
+                        self._settle_all(error)
                         self._closing.wait(_RECONNECT_S)
                     connected = False
                 except Exception as error:  # noqa: BLE001 - the edge of this thread: callers get an error
                     connected = False
-                    self._settle_all("Redis does not answer")
+                    self._settle_all(error)
                     if not isinstance(error, RedisError):
                         _log.exception("the reader of the interactive lane failed")
                     self._closing.wait(_RECONNECT_S)

@@ -5,6 +5,7 @@ Owns no state: the job record says which chunks there are.
 """
 
 import logging
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,12 +14,12 @@ from typing import Protocol, cast
 
 import orjson
 import zstandard
-from redis import Redis
+from redis import Redis, ResponseError
 from redis.exceptions import OutOfMemoryError
 
 from config.settings import Settings
 from tasks import keys
-from tasks.errors import CapacityError, ConfigError, StoreFull
+from tasks.errors import CapacityError, ConfigError, StoreFull, StoreRefused
 from tasks.jobs.claims import IN_REDIS, Claim
 from tasks.jobs.job import ChunkInput
 from tasks.keys import Key
@@ -43,7 +44,11 @@ _WRITE_PAUSE_S = 1.0
 # Inputs are older than their job, by as long as an upload takes: a day at most. Creating the job takes that back.
 INPUT_GRACE_MS = 86_400_000
 _BATCH = 500
+# Of Redis' proto-max-bulk-len: the least that it may be, and what it is where nothing else was set.
+_SMALLEST_VALUE_LIMIT, _USUAL_VALUE_LIMIT = 2**20, 2**29
 _FULL_RETRY_AFTER_S = 30.0
+# How long files without a job are kept, and how long an idle Redis owns its files.
+_ORPHAN_S, _OWNED_S = 3600.0, 400 * 86_400.0
 # An upload to which nothing was added for so long was cut off.
 ABANDONED_MS = 3_600_000
 
@@ -156,8 +161,15 @@ class RedisBlobs:
         packed = cast("bytes | None", self._redis.get(keys.job_input(job_id, chunk)))
         return None if packed is None else ChunkInput(**orjson.loads(zstandard.decompress(packed)))
 
-    def stage_result(self, _claim: Claim, _frame: bytes, /) -> str:
-        """See `Blobs`: the completion script stores the frame in the same step in which it counts it."""
+    def stage_result(self, _claim: Claim, frame: bytes, /) -> str:
+        """See `Blobs`: the completion script stores the frame in the same step in which it counts it.
+
+        Raises:
+            StoreRefused: Redis takes no value of this size; it would close the connection without a word.
+        """
+        if len(frame) > _SMALLEST_VALUE_LIMIT and len(frame) > (most := self._largest_value()):
+            way_out = "lower TWOLANE_CHUNK_TOKENS or raise proto-max-bulk-len"
+            raise StoreRefused(f"its result has {len(frame)} bytes and Redis takes {most} at most: {way_out}")
         return IN_REDIS
 
     def discard(self, _pointer: str, /) -> None:
@@ -189,6 +201,13 @@ class RedisBlobs:
                 self._delete_inputs(job_id)
             self._redis.zrem(keys.store_uploads(), job_id)
 
+    def _largest_value(self) -> int:
+        name = "proto-max-bulk-len"
+        try:
+            return int(cast("dict[str, str]", self._redis.config_get(name)).get(name, _USUAL_VALUE_LIMIT))
+        except ResponseError:  # many services do not let their settings be read
+            return _USUAL_VALUE_LIMIT
+
     def _delete_inputs(self, job_id: str) -> None:
         """How many chunks an upload has is not known: they are numbered without gaps."""
         for first in count(0, _BATCH):
@@ -210,6 +229,7 @@ class FileBlobs(RedisBlobs):
         Retries while the storage is unavailable for a moment, since the result has cost device time.
 
         Raises:
+            StoreRefused: the storage refuses the result for good.
             CapacityError: it stays unavailable; the chunk goes back, and no attempt is spent.
         """
         if not claim.outside:
@@ -217,9 +237,9 @@ class FileBlobs(RedisBlobs):
         until_s = time.monotonic() + self._patience_s
         while True:
             try:
-                return self._files.write(claim.job_id, f"{claim.chunk}-{claim.fence}", frame)
-            except CapacityError:
-                if time.monotonic() > until_s:
+                return self._files.write(self._owner(), claim.job_id, f"{claim.chunk}-{claim.fence}", frame)
+            except CapacityError as error:
+                if isinstance(error, StoreRefused) or time.monotonic() > until_s:
                     raise
                 time.sleep(_WRITE_PAUSE_S)
 
@@ -241,17 +261,41 @@ class FileBlobs(RedisBlobs):
     def delete(self, job_id: str, chunks: int) -> None:
         """See `Blobs`."""
         super().delete(job_id, chunks)
-        self._files.remove_job(job_id)
+        self._files.remove_job(self._owner(), job_id)
 
     def sweep(self, is_job: Callable[[str], bool]) -> None:
-        """See `Blobs`: also the files of jobs that expired. A storage that is unavailable is swept another time."""
+        """See `Blobs`: also the files of this Redis' jobs that expired, when they have had no record for an hour.
+
+        What another Redis owns in the same place is left alone. A storage that is unavailable is swept another time.
+        """
         super().sweep(is_job)
+        owner, orphans = self._owner(), keys.store_orphans()
+        now_s = float(self._redis.time()[0])
         try:
-            for job_id in self._files.jobs():
-                if not is_job(job_id):
-                    self._files.remove_job(job_id)
+            for job_id in self._files.jobs(owner):
+                if is_job(job_id):
+                    self._redis.zrem(orphans, job_id)
+                    continue
+                self._redis.zadd(orphans, {job_id: now_s}, nx=True)
+                self._redis.expire(orphans, int(_OWNED_S))
+                # A Redis that came back without its newest jobs may get them from a backup.
+                if now_s - cast("float", self._redis.zscore(orphans, job_id)) >= _ORPHAN_S:
+                    self._files.remove_job(owner, job_id)
+                    self._redis.zrem(orphans, job_id)
         except CapacityError as error:
             _log.warning("the results of expired jobs stay for now: %s", error.message)
+
+    def _owner(self) -> str:
+        """Return the name of this Redis among all that may use the same storage; asked each time, since it may change.
+
+        A Redis that lost its data is another one: its files of before belong to nobody and stay.
+        """
+        new = f"redis-{secrets.token_hex(8)}"
+        known = cast("bytes | None", self._redis.set(keys.store_identity(), new, nx=True, get=True, ex=int(_OWNED_S)))
+        if known is None:
+            return new
+        self._redis.expire(keys.store_identity(), int(_OWNED_S))
+        return known.decode()
 
 
 def open_blobs(redis: Redis, settings: Settings) -> Blobs:

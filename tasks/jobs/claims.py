@@ -51,6 +51,7 @@ class Claim:
         tenant, key_id: whose job it is, and the key that made it; empty: there are no keys.
         redo: only the items that failed before are to be computed; the frame at `pointer` has the others.
         fingerprint: of the model that it was made with: what is computed under it has the same; empty: not compared.
+        failures: attempts that failed as a whole, the last one for this `reason`.
     """
 
     code: ClaimCode
@@ -71,6 +72,8 @@ class Claim:
     redo: bool = False
     pointer: str = ""
     fingerprint: str = ""
+    failures: int = 0
+    reason: str = ""
 
     @property
     def held(self) -> bool:

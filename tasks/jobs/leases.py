@@ -29,14 +29,14 @@ from tasks.jobs.transitions import (
     JobRef,
     MarkScript,
     NoteScript,
-    OverdueScript,
     ReapScript,
     ReleaseScript,
     ResumeScript,
 )
+from tasks.keys import Key
 from tasks.lanes import Lane, Service
 from tasks.presence.activity import hour_now, minute_now
-from tasks.scripts import Scripts
+from tasks.scripts import Script, Scripts
 
 __all__ = ["Leases"]
 
@@ -45,6 +45,21 @@ _REAP_ENTRIES = 200
 # bad item takes, so that a chunk whose workers were merely killed is not condemned.
 _CEILING_FACTOR = 10
 _REFS_KEPT = 10_000
+_LONGEST_DELAY_S = 60.0  # before a chunk that was given back waits again
+
+
+class OverdueScript(Script):
+    """List up to `most` that is overdue in a lane; for `grace_s` after a start of Redis, no claims.
+
+    What is held for longer than `longest_ms`, since Redis' clock stepped back, is held for so long from now on.
+    """
+
+    inflight: Key
+    deadlines: Key
+    later: Key
+    grace_s: float
+    longest_ms: int
+    most: int
 
 
 class Leases:
@@ -123,6 +138,8 @@ class Leases:
             nonce=secrets.token_hex(4),
             lease_ms=self._lease_ms(lease_s),
             max_attempts=self.settings.max_attempts * _CEILING_FACTOR,
+            # The first failure only makes the worker look for the item that is to blame.
+            max_failures=max(2, self.settings.max_attempts),
             fingerprint=fingerprint,
         )
         return replace(read_claim(job_id, chunk, self._scripts.call(call)), fingerprint=fingerprint)
@@ -190,9 +207,9 @@ class Leases:
         """
         return self._release(claim, int(delay_s * 1000))
 
-    def fail(self, claim: Claim, reason: str) -> bool:
-        """Give the chunk back with its attempt counted; return whether the claim still held."""
-        return self._release(claim, 0, reason)
+    def fail(self, claim: Claim, reason: str, delay_s: float = 0.0) -> bool:
+        """Give the chunk back with its attempt counted; return whether the claim still held. Else as `release`."""
+        return self._release(claim, int(min(delay_s, _LONGEST_DELAY_S) * 1000), reason)
 
     def reap(self, lane: Lane) -> None:
         """Take back overdue tickets and claims, end jobs whose deadline has passed, and let those begin that may."""
@@ -299,11 +316,14 @@ class Leases:
 
     def _list_overdue(self, lane: Lane) -> tuple[list[bytes], list[bytes], list[bytes]]:
         """Return chunks that are overdue, jobs whose deadline has passed, and jobs that may begin by now."""
+        settings = self.settings
+        longest_s = max(settings.lease_s + settings.pass_timeout_s, settings.ticket_timeout_s, _LONGEST_DELAY_S)
         call = OverdueScript(
             keys.lane_inflight(lane),
             keys.lane_deadlines(lane),
             keys.lane_later(lane),
-            grace_s=self.settings.lease_s,
+            grace_s=settings.lease_s,
+            longest_ms=int(longest_s * 1000),
             most=_REAP_ENTRIES,
         )
         entries, expired, waiting = self._scripts.call(call)

@@ -222,6 +222,8 @@ def read_claim(job_id: str, chunk: int, answer: Sequence[Any]) -> Claim:
         key_id=(key_id or b"").decode(),
         redo="redo" in values,
         pointer=values.get("pointer", ""),
+        failures=values.get("failures", 0),
+        reason=values.get("reason", ""),
     )
 
 

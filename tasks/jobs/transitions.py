@@ -30,7 +30,6 @@ __all__ = [
     "JobRef",
     "MarkScript",
     "NoteScript",
-    "OverdueScript",
     "PauseScript",
     "QueueReserveScript",
     "ReapScript",
@@ -286,6 +285,8 @@ class ClaimScript(Script):
     """Claim a chunk; the `nonce` of a call gives its repetition the same answer.
 
     Attributes:
+        max_attempts: claims, after which its items become errors.
+        max_failures: the same for attempts that failed as a whole, and did not end their worker.
         fingerprint: of the worker's model; empty: not known, and not compared.
     """
 
@@ -295,6 +296,7 @@ class ClaimScript(Script):
     nonce: str
     lease_ms: int
     max_attempts: int
+    max_failures: int
     fingerprint: str
 
 
@@ -388,13 +390,3 @@ class ReapScript(Script):
     keys: JobKeys
     number: int
     worker_id: str
-
-
-class OverdueScript(Script):
-    """List up to `most` that is overdue in a lane; for `grace_s` after a start of Redis, no claims."""
-
-    inflight: Key
-    deadlines: Key
-    later: Key
-    grace_s: float
-    most: int

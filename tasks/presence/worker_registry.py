@@ -14,9 +14,9 @@ import orjson
 from redis import Redis, RedisError
 
 from tasks import keys
-from tasks.errors import StoreUnavailable
 from tasks.keys import Key
 from tasks.periodic import PeriodicThread
+from tasks.redis_failures import explain_failure, words_of
 from tasks.scripts import Script, command
 
 __all__ = ["WorkerHeartbeat", "WorkerInfo", "WorkerRegistry"]
@@ -45,6 +45,7 @@ class WorkerInfo:
         call_target_ms: what a small call should take inside the worker at the 99th percentile.
         call_p99_ms: what calls did take, over the last minute; 0 without any.
         call_expected_ms: what a call beside a job can expect by what passes cost; 0 before the first.
+        bulk: whether it takes chunks of jobs, besides calls.
     """
 
     worker_id: str
@@ -60,6 +61,7 @@ class WorkerInfo:
     call_target_ms: float = 0.0
     call_p99_ms: float = 0.0
     call_expected_ms: float = 0.0
+    bulk: bool = True
 
 
 class WorkerHeartbeatScript(Script):
@@ -157,7 +159,7 @@ class WorkerRegistry:
         """Return the ready workers by model slug; a model without one is left out.
 
         Raises:
-            tasks.errors.StoreUnavailable: Redis does not answer.
+            tasks.errors.StoreUnavailable: Redis does not answer, or refuses.
         """
         with self._lock:
             if time.monotonic() - self._read_at_s > _CACHE_S:
@@ -169,7 +171,7 @@ class WorkerRegistry:
         """Return the tokens per second that the ready workers of a model (a slug) announce, in sum.
 
         Raises:
-            tasks.errors.StoreUnavailable: Redis does not answer.
+            tasks.errors.StoreUnavailable: Redis does not answer, or refuses.
         """
         return sum(info.tokens_per_s for info in self.ready_models().get(model, ()))
 
@@ -178,7 +180,8 @@ class WorkerRegistry:
         try:
             answer: list[list[bytes]] = self._redis.execute_command(*command(ReadyWorkersScript(names)))  # type: ignore[no-untyped-call]
         except RedisError as error:
-            raise StoreUnavailable("Redis does not answer") from error
+            _log.debug("the registry of workers cannot be read: %s", words_of(error))
+            raise explain_failure(error) from error
         found = {model: [_read_info(line) for line in lines] for model, lines in zip(self._models, answer, strict=True)}
         return {model: workers for model, workers in found.items() if workers}
 

@@ -7,6 +7,7 @@ driver has errors of its own, and their libraries may not be installed. Knows no
 import contextlib
 import errno
 import logging
+import os
 import re
 import secrets
 import tempfile
@@ -17,7 +18,7 @@ from typing import Any
 import fsspec
 
 from config.settings import Settings
-from tasks.errors import CapacityError, ConfigError, StoreFull, StoreUnavailable
+from tasks.errors import CapacityError, ConfigError, StoreFull, StoreRefused, StoreUnavailable
 
 __all__ = ["Storage", "check_storage", "open_storage", "storage_errors"]
 
@@ -27,6 +28,7 @@ _S3 = re.compile(r"s3a?://")
 _LOGIN = re.compile(r"://[^/@\s]*@")
 # A storage that does not answer must cost a web thread seconds, not the minutes of the library's own timeouts.
 _CONNECT_S, _READ_S, _TRIES = 3, 20, 2
+_REFUSALS = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG})
 _INSTALL = "install Twolane with its extra: pip install 'twolane-server[s3]'"
 
 
@@ -108,7 +110,8 @@ def storage_errors() -> Iterator[None]:
 
     Raises:
         StoreFull: the disk is full.
-        StoreUnavailable: the storage does not answer, or refuses.
+        StoreUnavailable: the storage does not answer.
+        StoreRefused: it refuses.
     """
     try:
         yield
@@ -159,6 +162,10 @@ def _translate(error: Exception) -> CapacityError:
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return StoreFull("There is no room left for files.", retry_after_s=60)
     _log.warning("the file storage failed: %s", _describe(error))
+    if isinstance(error, OSError) and error.errno in _REFUSALS:
+        return StoreRefused(f"The file storage refuses it: {os.strerror(error.errno)}.", retry_after_s=30)
+    if isinstance(error, PermissionError):
+        return StoreRefused("The file storage refuses it: the credentials lack a right.", retry_after_s=30)
     return StoreUnavailable(f"The file storage does not answer ({type(error).__name__}).", retry_after_s=5)
 
 

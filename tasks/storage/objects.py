@@ -1,8 +1,8 @@
 """Bytes outside Redis: uploaded files by path, and result frames by job, in a folder or in object storage.
 
 Owns the file systems behind `TWOLANE_FILES_URL` and `TWOLANE_RESULTS_URL` (anything that fsspec knows), the layout
-`<results url>/<job id>/<name>.frame`, and how a result appears whole or not at all. Knows no record, no tenant and no
-expiry: that is `tasks.files.store` and `tasks.jobs.blobs`.
+`<results url>/<owner>/<job id>/<name>.frame` (an owner is a Redis), and how a result appears whole or not at all. Knows
+no record, no tenant and no expiry: that is `tasks.files.store` and `tasks.jobs.blobs`.
 """
 
 import contextlib
@@ -149,9 +149,9 @@ class ResultFiles:
         # Object storage shows a file only when it is complete; a folder shows it while it is written.
         self._renames = storage.is_folder
 
-    def write(self, job_id: str, name: str, frame: bytes) -> str:
+    def write(self, owner: str, job_id: str, name: str, frame: bytes) -> str:
         """Store the bytes and return the URL at which they lie."""
-        path = f"{self._root}/{job_id}/{name}.frame"
+        path = f"{self._root}/{owner}/{job_id}/{name}.frame"
         with storage_errors():
             if self._renames:
                 self._write_file(path, frame)
@@ -173,16 +173,18 @@ class ResultFiles:
         with contextlib.suppress(FileNotFoundError), storage_errors():
             self._fs.rm_file(self._path(url))
 
-    def remove_job(self, job_id: str) -> None:
+    def remove_job(self, owner: str, job_id: str) -> None:
         """Remove all files of a job, if there are any."""
         with contextlib.suppress(FileNotFoundError), storage_errors():
-            self._fs.rm(f"{self._root}/{job_id}", recursive=True)
+            self._fs.rm(f"{self._root}/{owner}/{job_id}", recursive=True)
 
-    def jobs(self) -> Iterator[str]:
-        """Yield the ids of jobs that have files."""
+    def jobs(self, owner: str) -> Iterator[str]:
+        """Yield the ids of an owner's jobs that have files."""
         with contextlib.suppress(FileNotFoundError), storage_errors():
             self._fs.invalidate_cache()
-            names = [str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(self._root, detail=False)]
+            names = [
+                str(path).rstrip("/").rpartition("/")[2] for path in self._fs.ls(f"{self._root}/{owner}", detail=False)
+            ]
             yield from (name for name in names if _JOB.fullmatch(name))
 
     def _write_file(self, path: str, frame: bytes) -> None:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
+from redis import Redis
 
 from config.catalog import ModelCard
 from config.settings import Settings
 from tasks.jobs.claims import ClaimCode
 from tasks.jobs.leases import Leases
 from tasks.lanes import Lane, Service
+from tasks.presence.worker_registry import WorkerHeartbeat, WorkerInfo
 from tests.support.web import opened_app, services_of
 from workers.models.fingerprint import make_fingerprint
 
@@ -179,3 +181,14 @@ def test_the_prompt_that_a_card_wants_for_jobs_is_part_of_the_fingerprint() -> N
     plain = ModelCard(name="m", source="none:", document_instruction="D: ")
     wanted = plain.model_copy(update={"job_input_type": "document"})
     assert make_fingerprint(plain, "float32") != make_fingerprint(wanted, "float32")
+
+
+def test_workers_that_take_no_chunks_do_not_make_the_service_ready(app: Flask, redis: Redis) -> None:
+    calls_only = WorkerInfo("w1", "here", 1, "cpu", "float32", "f", 0.0, bulk=False)
+    WorkerHeartbeat(redis, "w1", dict, ttl_s=60)._send({"fake": calls_only})
+    answer = app.test_client().get("/readyz")
+    body: Any = answer.json
+    assert (answer.status_code, body["status"], body["models"]["fake"]["workers"]) == (503, "waiting", 1)
+    assert "chunks of jobs" in body["models"]["fake"]["waits_for"]
+    shown: Any = app.test_client().get("/health").json
+    assert shown["workers"][0]["bulk"] is False

@@ -1,5 +1,6 @@
 """The life of a file, on a real server and on two real file systems: a folder and fsspec's memory."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -212,3 +213,35 @@ def test_a_folder_that_cannot_be_written_says_so(redis: Redis, settings: Setting
     files = FileStore(redis, settings.model_copy(update={"files_url": str(tmp_path / "taken")}))
     with pytest.raises(StoreUnavailable):
         files.open_writer(new())
+
+
+def test_hosts_that_keep_files_in_different_folders_are_found_and_lose_no_upload(
+    redis: Redis, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    here, there = (
+        FileStore(redis, settings.model_copy(update={"data_dir": tmp_path / host})) for host in ("here", "there")
+    )
+    here.places.announce()
+    kept = put(here)
+    there.places.announce()
+    assert len(here.places.differing()) == 1
+    assert str(tmp_path / "here") in caplog.text
+    # What another host has is not gone, and nothing is written that others would not find.
+    for call in (partial(there.open, kept), partial(put, there)):
+        with pytest.raises(StoreUnavailable, match="TWOLANE_FILES_URL"):
+            call()
+    redis.zremrangebyrank(keys.storage_places("TWOLANE_FILES_URL"), 0, -1)
+    here.places.announce()
+    assert here.places.differing() == []
+    put(here)
+
+
+def test_hosts_that_share_a_folder_under_different_names_are_one(
+    redis: Redis, settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for name in ("real", "link"):
+        places = FileStore(redis, settings.model_copy(update={"files_url": str(tmp_path / name)})).places
+        places.announce()
+        assert places.differing() == []

@@ -72,6 +72,7 @@ def test_a_job_with_results_on_s3_is_read_deleted_and_swept_like_any_other(
         assert first["id"] not in s3.list()
         assert client.get(address).status_code == 404
         live.redis.delete(keys.job(second["id"]))
+        live.redis.zadd(keys.store_orphans(), {second["id"]: 1})
         live.blobs.sweep(live.store.exists)
         assert s3.list().count("job_") == 0
 
@@ -81,8 +82,9 @@ def test_a_sweep_leaves_alone_what_is_not_named_like_a_job(redis: Redis, on_s3: 
     job = submit(store, blobs, ["x"] * 4, result_bytes=101)
     compute_all(store, blobs)
     audit(store, blobs, job.id)
-    other = blobs._files.write("backup-of-somebody", "0-1", b"precious")  # type: ignore[attr-defined]
+    other = blobs._files.write(blobs._owner(), "backup-of-somebody", "0-1", b"precious")  # type: ignore[attr-defined]
     redis.delete(keys.job(job.id))
+    redis.zadd(keys.store_orphans(), {job.id: 1})
     chunk_task.reap(store.leases, LANE)
     assert job.id not in s3.list()
     assert blobs.get_result("backup-of-somebody", 0, other) == b"precious"

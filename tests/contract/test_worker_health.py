@@ -39,6 +39,11 @@ def test_a_worker_that_makes_no_vectors_does_not_count(settings: Settings, annou
     assert find_unready_models(settings, "here") == ["fake"]
 
 
+def test_a_worker_that_takes_no_chunks_does_not_count(settings: Settings, announce: Announce) -> None:
+    announce(replace(FACTS, bulk=False))
+    assert find_unready_models(settings, "here") == ["fake"]
+
+
 def test_a_server_that_does_not_answer_is_said_and_not_raised(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

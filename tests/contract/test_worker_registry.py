@@ -87,3 +87,12 @@ def test_an_announcement_has_an_expiry(redis: Redis) -> None:
 def test_a_server_that_is_away_is_an_error_with_a_name() -> None:
     with connect("redis://127.0.0.1:1/0", name="test") as nobody, pytest.raises(StoreUnavailable):
         WorkerRegistry(nobody, ["fake"]).ready_models()
+
+
+def test_a_worker_that_died_before_the_clock_of_redis_stepped_back_is_not_ready_for_that_hour(redis: Redis) -> None:
+    WorkerHeartbeat(redis, "dead", lambda: {"fake": FACTS}, 5.0)._send({"fake": FACTS})
+    redis.zincrby(keys.lane_workers("fake"), 3_600_000, "dead")
+    assert WorkerRegistry(redis, ["fake"]).ready_models() == {}
+    live = replace(FACTS, worker_id="w2")
+    WorkerHeartbeat(redis, "w2", lambda: {"fake": live}, 5.0)._send({"fake": live})
+    assert redis.zrange(keys.lane_workers("fake"), 0, -1) == [b"w2"]

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from config.parent_death import tied_to_parent
+from stack.embedded_redis import free_port
 from tasks.celery import make_app
 from tests.support.polling import wait_until
 from tests.support.stack_fixture import RunningStack, clean_environment, running_stack
@@ -185,7 +186,7 @@ def test_interrupting_the_stack_while_models_load_does_not_wait_for_them(serve: 
 
 
 def test_a_frozen_worker_and_a_frozen_web_server_do_not_keep_the_stack_from_ending(serve: Callable[..., Serve]) -> None:
-    one = serve(worker_stop_s="2")
+    one = serve(worker_stop_s="2", web_stop_s="2")
     processes = one.wait_until_ready()
     for process in processes:
         if programs([process]) & {"workers.boot", "-m app", "flower"}:
@@ -231,13 +232,17 @@ def test_an_unknown_model_is_said_clearly(serve: Callable[..., Serve]) -> None:
     assert "all-MiniLM-L6-v2" in one.text()
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_stack_with_its_reason(
+def test_a_worker_that_cannot_start_says_why_and_does_not_end_the_stack(
     serve: Callable[..., Serve], tmp_path: Path
 ) -> None:
     card = tmp_path / "models.toml"
     fields = 'family = "encoder"\ncapabilities = ["dense"]\nmax_tokens = 8\npooling = "mean"\ndimension = 4'
     card.write_text(f'[[models]]\nname = "gone"\nsource = "path:/no/such/folder"\n{fields}\n', "utf-8")
-    one = serve(models="gone", catalog_file=str(card))
-    assert one.process.wait(60) == 1
+    one = serve(models="gone", catalog_file=str(card), port=str(port := free_port()))
+    wait_until(lambda: "the worker cannot start with these settings" in one.text(), 60)
     assert "/no/such/folder" in one.text()
-    assert "worker cannot start with these settings" in one.text()
+    assert "tried again in" in one.text()
+    assert one.process.poll() is None
+    wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 60)
+    assert httpx.get(f"http://127.0.0.1:{port}/v1/jobs").status_code == 200
+    assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 503

@@ -5,7 +5,6 @@ A worker's death is an exception that nothing in the product catches: what follo
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 
@@ -16,112 +15,29 @@ from config.settings import Settings
 from tasks import frames, keys
 from tasks.bulk import chunk_task
 from tasks.bulk.chunk_task import WorkerContext, publish_messages, run_chunk
-from tasks.bulk.device_sharing import DeviceProgress, DeviceSharing, ProgressWatch
+from tasks.bulk.device_sharing import DeviceProgress, ProgressWatch
 from tasks.bulk.turns_watch import TurnsWatch
 from tasks.celery import app, publisher
 from tasks.connections import connect
 from tasks.engine import Outcomes, Work
-from tasks.errors import EngineClosed, ItemFailed, ModelNotFound
+from tasks.errors import EngineClosed, ModelNotFound
 from tasks.jobs.blobs import Blobs
 from tasks.jobs.claims import ClaimCode
 from tasks.jobs.job import Counts, JobState
 from tasks.jobs.leases import Leases
 from tasks.jobs.store import JobStore
-from tests.support.echo_engine import echo
+from tests.support.bulk_worker import ThreadEngine, results, work
 from tests.support.fakes import fake_model
 from tests.support.job_maker import (
     LANE,
     audit,
     make_completion,
     make_overdue,
-    outlive_restart_grace,
     submit,
     take_messages,
 )
 from tests.support.polling import wait_until
 from workers.engine import DeviceEngine
-
-
-class WorkerDied(BaseException):
-    """The process is gone."""
-
-
-class Engine:
-    """Computes in the calling thread, as `tests.support.echo_engine`; some texts have an effect.
-
-    `die`: the process ends; `fail`: computing the whole work fails with an error of ours; `bug`: with any other.
-    """
-
-    def __init__(self) -> None:
-        self.deaths = 0
-        self.computed: list[list[str]] = []
-        self.raises: Exception | None = None
-        self.passes = 0
-
-    def progress(self) -> int:
-        return self.passes
-
-    def submit(self, work: Work) -> Future[Outcomes]:
-        if self.raises is not None:
-            raise self.raises
-        self.passes += 1
-        self.computed.append(list(work.texts))
-        if any("die" in text for text in work.texts):
-            self.deaths += 1
-            raise WorkerDied
-        future: Future[Outcomes] = Future()
-        if any("fail" in text for text in work.texts):
-            future.set_exception(ItemFailed("it cannot be computed"))
-        elif any("bug" in text for text in work.texts):
-            future.set_exception(ZeroDivisionError("a path that nobody should see"))
-        else:
-            future.set_result(echo(work))
-        return future
-
-
-@pytest.fixture
-def engine() -> Engine:
-    return Engine()
-
-
-@pytest.fixture
-def worker(store: JobStore, blobs: Blobs, engine: Engine, settings: Settings) -> Iterator[Redis]:
-    """This process as a worker."""
-    outlive_restart_grace(store)
-    app.twolane = WorkerContext(store.leases, blobs, engine, settings, "this process", dimensions={"fake": 64})
-    publisher.cache_clear()
-    yield store.redis
-    publisher(settings).close()
-    publisher.cache_clear()
-    del app.twolane
-
-
-def work(store: JobStore, times: int = 1) -> None:
-    """Deliver every message so many times; a worker that dies leaves its claim to the reaper."""
-    publish_messages(store.leases, LANE, store.settings.window)
-    while messages := take_messages(store.redis):
-        for model in messages * times:
-            try:
-                run_chunk(model)
-            except WorkerDied:
-                app.twolane = revive(app.twolane)
-                for entry in store.redis.zrange(keys.lane_inflight(LANE), 0, -1):
-                    make_overdue(store.redis, *entry.decode().rsplit(":", 1))
-                chunk_task.reap(store.leases, LANE)
-
-
-def revive(context: WorkerContext) -> WorkerContext:
-    return replace(context, sharing=DeviceSharing())
-
-
-def results(store: JobStore, blobs: Blobs, job_id: str) -> tuple[list[float], dict[int, str]]:
-    """The first value of each item, and the codes of the failed ones."""
-    values, errors = [], {}
-    for chunk in store.chunk_table(job_id):
-        header, columns = frames.unpack(blobs.get_result(job_id, chunk.index, chunk.pointer) or b"")
-        values += columns["values"][:, 0].tolist()
-        errors |= {chunk.start + int(position): code for position, (code, _) in header["errors"].items()}
-    return values, errors
 
 
 def test_a_chunk_whose_model_is_swapped_under_it_goes_back_without_an_attempt_and_waits_for_the_old_one(
@@ -145,7 +61,7 @@ def test_a_chunk_whose_model_is_swapped_under_it_goes_back_without_an_attempt_an
 
 
 def test_a_message_for_a_model_that_was_unloaded_meanwhile_is_passed_on(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    store: JobStore, blobs: Blobs, worker: Redis, engine: ThreadEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunk_task, "_BUSY_DELAY_S", 0.0)
     job = submit(store, blobs, ["a text"] * 2)
@@ -158,7 +74,7 @@ def test_a_message_for_a_model_that_was_unloaded_meanwhile_is_passed_on(
 
 
 def test_a_job_is_computed_in_order_and_every_ticket_delivered_three_times_counts_once(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+    store: JobStore, blobs: Blobs, worker: Redis, engine: ThreadEngine
 ) -> None:
     texts = ["x" * (number % 7 + 1) for number in range(101)]
     job = submit(store, blobs, texts, chunk_items=4)
@@ -172,7 +88,7 @@ def test_a_job_is_computed_in_order_and_every_ticket_delivered_three_times_count
 
 @pytest.mark.parametrize(("chunk_items", "bad"), [(8, 11), (1024, 701)], ids=["singly", "in groups"])
 def test_a_text_that_ends_its_worker_is_found_in_three_crashes_and_its_neighbours_succeed(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine, chunk_items: int, bad: int
+    store: JobStore, blobs: Blobs, worker: Redis, engine: ThreadEngine, chunk_items: int, bad: int
 ) -> None:
     size = 2 * chunk_items
     texts = [f"text {number}" for number in range(size)]
@@ -187,7 +103,7 @@ def test_a_text_that_ends_its_worker_is_found_in_three_crashes_and_its_neighbour
 
 
 def test_several_bad_texts_in_one_chunk_are_all_found(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+    store: JobStore, blobs: Blobs, worker: Redis, engine: ThreadEngine
 ) -> None:
     texts = ["die" if number in (0, 3, 7) else "fine" for number in range(9)]
     job = submit(store, blobs, texts, chunk_items=9)
@@ -198,7 +114,7 @@ def test_several_bad_texts_in_one_chunk_are_all_found(
 
 
 def test_a_chunk_of_nothing_but_bad_texts_ends_too(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+    store: JobStore, blobs: Blobs, worker: Redis, engine: ThreadEngine
 ) -> None:
     job = submit(store, blobs, ["die"] * 3, chunk_items=3)
     work(store)
@@ -219,7 +135,7 @@ def test_an_error_of_the_whole_chunk_is_narrowed_down_to_its_item(
 
 
 def test_a_job_that_no_worker_can_compute_fails_with_the_reason(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+    store: JobStore, blobs: Blobs, worker: Redis, engine: ThreadEngine
 ) -> None:
     engine.raises = ModelNotFound("this worker has no model fake")
     job = submit(store, blobs, ["a", "b"])
@@ -233,7 +149,7 @@ def test_a_job_that_no_worker_can_compute_fails_with_the_reason(
 
 
 def test_a_worker_that_goes_away_gives_its_chunk_back_without_an_attempt(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+    store: JobStore, blobs: Blobs, worker: Redis, engine: ThreadEngine
 ) -> None:
     job = submit(store, blobs, ["a"])
     engine.raises = EngineClosed("the worker is going away")
@@ -256,7 +172,7 @@ def test_a_text_that_is_lost_is_an_error_and_not_an_endless_retry(store: JobStor
 
 
 def test_retrying_the_failed_items_computes_nothing_else(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+    store: JobStore, blobs: Blobs, worker: Redis, engine: ThreadEngine
 ) -> None:
     job = submit(store, blobs, ["a", "bad", "c", "d"])
     work(store)
@@ -292,7 +208,7 @@ def test_a_broker_that_is_away_leaves_a_created_job_to_the_reaper(
 
 
 def test_a_job_that_is_cancelled_while_it_is_computed_stops(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+    store: JobStore, blobs: Blobs, worker: Redis, engine: ThreadEngine
 ) -> None:
     job = submit(store, blobs, ["a", "b"])
     held: Future[Outcomes] = Future()
@@ -303,7 +219,7 @@ def test_a_job_that_is_cancelled_while_it_is_computed_stops(
 
 
 def test_a_device_that_hangs_loses_its_claim_and_takes_no_other_chunk_until_it_moves(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine, settings: Settings
+    store: JobStore, blobs: Blobs, worker: Redis, engine: ThreadEngine, settings: Settings
 ) -> None:
     impatient = settings.model_copy(update={"lease_s": 0.2, "ticket_timeout_s": 0.2})
     hasty = JobStore(store.redis, impatient)
@@ -384,7 +300,7 @@ def test_the_lease_grows_with_the_slowest_pass(settings: Settings) -> None:
 
 
 def test_a_deleted_job_leaves_nothing_to_the_worker_that_still_computes_it(
-    store: JobStore, blobs: Blobs, worker: Redis, engine: Engine
+    store: JobStore, blobs: Blobs, worker: Redis, engine: ThreadEngine
 ) -> None:
     job = submit(store, blobs, ["a", "b"])
     compute = engine.submit

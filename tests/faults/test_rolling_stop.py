@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -10,8 +11,12 @@ import orjson
 import pytest
 from redis import Redis
 
+from tasks.celery import make_app
 from tasks.jobs.store import JobStore
+from tasks.lanes import Lane, Service
 from tests.support.fakes import write_fake_card
+from tests.support.own_stack import opened_stack
+from tests.support.polling import wait_until
 from tests.support.stack_fixture import running_stack
 
 ITEMS = 6_000
@@ -57,3 +62,40 @@ def _wait_for_end(http: httpx.Client, job_id: str) -> dict[str, object]:
         job: dict[str, object] = http.get(f"/v1/jobs/{job_id}", headers={"Prefer": "wait=5"}, timeout=20).json()
         if job["status"] in {"succeeded", "failed", "cancelled", "expired"}:
             return job
+
+
+@pytest.mark.slow
+def test_a_web_server_that_is_stopped_answers_the_calls_that_it_has_and_takes_no_others(tmp_path: Path) -> None:
+    with opened_stack(tmp_path / "stack", knobs="latency_ms = 6000") as stack:
+        stack.start_web()
+        stack.start_worker()
+        stack.wait_until_ready()
+        with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=stack.url, timeout=60) as idle:
+            idle.get("/livez")
+            # A connection that is kept open and asks nothing must not hold the end up.
+            body = {"model": "fake", "input": "a text"}
+            answer = pool.submit(httpx.post, f"{stack.url}/v1/embeddings", json=body, timeout=60)
+            wait_until(lambda: 'kind="small"} 1.0' in idle.get("/metrics").text or answer.done())
+            web = stack.terminate_web()
+            assert answer.result().status_code == 200
+            web.wait(60)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{stack.url}/livez")
+        assert "Killing worker" not in stack.log()
+
+
+@pytest.mark.slow
+def test_a_worker_whose_consumer_takes_no_chunks_any_more_is_not_ready(tmp_path: Path) -> None:
+    with opened_stack(tmp_path / "stack") as stack:
+        stack.start_web()
+        stack.start_worker()
+        stack.wait_until_ready()
+        control = make_app(stack.settings).control
+        queue = Lane("fake", Service.BULK).queue
+        control.cancel_consumer(queue)
+        wait_until(lambda: httpx.get(f"{stack.url}/readyz").status_code == 503, 60)
+        assert "chunks of jobs" in httpx.get(f"{stack.url}/readyz").text
+        assert httpx.post(f"{stack.url}/v1/embeddings", json={"model": "fake", "input": "a text"}).status_code == 200
+        control.add_consumer(queue)
+        wait_until(lambda: httpx.get(f"{stack.url}/readyz").status_code == 200, 60)
+        assert "no chunks are taken from bulk.fake" in stack.log()

@@ -1,18 +1,21 @@
 """Where inputs and results lie, on a real server and in real files, and that nothing is left behind."""
 
+import errno
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
 from config.settings import Settings
+from stack.embedded_redis import EmbeddedServer
 from tasks import keys
 from tasks.bulk import chunk_task
-from tasks.errors import ConfigError
+from tasks.errors import ConfigError, StoreRefused, StoreUnavailable
 from tasks.jobs.blobs import Blobs, open_blobs
 from tasks.jobs.claims import IN_REDIS
 from tasks.jobs.job import ChunkInput, JobState
 from tasks.jobs.store import JobStore
+from tasks.storage.filesystem import storage_errors
 from tests.support.job_maker import LANE, assert_expiry, audit, begin, make_completion, submit
 
 
@@ -57,11 +60,12 @@ def test_results_of_a_large_job_lie_in_files_and_redis_keeps_pointers(
     compute(store, blobs)
     audit(store, blobs, job.id)
     pointers = [chunk.pointer for chunk in store.chunk_table(job.id)]
-    assert all(pointer.startswith(f"file://{folder}/{job.id}/") for pointer in pointers)
+    owner = (store.redis.get(keys.store_identity()) or b"").decode()
+    assert all(pointer.startswith(f"file://{folder}/{owner}/{job.id}/") for pointer in pointers)
     assert store.redis.keys("*result*") == []
     assert len(files(folder)) == 2
     blobs.delete(job.id, store.delete(job.id).chunks)
-    assert list(folder.iterdir()) == []
+    assert files(folder) == []
 
 
 def test_results_of_a_small_job_stay_in_redis(store: JobStore, blobs: Blobs, folder: Path) -> None:
@@ -93,8 +97,35 @@ def test_the_files_of_a_job_that_expired_are_swept(store: JobStore, blobs: Blobs
     compute(store, blobs)
     store.redis.delete(keys.job(gone.id))
     chunk_task.reap(store.leases, LANE)
-    assert [path.name for path in folder.iterdir()] == [kept.id]
+    assert sorted(path.name for path in folder.glob("*/*")) == sorted([kept.id, gone.id])
+    store.redis.zincrby(keys.store_orphans(), -3600, gone.id)
+    blobs.sweep(store.exists)
+    assert [path.name for path in folder.glob("*/*")] == [kept.id]
     audit(store, blobs, kept.id)
+
+
+def test_a_second_stack_with_another_redis_takes_no_result_of_the_first(
+    store: JobStore, blobs: Blobs, folder: Path, settings: Settings, tmp_path: Path
+) -> None:
+    job = submit(store, blobs, ["x"] * 2, result_bytes=101)
+    compute(store, blobs)
+    with EmbeddedServer(tmp_path / "other") as server, Redis.from_url(server.url) as other:
+        swept = open_blobs(other, settings.model_copy(update={"redis_url": server.url}))
+        for _ in range(2):
+            swept.sweep(lambda _: False)
+            other.zadd(keys.store_orphans(), {job.id: 1}, xx=True)
+    audit(store, blobs, job.id)
+    assert [path.name for path in folder.glob("*/*")] == [job.id]
+
+
+def test_a_job_that_redis_has_again_keeps_its_files(store: JobStore, blobs: Blobs, folder: Path) -> None:
+    """A failover, or a backup that is restored."""
+    job = submit(store, blobs, ["x"] * 2, result_bytes=101)
+    compute(store, blobs)
+    blobs.sweep(lambda _: False)
+    blobs.sweep(store.exists)
+    assert store.redis.exists(keys.store_orphans()) == 0
+    audit(store, blobs, job.id)
 
 
 def test_an_upload_that_broke_off_is_swept_and_one_that_goes_on_is_not(
@@ -142,6 +173,14 @@ def test_a_pointer_into_files_without_a_results_url_is_a_mistake_of_the_operator
         open_blobs(redis, settings.model_copy(update={"results_url": ""})).get_result("job_x", 0, "file:///x")
 
 
+def test_a_folder_that_may_not_be_written_is_a_refusal_and_not_an_absence() -> None:
+    with pytest.raises(StoreRefused, match="Read-only"), storage_errors():
+        raise OSError(errno.EROFS, "not in these words")
+    with pytest.raises(StoreUnavailable) as away, storage_errors():
+        raise OSError(errno.EIO, "a broken cable")
+    assert away.type is StoreUnavailable
+
+
 def test_results_lie_in_object_storage_too(redis: Redis, settings: Settings) -> None:
     settings = settings.model_copy(update={"results_url": "memory://results"})
     store, blobs = JobStore(redis, settings), open_blobs(redis, settings)
@@ -151,5 +190,7 @@ def test_results_lie_in_object_storage_too(redis: Redis, settings: Settings) -> 
     pointer = store.chunk_table(job.id)[0].pointer
     assert pointer.startswith("memory://")
     redis.delete(keys.job(job.id))
+    blobs.sweep(store.exists)
+    redis.zincrby(keys.store_orphans(), -3600, job.id)
     blobs.sweep(store.exists)
     assert blobs.get_result(job.id, 0, pointer) is None

@@ -14,6 +14,7 @@ from tests.support.job_maker import (
     assert_expiry,
     audit,
     begin,
+    lapse,
     make_completion,
     make_overdue,
     outlive_restart_grace,
@@ -260,3 +261,24 @@ def test_a_job_that_ends_before_its_time_leaves_nothing(store: JobStore, blobs: 
     else:
         getattr(store, end)(job.id)
     assert redis.zcard(keys.lane_later(LANE)) == redis.zcard(keys.lane_deadlines(LANE)) == 0
+
+
+def test_a_clock_of_redis_that_steps_back_an_hour_holds_no_lease_for_that_hour(
+    store: JobStore, blobs: Blobs, settings: Settings
+) -> None:
+    """All times that were noted are an hour ahead then."""
+    job, _ = begin(store, blobs, ["x"] * 2)
+    outlive_restart_grace(store)
+    entry = f"{job.id}:0"
+    store.redis.zincrby(keys.lane_inflight(LANE), 3_600_000, entry)
+    store.redis.hincrby(keys.job(job.id), "turn_ms", 3_600_000)
+    store.leases.reap(LANE)
+    now_ms = float(store.redis.time()[0]) * 1000
+    held_ms = float(store.redis.zscore(keys.lane_inflight(LANE), entry) or 0) - now_ms
+    assert held_ms <= (settings.lease_s + settings.pass_timeout_s + 2) * 1000
+    lapse(store, job.id)
+    # The wait of the job counts as none, and its next turn costs what it costs.
+    before = float(store.redis.hget(keys.job(job.id), "vtime") or 0)
+    assert store.leases.dispatch(LANE)
+    assert float(store.redis.hget(keys.job(job.id), "vtime") or 0) > before
+    run_out(store)

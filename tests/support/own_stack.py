@@ -80,6 +80,13 @@ class OwnStack:
         if web is not None:
             self._kill(web)
 
+    def terminate_web(self) -> subprocess.Popen[bytes]:
+        """Ask the web server to end, and return it."""
+        web, self._web = self._web, None
+        assert web is not None
+        web.terminate()
+        return web
+
     def start_worker(self, redis_url: str = "", **environment: str) -> subprocess.Popen[bytes]:
         """Start a worker; it takes some seconds to become ready."""
         name = f"worker-{next(self._numbers)}"

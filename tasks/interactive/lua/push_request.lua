@@ -14,7 +14,9 @@ local function refuse(i, why, value)
   answer[#answer + 1] = value
 end
 
-local live = redis.call('ZRANGE', WORKERS, string.format('(%.0f', now_ms), '+inf', 'BYSCORE')
+-- See ready_workers.lua for the upper end.
+local first_ms, latest_ms = string.format('(%.0f', now_ms), string.format('%.0f', now_ms + 600000)
+local live = redis.call('ZRANGE', WORKERS, first_ms, latest_ms, 'BYSCORE')
 if #live == 0 then
   for i = 1, #requests do
     refuse(i, 1, 0)

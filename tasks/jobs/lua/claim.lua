@@ -14,13 +14,14 @@ local function claimed(code)
   return { code, chunk.fence, cjson.encode(chunk), record[1], record[2], record[3], record[4], record[5], record[6] }
 end
 
-local function ceiling()
-  return max_attempts + 2 * (chunk.poison and #chunk.poison or 0)
+local function verdict()
+  local ceiling = max_attempts + 2 * (chunk.poison and #chunk.poison or 0)
+  return (chunk.attempts > ceiling or (chunk.failures or 0) >= max_failures) and 'POISON' or 'OK'
 end
 
 -- The reply to this very call was lost and the client asks again.
 if chunk.state == 'claimed' and chunk.nonce == nonce then
-  return claimed(chunk.attempts > ceiling() and 'POISON' or 'OK')
+  return claimed(verdict())
 end
 if chunk.state == 'done' then return { 'DONE' } end
 overdue(job)
@@ -52,4 +53,4 @@ if job.state == 'queued' then
   note(job, 'started', { worker = worker_id })
   announce(job)
 end
-return claimed(chunk.attempts > ceiling() and 'POISON' or 'OK')
+return claimed(verdict())

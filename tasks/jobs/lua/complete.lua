@@ -35,6 +35,7 @@ chunk.state, chunk.pointer, chunk.size, chunk.redo = 'done', pointer, size_bytes
 chunk.completed, chunk.failed = (chunk.completed or 0) + completed, failed
 chunk.truncated, chunk.spent = (chunk.truncated or 0) + truncated, (chunk.spent or 0) + tokens
 chunk.nonce, chunk.worker, chunk.marked, chunk.progress, chunk.deaths, chunk.delay = nil, nil, nil, nil, nil, nil
+chunk.failures, chunk.reason = nil, nil
 write_chunk(number, chunk)
 
 -- The chunk was charged by its estimate. Something is charged in any case: what is cached takes a turn, too.

@@ -32,7 +32,7 @@ local function advance(clock, start, rivals)
 end
 advance('clock', read_share(SERVED), redis.call('ZCARD', READY))
 advance(TENANT_CLOCK, job.vtime, redis.call('ZCARD', TURNS))
-charge(job, math.max(1, chunk.tokens), math.min(oldest, 1 + (NOW_MS - (job.turn_ms or NOW_MS)) / 60000))
+charge(job, math.max(1, chunk.tokens), math.max(1, math.min(oldest, 1 + (NOW_MS - (job.turn_ms or NOW_MS)) / 60000)))
 set(job, 'turn_ms', NOW_MS)
 write_share('moved', NOW_MS)
 local following = redis.call('LINDEX', PENDING, 0)

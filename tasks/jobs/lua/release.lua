@@ -8,6 +8,7 @@ local chunk = job and read_chunk(number)
 if not chunk or chunk.state ~= 'claimed' or chunk.fence ~= fence then return 'LOST' end
 
 if counts then
+  chunk.failures, chunk.reason = (chunk.failures or 0) + 1, reason
   note(job, 'chunk_failed', { chunk = number, worker = chunk.worker, attempt = chunk.attempts, reason = reason })
 else
   chunk.attempts = chunk.attempts - 1
