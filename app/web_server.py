@@ -30,6 +30,7 @@ from app.admin.worker_watch import WorkerWatch
 from app.batches.batch_scheduler import BatchScheduler
 from app.http.request_ids import RequestIdFilter
 from app.http.slow_clients import limit_stalled_readers
+from app.http.spans import make_tracing, start_tracing
 from app.jobs.event_lines import EventLines
 from app.jobs.webhooks import WebhookDispatcher
 from config.keyring import check_exposure
@@ -93,6 +94,8 @@ def run_server(settings: Settings) -> None:
     check_redis(settings.redis_url)
     check_data_folder(settings)
     check_storage(settings, files=True)
+    if settings.tracing:
+        make_tracing()[1].shutdown()
     address, port = _choose_address(settings)
     server = Server(
         "app.wsgi:create",
@@ -119,6 +122,10 @@ def _load(settings: Settings, port: int) -> Any:
     """Build the app in the web process itself: threads and connections do not survive a fork."""
     _configure_logging(settings)
     _return_memory()
+    if settings.tracing:
+        tracing, provider = make_tracing()
+        start_tracing(tracing)
+        Finalize(None, provider.shutdown, exitpriority=1)
     # A process that was forked ends without calling the handlers of `atexit`.
     Finalize(None, logging.shutdown, exitpriority=0)
     app = create_app(settings)

@@ -279,4 +279,9 @@ class SettingFields(BaseSettings):
 
     # -- logging -----------------------------------------------------------------------------------------
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level shown.")
+    tracing: bool = Field(
+        default=False,
+        description="Send OpenTelemetry spans of calls and jobs by OTLP, as the variables OTEL_.. say; needs the extra "
+        "`tracing`.",
+    )
     log_format: Literal["text", "json"] = Field("text", description="Log lines for people or for machines.")

@@ -11,7 +11,7 @@ COPY pyproject.toml requirements.lock README.md LICENSE ./
 # Empty packages stand in for the code, so that this layer stays cached until a dependency changes.
 RUN --mount=type=cache,target=/root/.cache/pip \
     mkdir app workers tasks config stack \
-    && /opt/twolane/bin/pip install -c requirements.lock '.[web,s3]' flower
+    && /opt/twolane/bin/pip install -c requirements.lock '.[web,s3,tracing]' flower
 COPY config config
 COPY tasks tasks
 COPY app app

@@ -15,6 +15,7 @@ from app.access.browser_guard import BrowserGuard
 from app.access.key_store import KeyRecord, KeyStore, key_id
 from app.http.places import current_place
 from app.http.request_ids import current_request_id, note_facts
+from app.http.spans import current_traceparent
 from config.catalog import Catalog, ModelCard
 from config.keyring import Key, KeyringError, KeyringFile
 from config.settings import Settings
@@ -244,7 +245,7 @@ def check_rights(tenant: Tenant, method: str, path: str) -> None:
         LaneFull: the tenant's keys hold most places of this kind already.
         PermissionDenied: the path is an operator's, or the key may only read.
     """
-    set_origin(Origin(tenant.actor, current_request_id()))
+    set_origin(Origin(tenant.actor, current_request_id(), current_traceparent()))
     note_facts(tenant=tenant.name, key=tenant.key_name or tenant.key_id[:8])
     if tenant is not OPEN_TENANT:
         current_place().join(f"the keys of {tenant.name}")

@@ -14,6 +14,8 @@ from types import MappingProxyType
 
 from flask import Flask, Response, g, request
 
+from app.http.spans import begin_span, finish_span
+
 __all__ = [
     "RequestIdFilter",
     "begin_request",
@@ -70,11 +72,12 @@ def install_tracing(app: Flask) -> None:
     app.after_request(_finish)
 
 
-def begin_request(asked: str) -> None:
-    """Give the request that this thread begins the ID that its caller asked for, or a new one."""
+def begin_request(asked: str, traceparent: str = "") -> None:
+    """Give the request that this thread begins the ID that its caller asked for, or a new one; begin its span."""
     # A thread serves one request after another: each overwrites the id of the one before.
     _request_id.set(choose_request_id(asked))
     _facts.set({})
+    begin_span(traceparent)
 
 
 def note_facts(**facts: object) -> None:
@@ -83,7 +86,7 @@ def note_facts(**facts: object) -> None:
 
 
 def finish_request(response: Response, method: str, route: str, started_s: float) -> None:
-    """Put the headers on the answer that every answer carries, and write its log line.
+    """Put the headers on the answer that every answer carries, write its log line and end its span.
 
     Args:
         response: the answer.
@@ -93,6 +96,7 @@ def finish_request(response: Response, method: str, route: str, started_s: float
     """
     response.headers["x-request-id"] = current_request_id()
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    finish_span(method, route, response.status_code, _facts.get())
     answered = response.status_code in {200, 503}
     level = logging.DEBUG if route in _PROBES and answered else logging.INFO
     if not _log.isEnabledFor(level):
@@ -104,7 +108,7 @@ def finish_request(response: Response, method: str, route: str, started_s: float
 
 
 def _begin() -> None:
-    begin_request(request.headers.get("x-request-id", ""))
+    begin_request(request.headers.get("x-request-id", ""), request.headers.get("traceparent", ""))
     g.started_s = time.perf_counter()
 
 

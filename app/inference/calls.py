@@ -134,7 +134,7 @@ class DirectCalls:
         if (fields := _read_plain(environ, self._live.settings.max_body_bytes)) is None:
             return None
         started_s = time.perf_counter()
-        begin_request(environ.get("HTTP_X_REQUEST_ID", ""))
+        begin_request(environ.get("HTTP_X_REQUEST_ID", ""), environ.get("HTTP_TRACEPARENT", ""))
         tenant: Tenant | None = None
         try:
             self._authenticator.check_caller(environ)

@@ -5,12 +5,16 @@ Owns a periodic thread of each web process. Scripts put events into one list in 
 """
 
 import logging
+from collections.abc import Mapping
 from typing import Any, cast
 
 import orjson
 from redis import Redis
 
+from app.http.spans import trace_job
 from tasks import keys
+from tasks.jobs.job import TERMINAL
+from tasks.jobs.listing import JobListing
 from tasks.periodic import PeriodicThread
 
 __all__ = ["EventLines"]
@@ -30,6 +34,7 @@ class EventLines:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._listing = JobListing(redis)
         self._thread = PeriodicThread(self.write, _EVERY_S, "job-events")
 
     def start(self) -> None:
@@ -44,11 +49,15 @@ class EventLines:
         """
         while events := cast("list[bytes] | None", self._redis.lpop(keys.job_lines(), _PER_TRIP)):
             for event in events:
-                _write(orjson.loads(event))
+                fields = orjson.loads(event)
+                _write(fields)
+                if fields["event"] in TERMINAL:
+                    facts = {name: fields.get(name) for name in ("job", "tenant", "model")}
+                    trace_job(self._listing.log(fields["job"]), facts)
 
 
-def _write(event: dict[str, Any]) -> None:
+def _write(event: Mapping[str, Any]) -> None:
     name, job_id = event["event"], event["job"]
-    fields = {"at": event.pop("at_ms") / 1000, **event}
+    fields = {"at": event["at_ms"] / 1000, **{field: value for field, value in event.items() if field != "at_ms"}}
     level = logging.WARNING if name in _FAILURES else logging.INFO
     _log.log(level, "job %s of %s: %s", job_id, event["tenant"], name.replace("_", " "), extra=fields)

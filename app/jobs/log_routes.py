@@ -27,6 +27,7 @@ class JobEvent(BaseModel):
     event: str = Field(description="As created, started, chunk_failed, worker_silent, worker_lost, paused, succeeded.")
     by: str | None = Field(None, description="Tenant and name of the key.")
     request_id: str | None = None
+    traceparent: str | None = Field(None, description="Of the request's span, where it is traced.")
     worker: str | None = None
     chunk: int | None = None
     attempt: int | None = None

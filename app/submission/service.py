@@ -15,6 +15,7 @@ from redis import RedisError
 from app.access.auth import Tenant
 from app.http.places import Kind, current_place
 from app.http.request_ids import note_facts
+from app.http.spans import note_stages
 from app.services import Services
 from app.submission.chunk_upload import ChunkUpload
 from app.submission.model_waiting import await_model, explain_no_worker
@@ -209,6 +210,7 @@ class SubmissionService:
                 counters.observe("call_stage_seconds", (model, stage), took_s)
         key, tokens = (self._tenant.name, self._tenant.key_id), int(outcomes.tokens.sum())
         count_usage(counters, key, len(outcomes.tokens), tokens, timing.device_s)
+        note_stages(asked_s, timing)
         note_facts(model=model, items=len(outcomes.tokens), tokens=tokens)
 
     def _have_computed(self, order: Order, work: Work, tokens: int) -> Outcomes:

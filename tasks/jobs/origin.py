@@ -16,10 +16,12 @@ class Origin:
     Attributes:
         actor: tenant and name of the key, as `tenant/name`; empty: the product itself.
         request_id: as in the log; empty outside of a request.
+        traceparent: of the request's span (W3C Trace Context); empty: it is not traced.
     """
 
     actor: str = ""
     request_id: str = ""
+    traceparent: str = ""
 
 
 _NOBODY = Origin()

@@ -10,7 +10,7 @@ from typing import Self
 from config.settings import Settings
 from tasks import keys
 from tasks.jobs.job import Job, NewJob
-from tasks.jobs.origin import current_origin
+from tasks.jobs.origin import Origin, current_origin
 from tasks.keys import Key
 from tasks.lanes import Lane
 from tasks.scripts import Script
@@ -78,7 +78,7 @@ class JobKeys:
         lines: events for the log, see `app.jobs.event_lines`.
         job_id: the job.
         lane_ttl_ms: how long keys that jobs share live untouched.
-        actor, request_id: see `tasks.jobs.origin`.
+        origin: who changes it, and in which request.
     """
 
     job: Key
@@ -104,13 +104,11 @@ class JobKeys:
     job_id: str
     tenant: str
     lane_ttl_ms: int
-    actor: str
-    request_id: str
+    origin: Origin
 
     @classmethod
     def of(cls, job: Job | NewJob | JobRef, settings: Settings) -> Self:
         """Return the keys of a job, and who has it changed."""
-        origin = current_origin()
         return cls(
             job=keys.job(job.id),
             chunks=keys.job_chunks(job.id),
@@ -135,8 +133,7 @@ class JobKeys:
             job_id=job.id,
             tenant=job.tenant,
             lane_ttl_ms=int(settings.job_ttl_s * 1000) + _DAY_MS,
-            actor=origin.actor,
-            request_id=origin.request_id,
+            origin=current_origin(),
         )
 
 

@@ -127,7 +127,7 @@ def test_no_image_runs_as_root(path: Path) -> None:
 
 def test_the_web_image_gets_no_device_library() -> None:
     text = (ROOT / "deploy" / "web.Dockerfile").read_text("utf-8")
-    assert re.findall(r"'\.\[(.+?)\]'", text) == ["web,s3"]
+    assert re.findall(r"'\.\[(.+?)\]'", text) == ["web,s3,tracing"]
     assert "COPY workers" not in text
 
 

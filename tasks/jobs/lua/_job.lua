@@ -52,6 +52,7 @@ local function note(job, event, detail)
   line.at_ms, line.event = NOW_MS, event
   if actor ~= '' then line.by = actor end
   if request_id ~= '' then line.request_id = request_id end
+  if traceparent ~= '' then line.traceparent = traceparent end
   redis.call('RPUSH', LOG, cjson.encode(line))
   redis.call('LTRIM', LOG, -200, -1)
   redis.call('PEXPIREAT', LOG, job.expires_ms)
