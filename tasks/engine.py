@@ -243,6 +243,13 @@ class Engine(Protocol):
         """
         ...
 
+    def submit_all(self, works: Sequence[Work]) -> list[Future[Outcomes]]:
+        """Submit several works, which costs less than one by one.
+
+        The future of a work that is not taken has ended with the error that `submit` raises.
+        """
+        ...
+
     def progress(self) -> int:
         """Return a number that grows whenever the device finishes a forward pass, of any model and any lane.
 

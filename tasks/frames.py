@@ -74,6 +74,8 @@ def unpack(frame: bytes | memoryview) -> tuple[dict[str, Any], dict[str, NDArray
 
 
 def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.str in _DTYPES and array.flags.c_contiguous:
+        return array
     contiguous = np.ascontiguousarray(array)
     if contiguous.dtype.newbyteorder("<").str not in _DTYPES:
         raise FrameError(f"a frame holds no {contiguous.dtype}")

@@ -108,6 +108,20 @@ class CachingEngine:
                 raise
             return self.submit(work)
 
+    def submit_all(self, works: Sequence[Work]) -> list[Future[Outcomes]]:
+        """See `tasks.engine.Engine.submit_all`; work that asks for values that are known goes one by one."""
+        if not any(work.reuse for work in works):
+            return self._engine.submit_all(works)
+        return [self._submit_safely(work) for work in works]
+
+    def _submit_safely(self, work: Work) -> Future[Outcomes]:
+        try:
+            return self.submit(work)
+        except Exception as error:  # noqa: BLE001 - an edge: it goes to who asked
+            refused = Future[Outcomes]()
+            refused.set_exception(error)
+            return refused
+
     def _reuse(self, work: Work, fingerprint: str) -> Future[Outcomes]:
         digests = digest_items(work, fingerprint)
         found = self._find(work.reuse, digests)

@@ -7,6 +7,7 @@ Request: float64 ms until the deadline, which push_request.lua replaces by the d
 Reply:   uint64 number of the request, a frame. All little-endian.
 """
 
+import functools
 import struct
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ _NUMBER = struct.Struct("<Q")
 _FRAME_AT = _DEADLINE.size + _TOKENS.size
 # They are fields of the request itself, so that web processes and workers of two versions understand each other.
 _PARAMS = tuple(field.name for field in fields(JobParams))
+_DEFAULTS = [(name, getattr(JobParams(), name)) for name in _PARAMS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,7 @@ class InteractiveRequest:
         reply_key: the Redis list that the reply goes to.
         deadline_ms: until when it is wanted, by Redis' clock.
         tokens: what it weighs in the lane.
-        work: what to compute, still without a deadline.
+        work: what to compute, with its deadline if the clocks are known.
         taken_s: `time.monotonic()` at which the worker read it.
     """
 
@@ -112,8 +114,12 @@ def with_time_left(body: bytes, left_ms: float) -> bytes:
     return _DEADLINE.pack(left_ms) + body
 
 
-def decode_request(element: bytes) -> InteractiveRequest:
+def decode_request(element: bytes, redis_ahead_s: float | None = None) -> InteractiveRequest:
     """Return the request.
+
+    Args:
+        element: its bytes.
+        redis_ahead_s: by how much Redis' clock is ahead of `time.monotonic()`; None: the work gets no deadline.
 
     Raises:
         tasks.frames.FrameError: the bytes are not a request.
@@ -122,29 +128,41 @@ def decode_request(element: bytes) -> InteractiveRequest:
         (deadline_ms,) = _DEADLINE.unpack_from(element)
         (tokens,) = _TOKENS.unpack_from(element, _DEADLINE.size)
         header = frames.peek(memoryview(element)[_FRAME_AT:])
-        return InteractiveRequest(header["number"], header["reply"], deadline_ms, tokens, _work(header))
-    except (struct.error, LookupError, ValueError) as error:
+        deadline_s = None if redis_ahead_s is None else deadline_ms / 1000 - redis_ahead_s
+        return InteractiveRequest(header["number"], header["reply"], deadline_ms, tokens, _work(header, deadline_s))
+    except (struct.error, LookupError, TypeError, ValueError) as error:
         raise frames.FrameError("the bytes are not a request") from error
 
 
-def _work(header: Mapping[str, Any]) -> Work:
+def _work(header: Mapping[str, Any], deadline_s: float | None) -> Work:
     return Work(
         model=header["model"],
         operation=header["operation"],
         texts=header["texts"],
         queries=_read_queries(header),
         service=Service(header["service"]),
-        params=JobParams(**{name: header[name] for name in _PARAMS if name in header}),
+        params=_params(*(_hashable(header.get(name, default)) for name, default in _DEFAULTS)),
         reuse=header.get("reuse", ""),
         urgent=header.get("urgent", False),
+        deadline_s=deadline_s,
     )
 
 
-def encode_outcomes(number: int, outcomes: Outcomes) -> bytes:
-    """Return the reply that carries outcomes."""
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+@functools.lru_cache(maxsize=256)
+def _params(*values: Any) -> JobParams:
+    """Return the params with these values, of which most calls share a few."""
+    return JobParams(**dict(zip(_PARAMS, values, strict=True)))
+
+
+def encode_outcomes(number: int, outcomes: Outcomes, worker_s: float = 0.0) -> bytes:
+    """Return the reply that carries outcomes; `worker_s`: how long the worker had the request."""
     failed = {str(position): [error.code, error.message] for position, error in outcomes.errors.items()}
     columns = {"values": outcomes.values, "tokens": outcomes.tokens, "truncated": outcomes.truncated}
-    timing = outcomes.timing.queue_s, outcomes.timing.device_s, outcomes.timing.worker_s
+    timing = outcomes.timing.queue_s, outcomes.timing.device_s, worker_s or outcomes.timing.worker_s
     header = {"errors": failed, "cached": outcomes.cached, "fingerprint": outcomes.fingerprint, "timing": timing}
     return _NUMBER.pack(number) + frames.pack(header, columns | pack_extras(outcomes.extras))
 

@@ -11,9 +11,8 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import cast
 
 from redis import ConnectionError as RedisConnectionError
@@ -38,6 +37,7 @@ _log = logging.getLogger(__name__)
 
 _BLOCK_S = 0.4  # how long a blocking read waits, and so the longest that a thread takes to notice its end
 _PER_TRIP = 64
+_TOKENS_AT_ONCE = 8192
 _RECONNECT_S = 0.1
 _KEEP_MS = 60_000
 _FULL_PAUSE_S = 0.05
@@ -137,12 +137,6 @@ class _ReplySender:
             self._open += 1
         future.add_done_callback(functools.partial(self._ended, request))
 
-    def fail(self, request: InteractiveRequest, error: BaseException) -> None:
-        """Send an error now."""
-        with self._lock:
-            self._open += 1
-        self._done.put((request, functools.partial(protocol.encode_failure, request.number, error)))
-
     def close(self, timeout_s: float) -> None:
         """Wait until all that was followed is sent, or the time is over."""
         deadline_s = time.monotonic() + timeout_s
@@ -197,9 +191,7 @@ def _encode(request: InteractiveRequest, future: Future[Outcomes]) -> bytes:
     error = future.exception()
     if error is not None:
         return protocol.encode_failure(request.number, error)
-    outcomes = future.result()
-    timing = replace(outcomes.timing, worker_s=time.monotonic() - request.taken_s)
-    return protocol.encode_outcomes(request.number, replace(outcomes, timing=timing))
+    return protocol.encode_outcomes(request.number, future.result(), time.monotonic() - request.taken_s)
 
 
 class _Receiver:
@@ -281,29 +273,36 @@ class _Receiver:
 
     def _take(self, elements: list[bytes]) -> tuple[int, list[bytes]]:
         """Submit the requests; return the tokens of those that left the list, and those that the engine refused."""
-        tokens = 0
-        now_s = time.monotonic()
-        now_ms = (now_s + self._redis_ahead_s) * 1000
-        for position, element in enumerate(elements):
+        tokens, refused = 0, list[bytes]()
+        for requests in self._read(elements):
+            wanted = [request for request, _ in requests if (request.work.deadline_s or 0) > time.monotonic()]
+            futures = self._engine.submit_all([request.work for request in wanted])
+            followed = map(self._follow, wanted, futures)
+            back = {id(request) for request, taken in zip(wanted, followed, strict=True) if not taken}
+            tokens += sum(request.tokens for request, _ in requests if id(request) not in back)
+            refused += [element for request, element in requests if id(request) in back]
+        return tokens, refused
+
+    def _read(self, elements: Sequence[bytes]) -> Iterator[list[tuple[InteractiveRequest, bytes]]]:
+        """Yield readable requests with their bytes, as many at a time as are tokenized before any is queued."""
+        requests, tokens = list[tuple[InteractiveRequest, bytes]](), 0
+        for element in elements:
             try:
-                request = protocol.decode_request(element)
+                request = protocol.decode_request(element, self._redis_ahead_s)
             except FrameError:
                 _log.warning("an unreadable request was dropped")
                 continue
-            left_ms = request.deadline_ms - now_ms
-            if left_ms > 0 and not self._submit(request, now_s + left_ms / 1000):
-                return tokens, elements[position:]
+            if requests and tokens + request.tokens > _TOKENS_AT_ONCE:
+                yield requests
+                requests, tokens = [], 0
+            requests.append((request, element))
             tokens += request.tokens
-        return tokens, []
+        if requests:
+            yield requests
 
-    def _submit(self, request: InteractiveRequest, deadline_s: float) -> bool:
-        """Give one request to the engine; False: it takes none now."""
-        try:
-            future = self._engine.submit(replace(request.work, deadline_s=deadline_s))
-        except (LaneFull, EngineClosed, NoWorker):
+    def _follow(self, request: InteractiveRequest, future: Future[Outcomes]) -> bool:
+        """Send what the future ends with; False: the engine took nothing, and another worker may."""
+        if future.done() and isinstance(future.exception(), (LaneFull, EngineClosed, NoWorker)):
             return False
-        except Exception as error:  # noqa: BLE001 - one request's failure is that request's answer
-            self._replies.fail(request, error)
-        else:
-            self._replies.follow(request, future)
+        self._replies.follow(request, future)
         return True

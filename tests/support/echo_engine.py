@@ -1,6 +1,7 @@
 """An engine that answers at once with numbers made from the text: the protocol of `tasks.engine`, and nothing else."""
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 import numpy as np
@@ -31,6 +32,17 @@ class EchoEngine:
         self.hold = hold
         self.room = room
         self._held: list[tuple[Work, Future[Outcomes]]] = []
+
+    def submit_all(self, works: Sequence[Work]) -> list[Future[Outcomes]]:
+        return [self._submit_safely(work) for work in works]
+
+    def _submit_safely(self, work: Work) -> Future[Outcomes]:
+        try:
+            return self.submit(work)
+        except Exception as error:  # noqa: BLE001 - as an engine does
+            refused = Future[Outcomes]()
+            refused.set_exception(error)
+            return refused
 
     def submit(self, work: Work) -> Future[Outcomes]:
         if len(self._held) >= self.room:

@@ -2,20 +2,18 @@
 
 import threading
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tasks.engine import Outcomes, Work
-from tasks.errors import (
-    InvalidRequest,
-    NoWorker,
-    WrongCapability,
-)
+from config.settings import Settings
+from tasks.engine import JobParams, Outcomes, Work
+from tasks.errors import InvalidRequest, LaneFull, NoWorker, TwolaneError, WrongCapability
 from tasks.lanes import Service
 from tests.support.engine_work import Build, submit
-from tests.support.fakes import GatedBackend
+from tests.support.fakes import GatedBackend, fake_model
 from workers.engine import DeviceEngine
 
 
@@ -48,6 +46,48 @@ def test_results_go_to_the_right_waiter(build: Build) -> None:
     for at, future in futures.items():
         alone = submit(engine, [f"text {at}", f"more {at}"]).result(10)
         assert np.array_equal(future.result(10).values, alone.values)
+
+
+def test_works_that_come_together_end_as_they_do_one_by_one(build: Build) -> None:
+    engine = build()
+    query = Work("fake", "embeddings", ["a", "b", "a"], service=Service.INTERACTIVE)
+    strict = replace(query, texts=["word " * 600, "short"], params=JobParams(truncate="none"))
+    short = replace(query, params=JobParams(dimensions=4))
+    works = [
+        query,
+        strict,
+        replace(query, texts=[]),
+        replace(query, model="unknown"),
+        short,
+        replace(query, texts=["c"]),
+    ]
+    works += [replace(query, operation="rerank", queries=["q"] * count) for count in (3, 1)]
+    together = engine.submit_all(works)
+    for work, future in zip(works, together, strict=True):
+        if isinstance(future.exception(10), TwolaneError):
+            with pytest.raises(type(future.exception())):
+                engine.submit(work)
+            continue
+        found, alone = future.result(), engine.submit(work).result(10)
+        assert np.array_equal(found.values, alone.values)
+        assert found.tokens.tolist() == alone.tokens.tolist()
+        assert found.truncated.tolist() == alone.truncated.tolist()
+        assert found.errors == alone.errors
+    assert [type(one.exception()) for one in together if one.exception()] == [NoWorker, InvalidRequest]
+
+
+def test_of_works_that_come_together_those_that_do_not_fit_are_refused_and_the_others_answered() -> None:
+    settings = Settings(_env_file=None, engine_max_tokens=40, interactive_max_tokens=40)
+    model = fake_model(gated=True)
+    assert isinstance(model.backend, GatedBackend)
+    with DeviceEngine(settings, {"fake": model}) as engine:
+        work = Work("fake", "embeddings", ["word " * 15], service=Service.INTERACTIVE)
+        taken = engine.submit_all([work] * 5)
+        refused = [future for future in taken if future.done() and isinstance(future.exception(), LaneFull)]
+        model.backend.gate.set()
+        assert 0 < len(refused) < 5
+        assert all(future.result(10).tokens.tolist() == [17] for future in taken if future not in refused)
+        assert engine.submit(work).result(10).tokens.tolist() == [17]
 
 
 def test_equal_texts_of_one_work_are_computed_once(gated: tuple[DeviceEngine, GatedBackend]) -> None:

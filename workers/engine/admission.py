@@ -24,9 +24,12 @@ from workers.models.tokenizing.pair_tokenizer import TemplateTokenizer
 from workers.models.tokenizing.token_tokenizer import TokenTokenizer
 from workers.models.tokenizing.tokenizer import Encoded
 
-__all__ = ["admit"]
+__all__ = ["admit", "admit_alike"]
 
 T = TypeVar("T")
+# The row of each item; the slice of all where each has its own.
+_Places = NDArray[np.intp] | slice
+_ALL = slice(None)
 # Ways of scoring pairs that want more than dense vectors, what they want, and how much each of it weighs.
 _PAIRED: Mapping[str, tuple[tuple[Extra, ...], tuple[float, float, float]]] = {
     "multi-vector": (("sparse", "colbert"), BLEND),
@@ -75,10 +78,22 @@ def _join_windows(texts: LongTexts, work: Work, model: LoadedModel, outcomes: Ou
 def _admit_each(work: Work, model: LoadedModel) -> PendingWork:
     """Take each text as one row."""
     if work.operation == "embeddings":
-        return _admit_embeddings(work, model)
+        return _admit_embeddings([work], model)[0]
     if model.card.rerank_by == "cross-encoder":
         return _admit_pairs(work, model)
     return _admit_similarity(work, model)
+
+
+def admit_alike(works: Sequence[Work], model: LoadedModel) -> list[PendingWork]:
+    """Do the same for several works of equal operation and params; the texts of embeddings are tokenized in one go.
+
+    Raises:
+        tasks.errors.TwolaneError: as `admit`, for all of them.
+    """
+    if works[0].operation != "embeddings" or works[0].params.long is not None:
+        return [admit(work, model) for work in works]
+    _check(works[0], model)
+    return _admit_embeddings(works, model)
 
 
 def _check(work: Work, model: LoadedModel) -> None:
@@ -100,9 +115,18 @@ def _check(work: Work, model: LoadedModel) -> None:
         raise InvalidRequest(f"dimensions must be from 1 to {dimension}", param="dimensions")
 
 
-def _admit_embeddings(work: Work, model: LoadedModel) -> PendingWork:
-    unique, rows_of = _deduplicate(_instruct_texts(work.texts, work, model))
-    encoded = _encode_role(unique, work, model, work.params.role)
+def _admit_embeddings(works: Sequence[Work], model: LoadedModel) -> list[PendingWork]:
+    found = [_deduplicate(_instruct_texts(work.texts, work, model)) for work in works]
+    texts = [text for unique, _ in found for text in unique]
+    encoded = _encode_role(texts, works[0], model, works[0].params.role)
+    requests, end = [], 0
+    for work, (unique, rows_of) in zip(works, found, strict=True):
+        begin, end = end, end + len(unique)
+        requests.append(_request_embeddings(work, encoded[begin:end], rows_of, model))
+    return requests
+
+
+def _request_embeddings(work: Work, encoded: Sequence[Encoded], rows_of: _Places, model: LoadedModel) -> PendingWork:
     extras = work.params.extras
     plan = _Plan(work, encoded, model, extras)
 
@@ -112,9 +136,7 @@ def _admit_embeddings(work: Work, model: LoadedModel) -> PendingWork:
         values = _cut_dimensions(spread, work.params.dimensions, normalize=model.card.normalized)
         if "dense" not in work.params.returns:
             values = values[:, :0]
-        return Outcomes(
-            values, plan.lengths[rows_of], plan.cut[rows_of], errors, extras=more, fingerprint=model.fingerprint
-        )
+        return plan.outcomes(values, errors, rows_of, more)
 
     return plan.request(finish)
 
@@ -129,7 +151,7 @@ def _admit_pairs(work: Work, model: LoadedModel) -> PendingWork:
 
     def finish(values: NDArray[np.float32], failed: Mapping[int, ItemError]) -> Outcomes:
         scores, errors = plan.spread(values, failed, rows_of)
-        return Outcomes(scores, plan.lengths[rows_of], plan.cut[rows_of], errors, fingerprint=model.fingerprint)
+        return plan.outcomes(scores, errors, rows_of)
 
     return plan.request(finish)
 
@@ -175,11 +197,11 @@ def _encode_sides(
 ) -> tuple[list[Encoded], NDArray[np.intp], NDArray[np.intp]]:
     """Return the rows of queries and documents, and each one's row; equal texts share one if they are read alike."""
     if not isinstance(model.tokenizer, TokenTokenizer):
-        unique, rows_of = _deduplicate([*queries, *documents])
+        unique, rows_of = _deduplicate_places([*queries, *documents])
         encoded = model.tokenizer.encode(unique, work.params.truncate)
         return encoded, rows_of[: len(queries)], rows_of[len(queries) :]
-    left, of_query = _deduplicate(queries)
-    right, of_text = _deduplicate(documents)
+    left, of_query = _deduplicate_places(queries)
+    right, of_text = _deduplicate_places(documents)
     encoded = _encode_role(left, work, model, "query") + _encode_role(right, work, model, "document")
     return encoded, of_query, of_text + len(left)
 
@@ -215,17 +237,25 @@ class _Plan:
     ) -> None:
         self._work, self._model = work, model
         self._parts: dict[int, ExtraParts] = {}
-        self.lengths = np.array([len(one.tokens) for one in encoded], np.int32)
-        self.cut = np.array([one.cut for one in encoded], np.bool_)
-        refused = self.cut if work.params.truncate == "none" else np.zeros(len(encoded), np.bool_)
-        # Nothing was cut off what is refused.
-        self.cut = self.cut & ~refused
-        self._kept = np.flatnonzero(~refused)
-        self._rows = [encoded[at].tokens for at in self._kept.tolist()]
+        size = len(encoded)
+        self.lengths = np.fromiter((len(one.tokens) for one in encoded), np.int32, size)
+        self.cut = np.fromiter((one.cut for one in encoded), np.bool_, size)
+        self._rows = [one.tokens for one in encoded]
+        # The texts that have rows; None: all.
+        self._kept: NDArray[np.intp] | None = None
+        self._refused: dict[int, ItemError] = {}
+        if work.params.truncate == "none" and self.cut.any():
+            self._refuse_cut(encoded)
         if extras:
             self._rows = [replace(row, extras=extras) for row in self._rows]
-        most = model.tokenizer.max_tokens
-        self._refused = {at: _too_long(most, encoded[at].asked) for at in np.flatnonzero(refused).tolist()}
+
+    def _refuse_cut(self, encoded: Sequence[Encoded]) -> None:
+        most = self._model.tokenizer.max_tokens
+        self._refused = {at: _too_long(most, one.asked) for at, one in enumerate(encoded) if one.cut}
+        self._kept = np.flatnonzero(~self.cut)
+        self._rows = [self._rows[at] for at in self._kept.tolist()]
+        # Nothing was cut off what is refused.
+        self.cut = np.zeros(len(encoded), np.bool_)
 
     def request(self, finish: Finish, extras: ExtraSink | None = None) -> PendingWork:
         """Return the request that computes the rows and then calls `finish`; extras stay here if nobody takes them."""
@@ -236,31 +266,57 @@ class _Plan:
         return request
 
     def spread(
-        self, values: NDArray[np.float32], failed: Mapping[int, ItemError], rows_of: NDArray[np.intp]
+        self, values: NDArray[np.float32], failed: Mapping[int, ItemError], rows_of: _Places
     ) -> tuple[NDArray[np.float32], dict[int, ItemError]]:
         """Return a value per item, zero where it failed, and the failed items."""
-        by_text = np.zeros((len(self.lengths), *values.shape[1:]), np.float32)
-        by_text[self._kept] = values
-        errors = self._refused | {int(self._kept[row]): error for row, error in failed.items()}
-        by_text[list(errors)] = 0
-        if not errors:
+        kept = self._kept
+        by_text = values
+        if kept is not None:
+            by_text = np.zeros((len(self.lengths), *values.shape[1:]), np.float32)
+            by_text[kept] = values
+        if not (failed or self._refused):
             return by_text[rows_of], {}
-        return by_text[rows_of], {at: errors[row] for at, row in enumerate(rows_of.tolist()) if row in errors}
+        errors = self._refused | {row if kept is None else int(kept[row]): error for row, error in failed.items()}
+        by_text[list(errors)] = 0
+        return by_text[rows_of], {at: errors[row] for at, row in enumerate(self._list(rows_of)) if row in errors}
+
+    def outcomes(
+        self,
+        values: NDArray[np.float32],
+        errors: Mapping[int, ItemError],
+        rows_of: _Places,
+        extras: Mapping[Extra, Ragged] | None = None,
+    ) -> Outcomes:
+        """Return the outcomes of all items."""
+        lengths, cut, made_by = self.lengths[rows_of], self.cut[rows_of], self._model.fingerprint
+        return Outcomes(values, lengths, cut, errors, extras=extras or {}, fingerprint=made_by)
+
+    def _list(self, rows_of: _Places) -> list[int]:
+        return list(range(len(self.lengths)))[rows_of] if isinstance(rows_of, slice) else rows_of.tolist()
+
+    def _kept_texts(self) -> list[int]:
+        return list(range(len(self.lengths))) if self._kept is None else self._kept.tolist()
 
     def pair_rows(self, left: NDArray[np.intp], right: NDArray[np.intp]) -> list[tuple[int | None, int | None]]:
         """Return the rows of pairs of texts; a text that was refused has none."""
-        rows = {text: row for row, text in enumerate(self._kept.tolist())}
+        rows = {text: row for row, text in enumerate(self._kept_texts())}
         return [(rows.get(one), rows.get(other)) for one, other in zip(left.tolist(), right.tolist(), strict=True)]
 
-    def spread_extra(self, kind: Extra, rows_of: NDArray[np.intp], errors: Mapping[int, ItemError]) -> Ragged:
+    def spread_extra(self, kind: Extra, rows_of: _Places, errors: Mapping[int, ItemError]) -> Ragged:
         """Return what each item has of a kind; failed items have nothing."""
-        by_text = {text: self._parts[row][kind] for row, text in enumerate(self._kept.tolist()) if row in self._parts}
-        found = [None if at in errors else by_text.get(text) for at, text in enumerate(rows_of.tolist())]
+        by_text = {text: self._parts[row][kind] for row, text in enumerate(self._kept_texts()) if row in self._parts}
+        found = [None if at in errors else by_text.get(text) for at, text in enumerate(self._list(rows_of))]
         return Ragged.of(kind, found)
 
 
-def _deduplicate(items: Sequence[T]) -> tuple[list[T], NDArray[np.intp]]:
+def _deduplicate(items: Sequence[T]) -> tuple[list[T], _Places]:
     """Return the distinct items in order of appearance, and for each item its place among them."""
+    unique = list(dict.fromkeys(items))
+    return (unique, _ALL) if len(unique) == len(items) else _deduplicate_places(items)
+
+
+def _deduplicate_places(items: Sequence[T]) -> tuple[list[T], NDArray[np.intp]]:
+    """Do the same, with the places as numbers in any case."""
     places: dict[T, int] = {}
     rows_of = np.array([places.setdefault(item, len(places)) for item in items], np.intp)
     return list(places), rows_of

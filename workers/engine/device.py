@@ -6,8 +6,8 @@ and meanings, is `tasks.engine`.
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,9 +17,10 @@ from config.settings import Settings
 from tasks.engine import NO_METER, Meter, Outcomes, Work
 from tasks.errors import EngineClosed, NoWorker
 from tasks.lanes import Service
-from workers.engine.admission import admit
+from workers.engine.admission import admit_alike
 from workers.engine.fair_share import FairShare
 from workers.engine.loop import DeviceLoop
+from workers.engine.pending import PendingWork
 from workers.engine.queue import WorkQueue
 from workers.engine.scheduler import Limits
 from workers.engine.warmup import warm_up_steps
@@ -102,22 +103,52 @@ class DeviceEngine:
             tasks.errors.LaneFull: more tokens of this class wait than `Settings.engine_max_tokens`.
             tasks.errors.EngineClosed: the worker is going away.
         """
-        if self._closed:
-            raise EngineClosed("this worker is going away")
+        (taken,) = self._submit([work])
+        if isinstance(taken, Exception):
+            raise taken
+        return taken
+
+    def submit_all(self, works: Sequence[Work]) -> list[Future[Outcomes]]:
+        """See `tasks.engine.Engine.submit_all`. Texts of works with equal params are tokenized in one go."""
+        places = defaultdict[object, list[int]](list)
+        for place, work in enumerate(works):
+            alike = work.operation == "embeddings"
+            places[work.model, work.fingerprint, work.params, None if alike else place].append(place)
+        futures: dict[int, Future[Outcomes]] = {}
+        for group in places.values():
+            for place, taken in zip(group, self._submit([works[at] for at in group]), strict=True):
+                futures[place] = _failed(taken) if isinstance(taken, Exception) else taken
+        return [futures[place] for place in range(len(works))]
+
+    def _submit(self, works: Sequence[Work]) -> list[Future[Outcomes] | Exception]:
+        """Submit works of equal model, operation and params; return the future of each, or why it was not taken."""
         if not self._settings.lanes:
-            work = replace(work, service=Service.BULK)
-        model = self._hold(work)
+            works = [replace(work, service=Service.BULK) for work in works]
         try:
-            request = admit(work, model)
-            if request.rows:
-                self._queue.put(request, self._retry_after_s)
-        except BaseException:
-            self._let_go(model)
-            raise
-        request.future.add_done_callback(lambda _: self._let_go(model))
-        if not request.rows:
-            request.finish_if_complete()
-        return request.future
+            model = self._hold(works[0], len(works))
+        except (EngineClosed, NoWorker) as error:
+            return [error] * len(works)
+        try:
+            requests = admit_alike(works, model)
+        except Exception as error:  # noqa: BLE001 - an edge: it goes to who asked
+            self._let_go(model, len(works))
+            return [error] if len(works) == 1 else [self._submit([work])[0] for work in works]
+        return self._queue_up(requests, model)
+
+    def _queue_up(self, requests: Sequence[PendingWork], model: LoadedModel) -> list[Future[Outcomes] | Exception]:
+        filled = [request for request in requests if request.rows]
+        refused = dict(zip(filled, self._queue.put_all(filled, self._retry_after_s), strict=True))
+        taken: list[Future[Outcomes] | Exception] = []
+        for request in requests:
+            error = refused.get(request)
+            if error is None:
+                request.future.add_done_callback(lambda _: self._let_go(model))
+                if not request.rows:
+                    request.finish_if_complete()
+            else:
+                self._let_go(model)
+            taken.append(error or request.future)
+        return taken
 
     def loaded(self, model: str) -> LoadedModel | None:
         """Return a model as it is loaded now; None: it is not."""
@@ -225,21 +256,23 @@ class DeviceEngine:
         for loop in self._loops:
             loop.close(_CLOSE_S)
 
-    def _hold(self, work: Work) -> LoadedModel:
-        """Return the model that computes the work; it is not forgotten before `_let_go`."""
+    def _hold(self, work: Work, count: int) -> LoadedModel:
+        """Return the model that computes so many such works; it is not forgotten before `_let_go` for all of them."""
+        if self._closed:
+            raise EngineClosed("this worker is going away")
         with self._lock:
             model = self._models.get(work.model)
             if model is None:
                 raise NoWorker(f"{work.model} is not loaded in this worker")
             if work.fingerprint not in {"", model.fingerprint}:
                 raise NoWorker(f"this worker has {work.model} by now as {model.fingerprint}")
-            self._open[model.key] += 1
+            self._open[model.key] += count
             self._used_s[work.model] = time.monotonic()
             return model
 
-    def _let_go(self, model: LoadedModel) -> None:
+    def _let_go(self, model: LoadedModel, count: int = 1) -> None:
         with self._lock:
-            self._open[model.key] -= 1
+            self._open[model.key] -= count
 
     def _warm_up(self, model: LoadedModel) -> None:
         for loop in self._loops:
@@ -286,6 +319,12 @@ class DeviceEngine:
     def _retry_after_s(self, tokens: int) -> float:
         rate = self._loops[0].passes.tokens_per_s
         return min(max(tokens / rate, _LEAST_RETRY_S), _MOST_RETRY_S) if rate else _LEAST_RETRY_S
+
+
+def _failed(error: Exception) -> Future[Outcomes]:
+    future = Future[Outcomes]()
+    future.set_exception(error)
+    return future
 
 
 def _limits(settings: Settings, models: Mapping[str, LoadedModel], *, on_cpu: bool) -> Limits:

@@ -45,11 +45,12 @@ class Row:
     request: "PendingWork"
     index: int
     tokens: Tokens
+    length: int
     # Place in the order of the interactive lane, see `row_order.InteractiveLane`.
     tag: float = 0.0
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return self.length
 
 
 class PendingWork:
@@ -80,7 +81,9 @@ class PendingWork:
         self.deadline_s = deadline_s
         self.future: Future[Outcomes] = Future()
         self.rows: list[Row] = []
-        self.extras: ExtraSink = dict[int, ExtraParts]()
+        # Not `dict[int, ExtraParts]()`: making that type anew takes longer than all else here.
+        no_extras: dict[int, ExtraParts] = {}
+        self.extras: ExtraSink = no_extras
         self.asked_s = self.device_s = 0.0
         self.waited_s: float | None = None
         self._finish = finish
@@ -92,7 +95,7 @@ class PendingWork:
     def add_rows(self, rows: Sequence[Tokens]) -> None:
         """Set the rows that the device has to compute."""
         dimension = self.model.backend.dimension
-        self.rows = [Row(self, index, tokens) for index, tokens in enumerate(rows)]
+        self.rows = [Row(self, index, tokens, len(tokens)) for index, tokens in enumerate(rows)]
         self._left = len(rows)
         self._values = np.zeros((len(rows),) if dimension is None else (len(rows), dimension), np.float32)
 

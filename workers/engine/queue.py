@@ -4,6 +4,7 @@ Owns the lock, the bounds and the deadlines. The order of rows inside a lane is 
 and how many rows fit into a pass are questions that the queue asks its taker.
 """
 
+import functools
 import threading
 import time
 from collections import defaultdict
@@ -91,20 +92,34 @@ class WorkQueue:
             LaneFull: the rows do not fit beside those that wait. Alone they always do, or they could never run.
             EngineClosed: the queue takes nothing any more.
         """
-        tokens = request.tokens
-        request.asked_s = self.clock()
+        (refused,) = self.put_all([request], retry_after_s)
+        if refused is not None:
+            raise refused
+
+    def put_all(
+        self, requests: Sequence[PendingWork], retry_after_s: Callable[[int], float]
+    ) -> list[LaneFull | EngineClosed | None]:
+        """Do the same for several; return for each the error that `put` raises, or None."""
+        asked_s = self.clock()
+        for request in requests:
+            request.asked_s = asked_s
         with self._lock:
             expired = self._pop_expired()
-            waiting = self._tokens[request.service]
-            full = bool(waiting) and waiting + tokens > self._max_tokens
-            if not full and not self._closed:
-                self._add(request, tokens)
+            refused = [self._admit(request, retry_after_s) for request in requests]
         _expire(expired)
+        for request, error in zip(requests, refused, strict=True):
+            if error is None:
+                request.future.add_done_callback(functools.partial(self._note_end, request))
+        return refused
+
+    def _admit(self, request: PendingWork, retry_after_s: Callable[[int], float]) -> LaneFull | EngineClosed | None:
         if self._closed:
-            raise EngineClosed("this worker is going away")
-        if full:
-            raise LaneFull(f"{waiting} tokens wait in this worker already", retry_after_s=retry_after_s(waiting))
-        request.future.add_done_callback(lambda _: self._note_end(request))
+            return EngineClosed("this worker is going away")
+        tokens, waiting = request.tokens, self._tokens[request.service]
+        if waiting and waiting + tokens > self._max_tokens:
+            return LaneFull(f"{waiting} tokens wait in this worker already", retry_after_s=retry_after_s(waiting))
+        self._add(request, tokens)
+        return None
 
     def take(self, taker: Taker, timeout_s: float) -> Batch | None:
         """Remove and return the rows of the taker's next pass; None after the timeout, or when it is interrupted."""
@@ -191,7 +206,9 @@ class WorkQueue:
             return self._traffic.p99_s(model, self.clock())
 
     def _condition(self, taker: Taker) -> threading.Condition:
-        return self._changed.setdefault(taker, threading.Condition(self._lock))
+        if taker not in self._changed:
+            self._changed[taker] = threading.Condition(self._lock)
+        return self._changed[taker]
 
     def _add(self, request: PendingWork, tokens: int) -> None:
         service, model = request.service, request.model.key
@@ -280,7 +297,7 @@ class WorkQueue:
         if present:
             self._call_for_rest()
 
-    def _note_end(self, request: PendingWork) -> None:
+    def _note_end(self, request: PendingWork, _ended: object) -> None:
         if request.future.cancelled():
             self.forget(request)
         elif request.service is Service.INTERACTIVE:

@@ -3,7 +3,7 @@
 local back = 0
 for i = #refused, 1, -1 do
   redis.call('LPUSH', WAITING_LIST, refused[i])
-  -- float64 deadline, uint32 tokens (tasks/interactive/protocol.py); behind the first that was refused nothing was read yet.
+  -- float64 deadline, uint32 tokens (tasks/interactive/protocol.py); earlier workers put back what they did not read.
   if #refused[i] >= 12 then
     back = back + struct.unpack('<I', refused[i], 9)
   end
