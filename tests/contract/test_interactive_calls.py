@@ -243,6 +243,8 @@ def test_a_passed_deadline_is_an_error_and_the_engine_never_sees_the_work(
     with announced(redis):
         with pytest.raises(DeadlineExceeded):
             client.ask(work("late", within_s=0.2), 5)
+        # The deadline counts by Redis' clock from the arrival there, which may be late on a busy machine.
+        wait_until(lambda: not redis.exists(keys.lane_requests(LANE)))
         with serving(redis_url, engine):
             client.ask(work("in time"), 5)
     assert [seen.texts for seen in engine.seen] == [["in time"]]
@@ -329,7 +331,8 @@ def test_every_key_of_the_hop_has_an_expiry(client: InteractiveClient, redis: Re
     with serving(redis_url, engine):
         asked = [ask_in_thread(client, work(str(i))) for i in range(3)]
         wait_until(lambda: redis.llen(keys.lane_requests(LANE)) == 2)
-        assert {key: redis.pttl(key) for key in redis.scan_iter() if redis.pttl(key) < 0} == {}
+        # A list that is taken and put back just now is missing for a moment, which is no fault (-2).
+        assert [key for key in redis.scan_iter() if redis.pttl(key) == -1] == []
         engine.hold = False
         engine.release()
         for thread, _ in asked:
