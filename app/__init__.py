@@ -49,7 +49,8 @@ def create_app(settings: Settings) -> Flask:
     app.config["MIN_CLIENT_BYTES_S"] = settings.min_client_bytes_s
     live = build_services(settings)
     install_services(app, live)
-    metrics_of_app, authenticator = Metrics(live, places), Authenticator(settings, KeyStore(live.redis))
+    authenticator = Authenticator(settings, KeyStore(live.redis))
+    metrics_of_app = Metrics(live, places, authenticator)
     install_metrics(app, metrics_of_app)
     install_errors(app)
     install_tracing(app)

@@ -91,7 +91,7 @@ def judge(sheet: Sheet) -> list[Verdict]:
 
 def _show(value: float, unit: str) -> str:
     shown = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.7f}" if unit == "cosine" else f"{value:.3g}"
-    return f"{shown}{unit}" if unit in {"x", "%"} else f"{shown} {unit}"
+    return f"{shown}{unit}" if unit in {"", "x", "%"} else f"{shown} {unit}"
 
 
 def _of(suite: str, metric: str) -> Find:
@@ -182,4 +182,21 @@ _JOB_GOALS = (
     Goal("worker's memory, change over the job", AT_MOST, 5, _of("memory", "worker, change"), unit="%"),
 )
 
-GOALS = (*_ENGINE_GOALS, *_PEER_GOALS, *_LANE_GOALS, *_WEB_GOALS, *_JOB_GOALS)
+_FAIRNESS_GOALS = (
+    Goal(
+        "Jain's index of tokens per tenant",
+        AT_LEAST,
+        0.95,
+        _of("fairness", "Jain's index of tokens per tenant"),
+        unit="",
+    ),
+    Goal(
+        "passes until an idle tenant's item, worst",
+        AT_MOST,
+        2,
+        _of("fairness", "passes until an idle tenant's item is computed, worst"),
+        unit="passes",
+    ),
+)
+
+GOALS = (*_ENGINE_GOALS, *_PEER_GOALS, *_LANE_GOALS, *_WEB_GOALS, *_JOB_GOALS, *_FAIRNESS_GOALS)

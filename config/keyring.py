@@ -143,6 +143,12 @@ class KeyringFile:
                 self._lock.release()
         return self._keyring
 
+    @property
+    def keeps_old_keys(self) -> bool:
+        """Whether the file is missing, unreadable or wrong, so that keys which were read before stay valid."""
+        self.current()
+        return self._next_line_s > 0
+
     def _refresh(self) -> None:
         seen = self._content
         try:

@@ -175,6 +175,11 @@ class Authenticator:
         return self.find_tenant(hash_key(secret.strip()))
 
     @property
+    def keeps_old_keys(self) -> bool:
+        """Whether the keys file cannot be used now, so that keys which were read before stay valid."""
+        return self._file is not None and self._file.keeps_old_keys
+
+    @property
     def is_open(self) -> bool:
         """Whether there are no keys, and one tenant who may do everything."""
         return self._file is None

@@ -46,6 +46,10 @@ _KEY = ("tenant", "key")
 
 METRICS = (
     Metric("twolane_build_info", "1; the version that this web process runs.", ("version", "python")),
+    Metric(
+        "twolane_keys_file_unusable",
+        "1: the keys file is missing, unreadable or wrong, so the keys that were read before stay valid.",
+    ),
     # The state that all processes share, read from Redis at each scrape.
     Metric("twolane_store_up", "Whether Redis answered this scrape; without it the shared values are missing."),
     Metric("twolane_store_memory_bytes", "Memory that Redis uses."),

@@ -11,6 +11,7 @@ from typing import cast
 from flask import Blueprint, Response, current_app, g, request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, ProcessCollector, generate_latest
 
+from app.access.auth import Authenticator
 from app.http.errors import error_code
 from app.http.openapi import Api
 from app.http.places import Kind, Places
@@ -35,12 +36,13 @@ class Metrics:
     Args:
         live: where everything is added up and read.
         places: of this process.
+        authenticator: knows how the keys file is.
 
     Attributes:
         reporter: reports the places of this process; started by who serves.
     """
 
-    def __init__(self, live: Services, places: Places) -> None:
+    def __init__(self, live: Services, places: Places, authenticator: Authenticator) -> None:
         self._live = live
         self._counters = live.counters
         self.reporter = WebReporter(live.redis, lambda: {kind.name.lower(): places.count(kind) for kind in Kind})
@@ -49,6 +51,9 @@ class Metrics:
         build = find_metric("twolane_build_info")
         info = Gauge(build.name, build.description, build.labels, registry=self._registry)
         info.labels(read_version(), platform.python_version()).set(1)
+        unusable = find_metric("twolane_keys_file_unusable")
+        keys_file = Gauge(unusable.name, unusable.description, registry=self._registry)
+        keys_file.set_function(lambda: authenticator.keeps_old_keys)
         if live.settings.web_workers == 1:
             # Scrapes of several processes behind one port would reach now one, now another.
             ProcessCollector(registry=self._registry)

@@ -27,7 +27,7 @@ from tasks.presence.worker_registry import WorkerInfo
 from tests.support import job_maker
 from tests.support.job_maker import LANE
 from tests.support.polling import wait_until
-from tests.support.web import opened_app, running_worker, services_of, wait_for_end
+from tests.support.web import opened_app, running_worker, services_of, wait_for_end, write_keys
 
 ROOT = Path(__file__).parents[2]
 PROMTOOL = shutil.which("promtool")
@@ -327,3 +327,16 @@ def test_a_redis_that_evicts_keys_is_told_in_metrics_health_and_log(
 def test_the_operators_page_has_every_metric() -> None:
     page = (ROOT / "docs" / "operations.md").read_text("utf-8")
     assert set(re.findall(r"`(twolane_[a-z0-9_]+)", page)) == {metric.name for metric in METRICS}
+
+
+def test_a_keys_file_that_is_gone_is_told(settings: Settings, tmp_path: Path) -> None:
+    file = write_keys(tmp_path / "keys.toml", {"ops": "admin = true"})
+    with opened_app(settings.model_copy(update={"keys_file": file})) as app:
+
+        def shown() -> str:
+            text = app.test_client().get("/metrics", headers={"Authorization": "Bearer ops"}).text
+            return next(line for line in text.splitlines() if line.startswith("twolane_keys_file_unusable"))
+
+        assert shown() == "twolane_keys_file_unusable 0.0"
+        file.rename(tmp_path / "elsewhere.toml")
+        wait_until(lambda: shown() == "twolane_keys_file_unusable 1.0")

@@ -121,6 +121,23 @@ def test_a_bad_change_keeps_the_old_keys_and_is_logged_once(tmp_path: Path, capl
     assert "cannot be read" in caplog.messages[1]
 
 
+def test_a_file_that_stays_unusable_is_logged_again_and_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("config.keyring._REPEAT_S", 0.0)
+    path = write_keys(tmp_path / "keys.toml", "ada")
+    file = KeyringFile(path, recheck_s=0)
+    assert not file.keeps_old_keys
+    path.unlink()
+    with caplog.at_level(logging.INFO, "config.keyring"):
+        assert [file.keeps_old_keys for _ in range(3)] == [True] * 3
+        write_keys(path, "ada")
+        assert not file.keeps_old_keys
+    assert [record.levelname for record in caplog.records if record.name == "config.keyring"] == ["ERROR"] * 3 + [
+        "INFO"
+    ]
+
+
 @pytest.mark.parametrize("emptied", ["", "# nobody", "keys = []"], ids=["nothing", "a comment", "an empty list"])
 def test_an_emptied_file_revokes_all_keys_and_a_missing_one_none(tmp_path: Path, emptied: str) -> None:
     path = write_keys(tmp_path / "keys.toml", "ada")
