@@ -157,7 +157,9 @@ class SettingFields(BaseSettings):
     )
     max_attempts: Count = Field(3, description="Attempts per chunk before items are isolated and given up.")
     chunks_in_flight: Count = Field(
-        2, description="Chunks that one worker holds at a time; with two, reading and storing overlap with computing."
+        2,
+        description="Chunks that one worker holds at a time; with two, reading and storing overlap with computing. "
+        "Unless it is set, a worker on a GPU holds as many as make 131,072 tokens.",
     )
     store_max_bytes: Annotated[int, Field(ge=0)] = Field(
         0, description="Memory that jobs may fill where Redis has no maxmemory (else 70% of that); 0: no limit."

@@ -18,7 +18,7 @@ from config.settings import Settings
 from tasks.errors import ConfigError
 from workers.cores import read_core_list
 
-__all__ = ["Device", "choose_devices", "cpu_has_bfloat16", "memory_share", "place_workers"]
+__all__ = ["Device", "choose_devices", "count_chunks", "cpu_has_bfloat16", "memory_share", "place_workers"]
 
 _log = logging.getLogger(__name__)
 
@@ -27,6 +27,8 @@ _PCI = Path("/sys/bus/pci/devices")
 _LIST_TIMEOUT_S = 20.0
 _GPU_LINE = re.compile(r"^GPU (?P<number>\d+):.*\(UUID: (?P<uuid>GPU-[^)]+)\)")
 _SLICE_LINE = re.compile(r"^\s+MIG .*\(UUID: (?P<uuid>MIG-[^)]+)\)")
+# Chunks that a GPU's worker holds have so many tokens: several full passes, and the texts of the next ones.
+_GPU_TOKENS_IN_FLIGHT = 131_072
 # What several workers on one GPU leave of its memory for their CUDA contexts.
 _SHARED_MEMORY = 0.9
 
@@ -205,3 +207,10 @@ def cpu_has_bfloat16() -> bool:
     except (OSError, StopIteration):
         return False
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags.split())
+
+
+def count_chunks(settings: Settings, device: Device) -> int:
+    """Return how many chunks a worker holds at a time: what the operator chose, or on a GPU 131,072 tokens of them."""
+    if device.kind == "cpu" or "chunks_in_flight" in settings.model_fields_set:
+        return settings.chunks_in_flight
+    return max(settings.chunks_in_flight, -(-_GPU_TOKENS_IN_FLIGHT // settings.chunk_tokens))

@@ -28,7 +28,7 @@ from tasks.presence.device_states import DeviceReport, DeviceReporter, DeviceSta
 from tasks.presence.fleet import Fleet, WorkerEnd
 from tasks.storage.filesystem import check_data_folder, check_storage
 from workers.cores import Cores, plan_cores
-from workers.hardware import Device, choose_devices, place_workers
+from workers.hardware import Device, choose_devices, count_chunks, place_workers
 
 __all__ = ["Launcher", "main"]
 
@@ -46,9 +46,9 @@ _ASIDE_S = 600.0
 class _Worker:
     """One worker and how its device has behaved. For the launcher's thread; any thread may ask for `report`."""
 
-    def __init__(self, place: Device, cores: Cores) -> None:
+    def __init__(self, place: Device, cores: Cores, chunks: int) -> None:
         self.name = place.name
-        self.process = SupervisedProcess(_program(place, cores), longest_delay_s=_LONGEST_DELAY_S)
+        self.process = SupervisedProcess(_program(place, cores, chunks), longest_delay_s=_LONGEST_DELAY_S)
         self.cores = cores
         self._slot = _slot(place)
         self.failures = 0
@@ -99,7 +99,9 @@ class Launcher:
     def __init__(self, settings: Settings, devices: Sequence[Device]) -> None:
         places = place_workers(settings, devices)
         plan = plan_cores(settings, [place.cores for place in places])
-        self._workers = [_Worker(place, cores) for place, cores in zip(places, plan, strict=True)]
+        self._workers = [
+            _Worker(place, cores, count_chunks(settings, place)) for place, cores in zip(places, plan, strict=True)
+        ]
         self._stop_s = settings.worker_stop_s
         redis = connect(settings.redis_url, name="launcher") if settings.redis_url else None
         self._fleet = Fleet(redis) if redis is not None else None
@@ -173,8 +175,9 @@ class Launcher:
         return any(worker.ready for worker in self._workers)
 
 
-def _program(device: Device, cores: Cores) -> Program:
+def _program(device: Device, cores: Cores, chunks: int) -> Program:
     environment = {**_python_path(), **cores.environment, **device.environment}
+    environment["TWOLANE_CHUNKS_IN_FLIGHT"] = str(chunks)
     return Program(device.name, _command(device), environment, signal.SIGKILL, cores.pin)
 
 

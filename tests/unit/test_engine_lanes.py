@@ -42,6 +42,19 @@ def test_a_call_every_two_seconds_costs_a_job_little_and_waits_for_two_passes_at
         assert max(device.latencies_s) <= 2 * max(one.took_s for one in passes) + 0.01
 
 
+@pytest.mark.parametrize(("fixed_ms", "ms_per_token"), [(1.0, 0.1), (5.0, 0.002), (30.0, 0.002)])
+def test_calls_wait_for_two_passes_at_most_however_many_chunks_a_worker_holds(
+    fixed_ms: float, ms_per_token: float
+) -> None:
+    with virtual_device(fixed_ms, ms_per_token, noise=NOISE) as device:
+        device.start_job(chunks=6)
+        device.pace_calls(0.5)
+        device.drive(2.0)
+        device.latencies_s.clear()
+        passes = device.drive(5.0)
+        assert max(device.latencies_s) <= 2 * max(one.took_s for one in passes) + 0.01
+
+
 @pytest.mark.parametrize("callers", [32, 256])
 @pytest.mark.parametrize(("fixed_ms", "ms_per_token"), COSTS)
 def test_callers_get_most_of_what_one_pass_per_turn_allows(fixed_ms: float, ms_per_token: float, callers: int) -> None:

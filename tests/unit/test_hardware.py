@@ -15,7 +15,8 @@ from tasks.errors import ConfigError, WorkError
 from tests.support.nvidia_smi import SLICED, TWO_GPUS, put_on_path
 from workers import hardware
 from workers.boot import _choose_hardware
-from workers.hardware import Device, choose_devices, memory_share, place_workers
+from workers.hardware import Device, choose_devices, count_chunks, memory_share, place_workers
+from workers.launch import Launcher
 from workers.models import registry
 
 GPUS = [Device("gpu0", "GPU-aaaa"), Device("gpu1", "GPU-bbbb")]
@@ -165,3 +166,13 @@ def test_a_worker_for_a_gpu_without_cuda_refuses_instead_of_computing_on_the_cpu
     with pytest.raises(WorkError, match=r"does not start there: No CUDA GPUs are available$"):
         registry._device(make(device="cuda"))
     assert registry._device(make(device="cpu")) == "cpu"
+
+
+def test_a_worker_on_a_gpu_holds_chunks_of_131072_tokens_unless_the_operator_says_how_many() -> None:
+    cpu, gpu = Device("cpu"), Device("gpu0", "GPU-aaaa")
+    assert count_chunks(make(), cpu) == 2
+    assert count_chunks(make(), gpu) * make().chunk_tokens >= 131_072
+    assert count_chunks(make(chunk_tokens=200_000), gpu) == 2
+    assert count_chunks(make(chunks_in_flight=3), gpu) == 3
+    worker = Launcher(make(redis_url=""), [gpu])._workers[0]
+    assert worker.process.program.environment["TWOLANE_CHUNKS_IN_FLIGHT"] == "6"
