@@ -17,6 +17,7 @@ from redis.retry import Retry
 from app.access.limits import Limiter
 from config.catalog import Catalog, load_catalog
 from config.settings import Settings
+from tasks.connections import open_client
 from tasks.files.batches import BatchStore
 from tasks.files.store import FileStore
 from tasks.interactive.client import InteractiveClient
@@ -68,7 +69,7 @@ class Services:
 
 def connect_store(settings: Settings) -> Redis:
     """Return the web tier's client: Redis that is down costs a caller two seconds, not the library's ten retries."""
-    return Redis.from_url(
+    return open_client(
         settings.redis_url,
         client_name="twolane-web",
         socket_timeout=_ANSWER_TIMEOUT_S,

@@ -18,9 +18,12 @@ _SCHEMES = {
     "valkeys": "rediss",
     "unix": "unix",
     "redis+socket": "unix",
+    "sentinel": "sentinel",
+    "redis+sentinel": "sentinel",
 }
-_DEFAULT_PORT = 6379
+_DEFAULT_PORT, _SENTINEL_PORT = 6379, 26_379
 _PLACES = frozenset({"db", "virtual_host", "username", "password"})
+_SENTINEL = frozenset({"sentinel_username", "sentinel_password"})
 _TLS_FILES = frozenset({"ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_password"})
 # As redis-py spells them, and as Celery's documentation does.
 _CHECKS = {name: name for name in ("none", "optional", "required")}
@@ -33,9 +36,11 @@ class RedisAddress:
     """Where Redis is and how it is entered.
 
     Attributes:
-        scheme: `redis`, `rediss` (TLS) or `unix`.
+        scheme: `redis`, `rediss` (TLS), `unix` or `sentinel`.
         path: of the socket; empty: `host` and `port` are used.
         tls: options of redis-py for TLS; without any, certificate and name of the host are checked.
+        sentinels: hosts and ports of the Sentinels that know the primary of `service`; none: it is at `host`, `port`.
+        sentinel_login: `username` and `password` of the Sentinels themselves, as far as they have any.
     """
 
     scheme: str
@@ -46,6 +51,9 @@ class RedisAddress:
     username: str = ""
     password: str = field(default="", repr=False)
     tls: Mapping[str, str | bool] = field(default_factory=dict)
+    sentinels: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+    sentinel_login: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def parse(cls, url: str) -> Self:
@@ -56,17 +64,18 @@ class RedisAddress:
         """
         parts = _split(url.strip())
         options = dict(parse_qsl(parts.query, keep_blank_values=True))
-        if unknown := sorted(options.keys() - _PLACES - _TLS_FILES - {"ssl_cert_reqs", "ssl_check_hostname"}):
-            raise _refuse(f"has the option `{unknown[0][:40]}`, which is not known here")
         scheme, tls = _SCHEMES[parts.scheme], _read_tls(options)
+        known = _PLACES | _TLS_FILES | {"ssl_cert_reqs", "ssl_check_hostname"}
+        if unknown := sorted(options.keys() - known - (_SENTINEL if scheme == "sentinel" else frozenset())):
+            raise _refuse(f"has the option `{unknown[0][:40]}`, which is not known here")
         if tls and scheme != "rediss":
             raise _refuse("has options for TLS, which need rediss://")
-        place: dict[str, Any] = {"path": unquote(parts.path)} if scheme == "unix" else _read_host(parts)
-        if scheme == "unix" and not place["path"]:
-            raise _refuse("names no socket: write unix:///run/redis.sock")
+        place: dict[str, Any] = _PLACE_READERS.get(scheme, _read_host)(parts)
+        if scheme == "sentinel":
+            place["sentinel_login"] = {name[9:]: options[name] for name in sorted(_SENTINEL & options.keys())}
         return cls(
             scheme=scheme,
-            db=_read_db("" if scheme == "unix" else parts.path.strip("/"), options),
+            db=_read_db(parts.path.strip("/") if scheme in {"redis", "rediss"} else "", options),
             username=unquote(parts.username or "") or options.get("username", ""),
             password=unquote(parts.password or "") or options.get("password", ""),
             tls=tls,
@@ -78,6 +87,11 @@ class RedisAddress:
         """The URL for redis-py."""
         if self.scheme == "unix":
             return f"unix://{self._user_info}{quote(self.path)}?db={self.db}"
+        if self.sentinels:
+            login = {f"sentinel_{name}": value for name, value in self.sentinel_login.items()}
+            hosts = ",".join(_write_host(*one) for one in self.sentinels)
+            options = urlencode({"db": self.db, **login})
+            return f"sentinel://{self._user_info}{hosts}/{quote(self.service, safe='')}?{options}"
         options = urlencode(
             {name: str(value).lower() if value in (True, False) else value for name, value in self.tls.items()}
         )
@@ -88,7 +102,17 @@ class RedisAddress:
         """The URL for Celery; what it says of TLS goes beside it, see `celery_tls`."""
         if self.scheme == "unix":
             return f"redis+socket://{self._user_info}{quote(self.path)}?virtual_host={self.db}"
+        if self.sentinels:
+            urls = [f"sentinel://{self._user_info}{_write_host(*one)}/{self.db}" for one in self.sentinels]
+            return ";".join(urls)
         return f"{self.scheme}://{self._user_info}{self._netloc}/{self.db}"
+
+    @property
+    def celery_options(self) -> dict[str, Any]:
+        """What Celery's transport has to know besides of Sentinels."""
+        if not self.sentinels:
+            return {}
+        return {"master_name": self.service, "sentinel_kwargs": dict(self.sentinel_login)}
 
     @property
     def celery_tls(self) -> dict[str, str | bool] | None:
@@ -99,8 +123,7 @@ class RedisAddress:
 
     @property
     def _netloc(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else quote(self.host)
-        return f"{host}:{self.port}"
+        return _write_host(self.host, self.port)
 
     @property
     def _user_info(self) -> str:
@@ -115,25 +138,50 @@ def _refuse(problem: str) -> ValueError:
 
 def _split(url: str) -> SplitResult:
     scheme, found, rest = url.partition("://")
-    if found and "sentinel" in scheme.lower():
-        raise _refuse("names a Sentinel, which is not supported: give the address of the primary, or of a proxy to it")
     if not found or scheme.lower() not in _SCHEMES:
-        raise _refuse("must begin with redis://, rediss:// (TLS) or unix://, as in redis://localhost:6379/0")
+        raise _refuse(
+            "must begin with redis://, rediss:// (TLS), unix:// or sentinel://, as in redis://localhost:6379/0"
+        )
     hint = "characters of user and password that mean something in an URL have to be percent-encoded"
     if "#" in rest:
         raise _refuse(f"has a `#`: {hint}, `#` as %23")
     parts = urlsplit(f"{scheme.lower()}://{rest}")
+    if ";" in parts.netloc + parts.path:
+        raise _refuse("has a `;`: separate Sentinels by commas, as in sentinel://a:26379,b:26379/NAME")
     if "@" in parts.path or "@" in parts.query:
         raise _refuse(f"has an @ behind its address: {hint}, `/` as %2F, `?` as %3F")
     return parts
 
 
-def _read_host(parts: SplitResult) -> dict[str, Any]:
+def _read_host(parts: SplitResult, default_port: int = _DEFAULT_PORT) -> dict[str, Any]:
     try:
         host, port = parts.hostname, parts.port
     except ValueError:
         raise _refuse("has a port that is no number up to 65535") from None
-    return {"host": unquote(host or "localhost"), "port": port or _DEFAULT_PORT}
+    return {"host": unquote(host or "localhost"), "port": port or default_port}
+
+
+def _read_socket(parts: SplitResult) -> dict[str, Any]:
+    if not parts.path:
+        raise _refuse("names no socket: write unix:///run/redis.sock")
+    return {"path": unquote(parts.path)}
+
+
+def _read_sentinels(parts: SplitResult) -> dict[str, Any]:
+    service = unquote(parts.path.strip("/"))
+    hosts = [host for host in parts.netloc.rpartition("@")[2].split(",") if host]
+    if not service or "/" in service or not hosts:
+        raise _refuse("must name Sentinels and the name that they know the primary by: sentinel://a:26379,b:26379/NAME")
+    places = (_read_host(urlsplit(f"//{host}"), _SENTINEL_PORT) for host in hosts)
+    return {"sentinels": tuple((place["host"], place["port"]) for place in places), "service": service}
+
+
+_PLACE_READERS = {"unix": _read_socket, "sentinel": _read_sentinels}
+
+
+def _write_host(host: str, port: int) -> str:
+    name = f"[{host}]" if ":" in host else quote(host)
+    return f"{name}:{port}"
 
 
 def _read_db(path: str, options: Mapping[str, str]) -> int:

@@ -11,7 +11,7 @@ __all__ = ["MASK", "mask_secrets"]
 MASK = "***"
 # A password may hold any character, @ and / too, so all up to the last @ of the word is taken for user and password.
 _USER_INFO = re.compile(r"(?<=://)\S*@")
-_PARAMETER = re.compile(r"(?i)([?&](?:password|passwd|secret|token|[\w-]*key)=)[^&\s'\"]+")
+_PARAMETER = re.compile(r"(?i)([?&](?:[\w-]*password|passwd|secret|token|[\w-]*key)=)[^&\s'\"]+")
 
 
 def mask_secrets(text: str) -> str:

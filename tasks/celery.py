@@ -81,6 +81,7 @@ def celery_config(settings: Settings, socket_timeout_s: float = _WORKER_SOCKET_T
             "client_name": "twolane-celery",
             "global_keyprefix": keys.BROKER_PREFIX,
             "priority_steps": [0],
+            **_describe_sentinels(settings.redis_url),
         },
         "imports": ("tasks.bulk.chunk_task",),
         "result_backend": None,
@@ -108,6 +109,10 @@ def _describe_broker(url: str) -> dict[str, Any]:
     address = RedisAddress.parse(url)
     tls = {"broker_use_ssl": address.celery_tls} if address.celery_tls else {}
     return {"broker_url": address.celery_url, **tls}
+
+
+def _describe_sentinels(url: str) -> dict[str, Any]:
+    return RedisAddress.parse(url).celery_options if url else {}
 
 
 def bulk_queues(settings: Settings) -> list[Queue]:

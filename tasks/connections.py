@@ -11,13 +11,15 @@ from redis.backoff import NoBackoff
 from redis.connection import Connection
 from redis.exceptions import ReadOnlyError
 from redis.retry import Retry
+from redis.sentinel import Sentinel
 
+from config.redis_url import RedisAddress
 from tasks import keys
 from tasks.errors import ConfigError
 from tasks.redis_failures import is_refusal, words_of
 from tasks.scripts import Argument
 
-__all__ = ["Command", "PackedConnection", "check_redis", "connect"]
+__all__ = ["Command", "PackedConnection", "check_redis", "connect", "open_client"]
 
 Command = Sequence[Argument]
 _ANSWER_TIMEOUT_S = 1.0  # Redis does not answer at all when it is this late
@@ -35,7 +37,7 @@ def connect(
         timeout_s: how late an answer may be, blocking apart.
         retries: further tries of a command that found its connection lost; only for commands that may run twice.
     """
-    return Redis.from_url(
+    return open_client(
         url,
         client_name=f"twolane-{name}",
         socket_timeout=timeout_s + block_s,
@@ -72,6 +74,23 @@ def check_redis(url: str) -> None:
                 if is_refusal(error) and "WRONGTYPE" not in words_of(error):
                     problem = f"the user of REDIS_URL has to be allowed {need}: {words_of(error)}"
                     raise ConfigError(f"{problem}; docs/operations.md has the line for its ACL") from error
+
+
+def open_client(url: str, **options: Any) -> Redis:
+    """Return a client of the server at this URL, or of the primary that its Sentinels name at each new connection.
+
+    Args:
+        url: as `config.redis_url` understands it.
+        options: of redis-py, for each connection.
+    """
+    address = RedisAddress.parse(url)
+    if not address.sentinels:
+        return Redis.from_url(address.url, **options)
+    timeouts = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout") if name in options}
+    sentinel = Sentinel(address.sentinels, sentinel_kwargs={**timeouts, **address.sentinel_login})  # type: ignore[no-untyped-call]
+    login = {"username": address.username or None, "password": address.password or None, "db": address.db}
+    client: Redis = sentinel.master_for(address.service, **login, **options)  # type: ignore[no-untyped-call]
+    return client
 
 
 class PackedConnection:

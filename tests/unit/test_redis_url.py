@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 from kombu import Connection
 from pydantic import ValidationError
 from redis import Redis
+from redis.sentinel import SentinelConnectionPool
 
 from config.redis_url import RedisAddress
 from config.settings import Settings
 from tasks.celery import celery_config, make_app
+from tasks.connections import open_client
 
 
 def seen_by_redis_py(url: str) -> dict[str, Any]:
@@ -90,6 +92,9 @@ def test_tls_is_verified_by_both_unless_it_is_said_otherwise(options: str, expec
         "http://cache.example",
         "sentinel://a:26379;sentinel://b:26379",
         "redis+sentinel://a:26379/mymaster/0",
+        "sentinel://a:26379,b:26379",
+        "sentinel://:hunter2@a:sixty/main",
+        "redis://:hunter2@a:6379/0?sentinel_password=hunter2",
         "redis://:hunter2#x@cache.example:6379/0",
         "redis://:hunter2/x@cache.example:6379/0",
         "redis://:hunter2?x@cache.example:6379/0",
@@ -123,6 +128,27 @@ def test_nothing_in_the_environment_is_read_past_our_settings(monkeypatch: pytes
     assert app.connection().hostname == "here.example"
     assert app.conf.result_backend is None
     assert not [name for name in os.environ if name.startswith("CELERY_")]
+
+
+def test_sentinels_are_understood_by_both() -> None:
+    url = "sentinel://worker:p%40ss@a,b:26380,[::1]:26381/main?db=2&sentinel_password=hunter2"
+    address = RedisAddress.parse(url)
+    assert address.sentinels == (("a", 26379), ("b", 26380), ("::1", 26381))
+    assert RedisAddress.parse(address.url) == address
+    pool = open_client(address.url, socket_timeout=1).connection_pool
+    assert isinstance(pool, SentinelConnectionPool)
+    assert (pool.service_name, pool.connection_kwargs["password"], pool.connection_kwargs["db"]) == ("main", "p@ss", 2)
+    asked = [one.connection_pool.connection_kwargs for one in pool.sentinel_manager.sentinels]
+    assert [(one["host"], one["port"]) for one in asked] == list(address.sentinels)
+    assert asked[0]["password"] == "hunter2"
+    config = celery_config(Settings(_env_file=None, redis_url=url))
+    transport = config["broker_transport_options"]
+    assert (transport["master_name"], transport["sentinel_kwargs"]) == ("main", {"password": "hunter2"})
+    seen = [Connection(one).info() for one in config["broker_url"].split(";")]
+    assert [(one["hostname"], one["port"], one["password"]) for one in seen][:2] == [
+        ("a", 26379, "p@ss"),
+        ("b", 26380, "p@ss"),
+    ]
 
 
 def test_celery_is_told_to_verify() -> None:
