@@ -47,6 +47,10 @@ class SettingFields(BaseSettings):
         description="TOML file with the API keys and their limits; without it the server is open, on loopback only.",
     )
     port: Port = Field(8000, validation_alias=_also("PORT"), description="Port of the web server; 0 takes a free one.")
+    websocket_port: Port = Field(
+        0, description="Port of WebSocket, on the web server's address and in a process of its own; 0: off."
+    )
+    grpc_port: Port = Field(0, description="Port of gRPC, likewise; 0: off.")
     flower_port: Port = Field(0, description="Port of the Flower dashboard on 127.0.0.1; 0 takes a free one.")
     flower_url: str = Field(
         "",

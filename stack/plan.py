@@ -45,9 +45,14 @@ class Plan:
     @property
     def url(self) -> str:
         """Address of the web server."""
+        return f"http://{self.host}:{self.settings.port}"
+
+    @property
+    def host(self) -> str:
+        """The address under which this machine reaches the web server, as URLs have it."""
         host = self.settings.host
         reached = _HOST if host in {"0.0.0.0", "::"} else host  # noqa: S104 - compared
-        return f"http://{f'[{reached}]' if ':' in reached else reached}:{self.settings.port}"
+        return f"[{reached}]" if ":" in reached else reached
 
     @property
     def flower_url(self) -> str:
@@ -72,8 +77,11 @@ class Plan:
             "FLOWER_LOGGING": "error",
         }
         python = sys.executable
+        more = self.settings.websocket_port or self.settings.grpc_port
+        protocols = [Program("protocols", [python, "-m", "app.protocols"], environment)] if more else []
         return [
             Program("web", [python, "-m", "app"], environment),
+            *protocols,
             Program("worker", [python, "-m", "workers.launch"], environment),
             Program(
                 "flower",
@@ -122,6 +130,8 @@ def make_plan(settings: Settings) -> Plan:
     except OSError as error:
         raise StackError(f"TWOLANE_DATA_DIR={data_dir} cannot be used: {error.strerror or error}") from error
     port = _check_port(settings.host, settings.port, "PORT") or free_port()
+    for name in ("websocket_port", "grpc_port"):
+        _check_port(settings.host, getattr(settings, name), f"TWOLANE_{name.upper()}")
     flower_port = _check_port(_HOST, settings.flower_port, "TWOLANE_FLOWER_PORT") or free_port()
     chosen: dict[str, object] = {"data_dir": data_dir, "port": port, "flower_port": flower_port}
     chosen["flower_url"] = settings.flower_url or f"http://{_HOST}:{flower_port}"

@@ -19,7 +19,7 @@ __all__ = ["main"]
 
 _LOOK_S = 0.2
 _TELL_EVERY_S = 5.0
-_COLORS = {"web": "36", "worker": "35", "flower": "33", "server": "34", "twolane": "32"}
+_COLORS = {"web": "36", "worker": "35", "flower": "33", "protocols": "36", "server": "34", "twolane": "32"}
 
 
 class _Terminal:
@@ -69,6 +69,7 @@ def describe(plan: Plan, took_s: float) -> str:
         ("API", f"{plan.url}/v1"),
         ("API docs", f"{plan.url}/docs"),
         ("Console", f"{plan.url}/console"),
+        *_list_protocols(plan),
         ("Flower", f"{plan.flower_url}   user {settings.flower_user}, password in {password}"),
         ("Redis", f"{server}   private, kept in {plan.server_folder}" if plan.private_server else server),
         ("Data", str(settings.data_dir)),
@@ -83,6 +84,15 @@ def describe(plan: Plan, took_s: float) -> str:
             *(f'      -d \'{{"model": "{model}", "input": "hello"}}\'', "", "  Ctrl-C stops everything.", "", ""),
         ]
     )
+
+
+def _list_protocols(plan: Plan) -> list[tuple[str, str]]:
+    settings, host = plan.settings, plan.host
+    rows = [
+        ("WebSocket", f"ws://{host}:{settings.websocket_port}/v1/stream", settings.websocket_port),
+        ("gRPC", f"{host}:{settings.grpc_port}", settings.grpc_port),
+    ]
+    return [(name, address) for name, address, port in rows if port]
 
 
 class _Wish:

@@ -46,6 +46,7 @@ class Stack:
 
     port: int
     parts: dict[str, psutil.Process]
+    environment: dict[str, str]
 
     def used_s(self) -> dict[str, float]:
         """Return the processor seconds that each part has used, its children included."""
@@ -83,7 +84,7 @@ def running_stack(tree: Path, number: int, web: int, workers: int) -> Iterator[S
         front = Program(f"small-{number}-web", [python, "-m", "app"], cores, environment, folder=tree)
         parts["web"] = psutil.Process(stack.enter_context(front).pid)
         wait_until(lambda: answers(port, "/readyz"), front)
-        yield Stack(port, parts)
+        yield Stack(port, parts, environment)
 
 
 def _requests(items: int) -> tuple[bytes, ...]:

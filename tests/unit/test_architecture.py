@@ -18,7 +18,8 @@ EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "manager"
 
 def modules(*packages: str) -> Iterator[Path]:
     for package in packages:
-        yield from sorted((ROOT / package).rglob("*.py"))
+        # Those of the gRPC service are generated.
+        yield from (path for path in sorted((ROOT / package).rglob("*.py")) if "_pb2" not in path.stem)
 
 
 def relative(path: Path) -> str:

@@ -1,0 +1,1 @@
+"""Messages of the gRPC service, written by `scripts/protobuf.sh` from `twolane.proto`."""
