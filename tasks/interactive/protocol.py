@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from tasks import errors, frames
-from tasks.engine import ItemError, JobParams, Outcomes, Timing, Work
+from tasks.engine import ItemError, JobParams, Outcomes, Timing, Windows, Work
 from tasks.lanes import Service
 from tasks.vectors import pack_extras, unpack_extras
 
@@ -149,6 +149,8 @@ def _work(header: Mapping[str, Any], deadline_s: float | None) -> Work:
 
 
 def _hashable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return Windows(**value)
     return tuple(value) if isinstance(value, list) else value
 
 

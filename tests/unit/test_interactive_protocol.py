@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from tasks.engine import ItemError, JobParams, Outcomes, Work
+from tasks.engine import ItemError, JobParams, Outcomes, Windows, Work
 from tasks.errors import InvalidRequest, LaneFull, TwolaneError, WorkError
 from tasks.frames import FrameError
 from tasks.interactive import protocol
@@ -18,9 +18,8 @@ def as_pushed(body: bytes, deadline_ms: float = 1234.5) -> bytes:
 
 
 def test_a_request_survives_the_way() -> None:
-    work = Work(
-        "fake", "rerank", ["d é", ""], ["q", "q"], Service.INTERACTIVE, JobParams("Do", 8, "start"), urgent=True
-    )
+    params = JobParams("Do", 8, "start", long=Windows("max", 100, overlap=5, most=3))
+    work = Work("fake", "rerank", ["d é", ""], ["q", "q"], Service.INTERACTIVE, params, urgent=True)
     request = protocol.decode_request(as_pushed(protocol.encode_request(7, "replies", 42, work)))
     assert (request.number, request.reply_key, request.deadline_ms, request.tokens) == (7, "replies", 1234.5, 42)
     assert request.work == work
