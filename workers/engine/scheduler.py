@@ -24,7 +24,7 @@ __all__ = ["RECENT_S", "Gathering", "Limits", "Scheduler"]
 # How long after the last interactive call traffic still counts as present, and bulk passes stay short.
 RECENT_S = 3.0
 # How long callers that were just answered are waited for, by the fixed part of the pass that this may save.
-_GATHER_SHARE = 0.2
+_GATHER_SHARE = 0.5
 _LEAST_GATHER_S = 0.0001
 # Of so many answered callers at least this part must have come back in time of late.
 _LEAST_RETURNING = 0.5
