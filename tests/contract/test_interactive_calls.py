@@ -22,6 +22,7 @@ from tasks.errors import (
     ModelNotFound,
     NoWorker,
     OutOfMemory,
+    StoreRefused,
     StoreUnavailable,
     TooLarge,
     TwolaneError,
@@ -206,7 +207,7 @@ def test_one_request_that_redis_refuses_fails_alone(
         calls = [ask_in_thread(client, work(text)) for text in ("first", "broken", "fine", "broken", "well")]
         for thread, _ in calls:
             thread.join()
-    assert [type(ended[0]) for _, ended in calls] == [Outcomes, StoreUnavailable, Outcomes, StoreUnavailable, Outcomes]
+    assert [type(ended[0]) for _, ended in calls] == [Outcomes, StoreRefused, Outcomes, StoreRefused, Outcomes]
 
 
 def test_a_call_with_more_bytes_than_one_may_have_is_refused_with_the_way_out(
