@@ -232,6 +232,13 @@ def test_an_unknown_model_is_said_clearly(serve: Callable[..., Serve]) -> None:
     assert "all-MiniLM-L6-v2" in one.text()
 
 
+def answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/livez").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def test_a_worker_that_cannot_start_says_why_and_does_not_end_the_stack(
     serve: Callable[..., Serve], tmp_path: Path
 ) -> None:
@@ -243,6 +250,6 @@ def test_a_worker_that_cannot_start_says_why_and_does_not_end_the_stack(
     assert "/no/such/folder" in one.text()
     assert "tried again in" in one.text()
     assert one.process.poll() is None
-    wait_until(lambda: socket.socket().connect_ex(("127.0.0.1", port)) == 0, 60)
+    wait_until(lambda: answers(port), 60)
     assert httpx.get(f"http://127.0.0.1:{port}/v1/jobs").status_code == 200
     assert httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 503

@@ -11,9 +11,7 @@ import orjson
 import pytest
 from redis import Redis
 
-from tasks.celery import make_app
 from tasks.jobs.store import JobStore
-from tasks.lanes import Lane, Service
 from tests.support.fakes import write_fake_card
 from tests.support.own_stack import opened_stack
 from tests.support.polling import wait_until
@@ -82,20 +80,3 @@ def test_a_web_server_that_is_stopped_answers_the_calls_that_it_has_and_takes_no
         with pytest.raises(httpx.ConnectError):
             httpx.get(f"{stack.url}/livez")
         assert "Killing worker" not in stack.log()
-
-
-@pytest.mark.slow
-def test_a_worker_whose_consumer_takes_no_chunks_any_more_is_not_ready(tmp_path: Path) -> None:
-    with opened_stack(tmp_path / "stack") as stack:
-        stack.start_web()
-        stack.start_worker()
-        stack.wait_until_ready()
-        control = make_app(stack.settings).control
-        queue = Lane("fake", Service.BULK).queue
-        control.cancel_consumer(queue)
-        wait_until(lambda: httpx.get(f"{stack.url}/readyz").status_code == 503, 60)
-        assert "chunks of jobs" in httpx.get(f"{stack.url}/readyz").text
-        assert httpx.post(f"{stack.url}/v1/embeddings", json={"model": "fake", "input": "a text"}).status_code == 200
-        control.add_consumer(queue)
-        wait_until(lambda: httpx.get(f"{stack.url}/readyz").status_code == 200, 60)
-        assert "no chunks are taken from bulk.fake" in stack.log()
