@@ -48,6 +48,8 @@ def _serve(settings: Settings) -> None:
     configure_logging(settings, "protocols", batched=True)
     for handler in logging.getLogger().handlers:
         handler.addFilter(RequestIdFilter(in_text=settings.log_format == "text"))
+    # It has a line for each connection.
+    logging.getLogger("websockets").setLevel(logging.WARNING)
     stopping = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())

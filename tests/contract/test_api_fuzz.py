@@ -35,7 +35,8 @@ VALUES = st.recursive(
 )
 FIELDS = st.sampled_from(
     ["model", "input", "query", "queries", "documents", "type", "top_n", "dimensions", "truncate", "return", "text",
-     "encoding_format", "input_type", "instruction", "return_documents", "metadata", "priority", "dtype", "user"]
+     "encoding_format", "input_type", "instruction", "return_documents", "metadata", "priority", "dtype", "user",
+     "long", "chunk_tokens", "overlap_tokens", "max_chunks_per_doc", "max_tokens_per_doc"]
 )  # fmt: skip
 
 
