@@ -50,7 +50,8 @@ class BrowserGuard:
             raise PermissionDenied(f"{message} Its operator adds the origin to TWOLANE_CORS_ORIGINS, or sets up keys.")
 
     def _is_ours(self, host: str) -> bool:
-        return "*" in self._names or host_is_trusted(host, self._names)
+        # To the library an empty list means any name.
+        return bool(self._names) and ("*" in self._names or host_is_trusted(host, self._names))
 
     def _allows(self, origin: str, host: str) -> bool:
         """Return whether pages of the origin are this server's own, or may call."""
@@ -58,7 +59,7 @@ class BrowserGuard:
             return True
         place = urlsplit(origin).netloc.lower()
         # A proxy may have put another name into `Host` than the one that the page was loaded from.
-        return bool(place) and (place == host.lower() or host_is_trusted(place, self._names))
+        return bool(place) and (place == host.lower() or ("*" not in self._names and self._is_ours(place)))
 
 
 def _split(names: str) -> list[str]:

@@ -22,10 +22,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
+from app.access.browser_guard import BrowserGuard
 from app.http.bodies import parse_json
 from app.protocols.inner_calls import InnerAnswer, InnerCalls
 from config.settings import Settings
-from tasks.errors import InvalidRequest, TwolaneError
+from tasks.errors import InvalidRequest, PermissionDenied, TwolaneError
 
 __all__ = ["PATH", "WebSocketServer"]
 
@@ -53,12 +54,13 @@ class WebSocketServer:
 
     def __init__(self, app: Flask, settings: Settings) -> None:
         self._calls = InnerCalls(app, "websocket")
+        self._guard = BrowserGuard(settings) if settings.keys_file is None else None
         self._pool = ThreadPoolExecutor(settings.web_threads, thread_name_prefix="websocket")
         self._server: Server = serve(
             self._serve,
             settings.host,
             settings.websocket_port,
-            process_request=_refuse_other_paths,
+            process_request=self._admit,
             max_size=settings.max_body_bytes,
             compression=None,
             server_header=None,
@@ -79,15 +81,23 @@ class WebSocketServer:
         self._server.shutdown()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Refuse a handshake for another path, and without keys that of a stranger's web page, which could read all."""
+        if request.path.partition("?")[0] != PATH:
+            return connection.respond(404, f"WebSocket connections are opened at {PATH}.\n")
+        given = {
+            f"HTTP_{name.upper()}": request.headers[name] for name in ("Host", "Origin") if name in request.headers
+        }
+        try:
+            if self._guard is not None:
+                self._guard.check({"REQUEST_METHOD": "POST", "PATH_INFO": PATH, **given})
+        except PermissionDenied as error:
+            return connection.respond(403, f"{error.message}\n")
+        return None
+
     def _serve(self, connection: ServerConnection) -> None:
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SEND_TIMEOUT)
         _Session(connection, self._calls, self._pool).run()
-
-
-def _refuse_other_paths(connection: ServerConnection, request: Request) -> Response | None:
-    if request.path.partition("?")[0] == PATH:
-        return None
-    return connection.respond(404, f"WebSocket connections are opened at {PATH}.\n")
 
 
 @dataclass(frozen=True, slots=True)

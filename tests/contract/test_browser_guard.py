@@ -37,6 +37,17 @@ def test_own_names_are_answered(client: FlaskClient, host: str) -> None:
     assert client.get("/v1/models", headers={"Host": host}).status_code == 200
 
 
+def test_by_default_no_other_name_and_no_other_page_is_known(settings_here: Settings) -> None:
+    with opened_app(settings_here.model_copy(update={"allowed_hosts": "", "cors_origins": ""})) as app:
+        client = app.test_client()
+        assert client.get("/v1/models").status_code == 200
+        for host in ("evil.example", "embed.example.org"):
+            assert client.get("/v1/models", headers={"Host": host}).status_code == 403
+        for origin in ("https://evil.example", "https://app.example"):
+            answer = client.post("/v1/jobs", data=BODY, content_type="text/plain", headers={"Origin": origin})
+            assert answer.status_code == 403
+
+
 def test_probes_are_answered_under_any_name(client: FlaskClient) -> None:
     assert client.get("/livez", headers={"Host": "10.0.0.7:8000"}).status_code == 200
 

@@ -1,6 +1,7 @@
 """WebSocket and gRPC over the app with the fake model: what HTTP answers, they answer."""
 
 import json
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ from app.protocols.rpc_server import SERVICE, RpcServer
 from app.protocols.websocket import WebSocketServer
 from config.settings import Settings
 from stack.embedded_redis import EmbeddedServer
-from tests.support.web import settings_of, write_keys
+from tests.support.web import opened_app, settings_of, write_keys
 from twolane.rpc import twolane_pb2 as rpc
 from twolane.rpc.twolane_pb2_grpc import TwolaneStub
 
@@ -154,6 +155,31 @@ def test_a_key_is_needed_and_a_tenant_sees_its_own_jobs(client: FlaskClient, web
 
 def vector(item: Any) -> Any:
     return np.frombuffer(item.embedding, "<f4")
+
+
+@pytest.mark.parametrize("headers", [{"Origin": "https://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"}])
+def test_without_keys_a_strangers_page_opens_no_websocket(settings_here: Settings, headers: dict[str, str]) -> None:
+    settings = settings_here.model_copy(update={"keys_file": None})
+    with opened_app(settings) as app:
+        server = WebSocketServer(app, settings)
+        server.start()
+        try:
+            address = f"ws://127.0.0.1:{server.port}/v1/stream"
+            with connect(address) as own:
+                send(own, id=1, path="/v1/models")
+                assert receive(own)["status"] == 200
+            with pytest.raises(InvalidStatus, match="403"):
+                connect(
+                    address.replace("127.0.0.1", headers.get("Host", "127.0.0.1")),
+                    sock=reach(server.port),
+                    origin=headers.get("Origin"),  # type: ignore[arg-type] # a NewType
+                )
+        finally:
+            server.stop()
+
+
+def reach(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port))
 
 
 def test_grpc_gives_the_vectors_of_http(client: FlaskClient, stub: Any) -> None:
