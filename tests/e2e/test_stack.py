@@ -15,7 +15,6 @@ import pytest
 
 from config.parent_death import tied_to_parent
 from stack.embedded_redis import free_port
-from tasks.celery import make_app
 from tests.support.polling import wait_until
 from tests.support.stack_fixture import RunningStack, clean_environment, running_stack
 
@@ -110,10 +109,10 @@ def test_flower_shows_the_worker_to_whom_it_knows_and_nothing_to_others(fake_sta
 
         wait_until(lambda: states() and set(states()) <= {"SUCCESS", "REVOKED"})
         assert states().count("SUCCESS") == job["chunks"]["total"]
-        # A button that would end the worker behind its jobs.
-        flower.post(f"/api/worker/shutdown/{worker}")
-        (answer,) = make_app(fake_stack.settings).control.broadcast("pool_shrink", reply=True, timeout=5)
-        assert "switched off" in answer[worker]["error"]
+        # A button that would leave the worker without threads.
+        flower.get("/api/workers", params={"refresh": "true"})
+        answer = flower.post(f"/api/worker/pool/shrink/{worker}")
+        assert (answer.status_code, "switched off" in answer.text) == (403, True)
         assert flower.get("/api/workers", params={"status": "true"}).json() == {worker: True}
 
 
