@@ -9,7 +9,7 @@ VENV=${VENV:-.venv}
 TORCH=${TORCH:-auto}
 LOCK=requirements.lock
 EXTRAS=web,worker,stack,s3,tracing,dev
-CLIENT_EXTRAS=numpy,parquet,postgres,qdrant,s3,where
+CLIENT_EXTRAS=numpy,parquet,postgres,qdrant,s3,where,lancedb,faiss,milvus
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf 'setup: %s\n' "$*" >&2; }

@@ -8,6 +8,8 @@ import pytest
 from tests.client.conftest import RunningPostgres
 from tests.e2e.test_readme import Example, examples, run_all
 
+# Commands that import large libraries; on a busy machine that takes long.
+pytestmark = pytest.mark.timeout(400)
 DOCS = Path(__file__).parents[2] / "docs"
 DATABASE = "postgresql://postgres@127.0.0.1/postgres"
 PAGES = {name: examples(DOCS / f"{name}.md") for name in ("quickstart", "client")}

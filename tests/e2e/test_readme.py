@@ -53,7 +53,7 @@ def run_all(blocks: list[Example], address: str, folder: Path) -> list[str]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=300,
         check=False,
     )
     printed = done.stdout.split(MARK)[:-1]

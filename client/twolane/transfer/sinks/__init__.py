@@ -3,12 +3,15 @@
 Owns the choice by the form of the address, and what a sink has to be able to do.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from twolane.errors import SinkError
 from twolane.transfer.checkpoint import Checkpoint, Plan
 from twolane.transfer.sinks.files import FileSink
+from twolane.transfer.sinks.lance import LanceSink
+from twolane.transfer.sinks.milvus import MilvusSink
 from twolane.transfer.sinks.postgres import PostgresSink
 from twolane.transfer.sinks.qdrant import QdrantSink
 
@@ -51,8 +54,18 @@ def open_sink(address: str) -> Sink:
     scheme = urlsplit(address).scheme
     if scheme in {"", "file"} or len(scheme) == 1:
         return FileSink(address.removeprefix("file://"))
-    if scheme in {"postgresql", "postgres"}:
-        return PostgresSink(address)
-    if scheme in {"qdrant", "qdrants", "qdrant+file"}:
-        return QdrantSink(address)
+    kind = _STORES.get(scheme.removesuffix("+file"))
+    if kind is not None:
+        return kind(address)
     raise SinkError(f"there is no sink for addresses that begin with {scheme}://")
+
+
+_STORES: dict[str, Callable[[str], Sink]] = {
+    "postgresql": PostgresSink,
+    "postgres": PostgresSink,
+    "qdrant": QdrantSink,
+    "qdrants": QdrantSink,
+    "lancedb": LanceSink,
+    "milvus": MilvusSink,
+    "milvuss": MilvusSink,
+}

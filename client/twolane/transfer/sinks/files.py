@@ -1,4 +1,4 @@
-"""Sinks that are one file: Parquet, Arrow, npy and NDJSON.
+"""Sinks that are one file: Parquet, Arrow, npy, NDJSON and FAISS.
 
 Owns the folder `NAME.partial` beside the file, in which each part is one Arrow file: a part is there whole or not at
 all, and the file itself appears at the end, whole. So a kill loses at most the part that was being written.
@@ -43,6 +43,7 @@ class FileSink:
 
     def open(self, plan: Plan, *, overwrite: bool) -> Checkpoint:
         """See `Sink.open`."""
+        formats.check_format(self._path, plan.dimension)
         try:
             return self._open(plan, overwrite=overwrite)
         except OSError as error:

@@ -1,7 +1,7 @@
 """The parts of a run as one file of a format.
 
-Owns the four writers. A part is all that is in memory. Parquet and Arrow files keep the checkpoint of their run among
-their metadata, so that a command which is given again finds that all is done.
+Owns the writers. A part is all that is in memory, but for FAISS. Parquet and Arrow files keep the checkpoint of their
+run among their metadata, so that a command which is given again finds that all is done.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
+from twolane.errors import SinkError
 from twolane.transfer.arrow import load
 from twolane.transfer.checkpoint import Checkpoint
 
-__all__ = ["WRITERS", "read_checkpoint"]
+__all__ = ["WRITERS", "check_format", "read_checkpoint"]
 
 _KEY = b"twolane"
 
@@ -33,6 +34,19 @@ def read_checkpoint(path: Path) -> Checkpoint | None:
         return None
     data = (metadata or {}).get(_KEY)
     return None if data is None else Checkpoint.read(data)
+
+
+def check_format(path: Path, dimension: int) -> None:
+    """Refuse what could not be written at the end.
+
+    Raises:
+        SinkError: scores, for a format of vectors.
+        MissingExtra: the format's library is not installed.
+    """
+    if path.suffix.lower() == ".faiss":
+        load("faiss", "faiss")
+        if not dimension:
+            raise SinkError(f"{path} keeps vectors, and these are scores; write them into another kind of file")
 
 
 def _tables(parts: Sequence[Path], schema: Any = None) -> Iterator[Any]:
@@ -79,6 +93,27 @@ def _write_npy(parts: Sequence[Path], target: Path, checkpoint: Checkpoint) -> N
             file.write(_values(table, checkpoint.dimension).astype("<f4", copy=False).tobytes())
 
 
+def _write_faiss(parts: Sequence[Path], target: Path, checkpoint: Checkpoint) -> None:
+    """Write an exact index for the inner product, by ID, or by the number of the row where IDs are texts.
+
+    The whole index is in memory. Rows that failed are not in it.
+    """
+    faiss, numpy, compute = load("faiss", "faiss"), load("numpy"), load("pyarrow.compute")
+    index, row = faiss.IndexIDMap2(faiss.IndexFlatIP(checkpoint.dimension)), 0
+    for table in _tables(parts):
+        numbers = numpy.arange(row, row + table.num_rows)
+        ids = (
+            table.column("id").to_numpy()
+            if load("pyarrow.types").is_integer(table.schema.field("id").type)
+            else numbers
+        )
+        good = compute.is_valid(table.column("embedding")).to_numpy()
+        vectors = _values(table.filter(load("pyarrow").array(good)), checkpoint.dimension).astype(numpy.float32)
+        index.add_with_ids(numpy.ascontiguousarray(vectors), ids[good].astype(numpy.int64))
+        row += table.num_rows
+    faiss.write_index(index, str(target))
+
+
 def _write_ndjson(parts: Sequence[Path], target: Path, _: Checkpoint) -> None:
     encode = msgspec.json.Encoder().encode
     with target.open("wb") as file:
@@ -106,6 +141,7 @@ WRITERS: dict[str, Writer] = {
     ".parquet": _write_parquet,
     ".arrow": _write_arrow,
     ".npy": _write_npy,
+    ".faiss": _write_faiss,
     ".ndjson": _write_ndjson,
     ".jsonl": _write_ndjson,
 }

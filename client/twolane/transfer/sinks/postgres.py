@@ -15,6 +15,7 @@ from twolane.errors import SinkError
 from twolane.transfer.arrow import load
 from twolane.transfer.checkpoint import Checkpoint, Plan
 from twolane.transfer.sinks.postgres_schema import Column, describe_columns, read_dimension, to_rows
+from twolane.transfer.sinks.store import choose_run
 
 __all__ = ["PostgresSink"]
 
@@ -105,17 +106,7 @@ class PostgresSink:
         ).fetchall()
         runs = {source: Checkpoint.read(text) for source, text in found}
         self._check_table(plan, known=bool(runs))
-        fingerprint = ""
-        for run in runs.values():
-            if (run.model, run.dimension) != (plan.model, plan.dimension):
-                size = f"{run.dimension} dimensions"
-                raise SinkError(f"{self.name} has vectors of {run.model} with {size}; take another table")
-            fingerprint = fingerprint or run.fingerprint
-        mine = runs.get(plan.source)
-        if mine is not None and not overwrite:
-            mine.require_plan(plan, self.name)
-            return mine
-        return msgspec.structs.replace(Checkpoint.begin(plan), fingerprint=fingerprint)
+        return choose_run(runs, plan, self.name, overwrite=overwrite)
 
     def _check_table(self, plan: Plan, *, known: bool) -> None:
         dimension = read_dimension(self._connection, self._target)

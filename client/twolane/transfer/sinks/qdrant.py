@@ -1,20 +1,18 @@
 """Vectors into Qdrant: `qdrant://host:6333/collection`, or `qdrant+file:/folder#collection` without a server.
 
 Owns the collection and the checkpoints among its metadata. A point's ID follows from the row's, and a point replaces
-the one with its ID: a part that is written again changes nothing. Rows that failed have no point.
+the one with its ID: a part that is written again changes nothing.
 """
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import msgspec
-
 from twolane.errors import SinkError
 from twolane.transfer.arrow import load
-from twolane.transfer.checkpoint import Checkpoint, Plan
+from twolane.transfer.sinks.store import StoreSink, rows_of
 
 __all__ = ["QdrantSink", "point_id"]
 
@@ -31,7 +29,7 @@ def point_id(row_id: int | str) -> int | str:
     return str(uuid.uuid5(_NAMESPACE, str(row_id)))
 
 
-class QdrantSink:
+class QdrantSink(StoreSink):
     """One collection.
 
     Args:
@@ -57,25 +55,8 @@ class QdrantSink:
             url = f"{scheme}://{parts.hostname}:{parts.port or _PORTS[parts.scheme]}"
             key = unquote(parts.password or "") or os.environ.get("QDRANT_API_KEY")
             self._options = {"url": url, "api_key": key or None, "timeout": 60}
-        self.name = f"collection {self._collection} at {parts.path if local else parts.hostname}"
+        super().__init__(f"collection {self._collection} at {parts.path if local else parts.hostname}")
         self._client: Any = None
-        self._plan: Plan | None = None
-
-    def open(self, plan: Plan, *, overwrite: bool) -> Checkpoint:
-        """See `Sink.open`."""
-        if not plan.dimension:
-            raise SinkError("Qdrant keeps vectors, and these are scores; write them into a file")
-        self._plan = plan
-        begun: Checkpoint = self._reporting(self._open, plan, overwrite)
-        return begun
-
-    def write(self, table: Any, after: Checkpoint) -> None:
-        """See `Sink.write`."""
-        self._reporting(self._write, table, after)
-
-    def finish(self, after: Checkpoint) -> None:
-        """See `Sink.finish`."""
-        self._reporting(self._keep, msgspec.structs.replace(after, finished=True))
 
     def close(self) -> None:
         """See `Sink.close`."""
@@ -83,59 +64,28 @@ class QdrantSink:
             self._client.close()
             self._client = None
 
-    def _open(self, plan: Plan, overwrite: bool) -> Checkpoint:  # noqa: FBT001 - passed on as it came
+    def _connect(self, dimension: int) -> None:
         self._client = self._library.QdrantClient(**self._options)
         if not self._client.collection_exists(self._collection):
-            size = self._models.VectorParams(size=plan.dimension, distance=self._models.Distance.COSINE)
+            size = self._models.VectorParams(size=dimension, distance=self._models.Distance.COSINE)
             self._client.create_collection(self._collection, vectors_config=size)
-        config = self._client.get_collection(self._collection).config
-        size = getattr(config.params.vectors, "size", None)
-        if size != plan.dimension:
-            what = f"vectors with {size} dimensions" if size else "named vectors"
-            raise SinkError(f"{self.name} has {what}, and {plan.model} gives {plan.dimension}; take another collection")
-        kept = (config.metadata or {}).get(_METADATA, {})
-        runs = {source: Checkpoint.read(text) for source, text in kept.items()}
-        fingerprint = ""
-        for run in runs.values():
-            if run.model != plan.model:
-                raise SinkError(f"{self.name} has vectors of {run.model}; take another collection")
-            fingerprint = fingerprint or run.fingerprint
-        mine = runs.get(plan.source)
-        if mine is not None and not overwrite:
-            mine.require_plan(plan, self.name)
-            return mine
-        return msgspec.structs.replace(Checkpoint.begin(plan), fingerprint=fingerprint)
 
-    def _write(self, table: Any, after: Checkpoint) -> None:
-        for batch in table.to_batches(max_chunksize=_POINTS):
-            points = list(self._points(batch))
-            if points:
-                self._client.upsert(self._collection, points, wait=True)
-        self._keep(after)
+    def _read_dimension(self) -> int | None:
+        # Named vectors are a dictionary, without a size of their own.
+        size = getattr(self._client.get_collection(self._collection).config.params.vectors, "size", None)
+        return size or 0
 
-    def _points(self, batch: Any) -> Iterator[Any]:
-        names = [name for name in batch.schema.names if name not in {"embedding", "error"}]
-        columns = [batch.column(name).to_pylist() for name in names]
-        vectors = batch.column("embedding").to_numpy(zero_copy_only=False)
-        for vector, *values in zip(vectors, *columns, strict=True):
-            if vector is not None:
-                payload = msgspec.to_builtins(dict(zip(names, values, strict=True)), enc_hook=str)
-                yield self._models.PointStruct(id=point_id(payload["id"]), vector=vector.tolist(), payload=payload)
+    def _read_runs(self) -> Mapping[str, str]:
+        return dict((self._client.get_collection(self._collection).config.metadata or {}).get(_METADATA, {}))
 
-    def _keep(self, after: Checkpoint) -> None:
-        config = self._client.get_collection(self._collection).config
-        kept = dict((config.metadata or {}).get(_METADATA, {}))
-        kept[self._plan.source if self._plan is not None else ""] = after.write().decode()
+    def _keep_run(self, source: str, checkpoint: str) -> None:
+        kept = {**self._read_runs(), source: checkpoint}
         self._client.update_collection(self._collection, metadata={_METADATA: kept})
 
-    def _reporting(self, work: Any, *arguments: Any) -> Any:
-        try:
-            return work(*arguments)
-        except SinkError:
-            raise
-        except Exception as error:  # noqa: BLE001 - the edge to a client that raises what each of its transports raises
-            raise SinkError(f"{self.name}: {_sentence(error)}") from None
-
-
-def _sentence(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    def _upsert(self, table: Any) -> None:
+        for start in range(0, table.num_rows, _POINTS):
+            points = [
+                self._models.PointStruct(id=point_id(payload["id"]), vector=vector.tolist(), payload=payload)
+                for vector, payload in rows_of(table.slice(start, _POINTS))
+            ]
+            self._client.upsert(self._collection, points, wait=True)
