@@ -40,6 +40,7 @@ def read_lance(folder: Path) -> list[Any]:
 
 def read_milvus(folder: Path) -> list[Any]:
     with contextlib.closing(MilvusClient(str(folder / "store.db"))) as store:
+        store.load_collection("passages")
         rows = store.query("passages", filter="", limit=10_000, output_fields=["*"])
     return [(row["id"], row["text"], row["page"], row["embedding"]) for row in rows]
 
