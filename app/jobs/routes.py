@@ -179,7 +179,8 @@ def _read_ndjson(header: SubmitHeaders, query: SubmitOptions) -> tuple[Order, It
     most_bytes = settings.max_body_bytes if query.dry_run else settings.max_upload_bytes
     lines = payload.follow(split_lines(stream_body(request, most_bytes), settings.max_line_bytes))
     items = read_items(lines, query.query, rerank=operation == "rerank")
-    return _add_webhook(make_order(card, operation, query, job=True), asked), items, payload
+    extra: dict[str, object] = {"metadata": labels} if (labels := query.labels()) else {}
+    return _add_webhook(make_order(card, operation, query, extra, job=True), asked), items, payload
 
 
 def _read_body(header: SubmitHeaders) -> tuple[Order, Iterable[Item], PayloadHash]:

@@ -5,7 +5,7 @@ Owns shapes and types; limits that are settings are checked in `app.submission.s
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic import BaseModel, ConfigDict, Field, Json, PlainValidator, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.fields import (
@@ -170,6 +170,14 @@ class SubmitOptions(HowToCompute):
     type: Literal["embeddings", "rerank"] | None = Field(None, description="Default: embeddings.")
     model: ModelName | None = Field(None, description="Name or alias of a model; an NDJSON body needs it.")
     query: str | None = Field(None, description="For rerank: the query of every line that brings none of its own.")
+    name: Annotated[str, Field(min_length=1, max_length=512)] | None = Field(
+        None, description="What you call the job: short for `name` in `metadata`."
+    )
+    metadata: Json[Metadata] | None = Field(None, description="As in a JSON body: an object with strings, as JSON.")
+
+    def labels(self) -> dict[str, str]:
+        """Return the metadata of the job, its name included."""
+        return {**(self.metadata or {}), **({"name": self.name} if self.name else {})}
 
 
 class SubmitHeaders(BaseModel):

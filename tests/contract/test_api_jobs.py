@@ -332,6 +332,22 @@ def test_metadata_comes_back(client: FlaskClient) -> None:
     assert (client.get(f"/v1/jobs/{job['id']}").json or {})["metadata"] == {"source": "shelf 3"}
 
 
+def test_an_ndjson_upload_has_a_name_and_metadata_too(client: FlaskClient) -> None:
+    options = {"model": "fake", "name": "shelves", "metadata": json.dumps({"source": "shelf 3"})}
+    answer = client.post("/v1/jobs", query_string=options, data=b'"a"', content_type=NDJSON)
+    assert (answer.json or {})["metadata"] == {"source": "shelf 3", "name": "shelves"}
+
+
+@pytest.mark.parametrize("metadata", ["{", "[]", '{"a": 1}', json.dumps({str(key): "" for key in range(17)})])
+def test_metadata_of_an_ndjson_upload_that_is_no_object_of_few_strings_is_refused(
+    client: FlaskClient, metadata: str
+) -> None:
+    options = {"model": "fake", "metadata": metadata}
+    answer = client.post("/v1/jobs", query_string=options, data=b'"a"', content_type=NDJSON)
+    assert answer.status_code == 400
+    assert (answer.json or {})["error"]["param"] in {"metadata", "metadata.a"}
+
+
 def test_the_examples_of_the_openapi_text_work(client: FlaskClient) -> None:
     schemas = (client.get("/openapi.json").json or {})["components"]["schemas"]
     for schema, path in (("EmbeddingsRequest", "embeddings"), ("RerankRequest", "rerank"), ("JobRequest", "jobs")):
