@@ -17,8 +17,8 @@ import httpx
 from twolane import requests
 from twolane.answers import Embeddings, Estimate, Job, Model, Ranking, ResultItem
 from twolane.corpus import Block, Corpus, EmbeddedCorpus, Part, gather_embeddings
-from twolane.errors import JobEnded, ServerUnreachable, TwolaneError, read_error
-from twolane.exchange import EventReader, Target, read_answer
+from twolane.errors import ApiError, JobEnded, ServerUnreachable, TwolaneError, read_error
+from twolane.exchange import EventReader, ResultReader, Target, read_answer
 from twolane.flow import LOST
 from twolane.requests import Call, EmbedBody, Item, JobOptions, RerankBody, Webhook
 from twolane.retries import Retries, describe_failure
@@ -249,6 +249,20 @@ class AsyncJobs:
                 return
             after = page.last_id
 
+    async def follow(self, job_id: str, *, after: int = -1) -> AsyncIterator[ResultItem]:
+        """Yield the results behind an index while the job runs, in input order; a lost connection is taken up again."""
+        reader, retries = ResultReader(after), Retries(self._client.retry_for_s)
+        while not reader.complete:
+            try:
+                lines = self._client.stream_lines(requests.follow_results(job_id, reader.after))
+                async with contextlib.aclosing(lines):
+                    async for line in lines:
+                        if (item := reader.feed(line)) is not None:
+                            retries = Retries(self._client.retry_for_s)
+                            yield item
+            except (ServerUnreachable, ApiError) as error:
+                await asyncio.sleep(retries.pause_after(error))
+
     async def download(self, job_id: str, form: Literal["ndjson", "npy", "arrow", "arrows", "parquet"]) -> bytes:
         """Return all results of an ended job as the bytes of one file."""
         return await self._client.call(requests.download_results(job_id, form))
@@ -267,7 +281,7 @@ class AsyncJobs:
                             yield job
                             if job.ended:
                                 return
-            except ServerUnreachable as error:
+            except (ServerUnreachable, ApiError) as error:
                 await asyncio.sleep(retries.pause_after(error))
 
     async def _change(self, job_id: str, verb: Literal["cancel", "pause", "resume", "retry"]) -> Job:

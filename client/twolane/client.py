@@ -14,8 +14,8 @@ import httpx
 from twolane import requests
 from twolane.answers import Embeddings, Estimate, Job, Model, Ranking, ResultItem
 from twolane.corpus import Block, Corpus, EmbeddedCorpus, gather_embeddings
-from twolane.errors import ServerUnreachable, TwolaneError, read_error
-from twolane.exchange import EventReader, Target, read_answer
+from twolane.errors import ApiError, ServerUnreachable, TwolaneError, read_error
+from twolane.exchange import EventReader, ResultReader, Target, read_answer
 from twolane.flow import run_corpus
 from twolane.requests import Call, EmbedBody, Item, JobOptions, RerankBody, Webhook
 from twolane.retries import Retries, describe_failure
@@ -280,6 +280,18 @@ class Jobs:
                 return
             after = page.last_id
 
+    def follow(self, job_id: str, *, after: int = -1) -> Iterator[ResultItem]:
+        """Yield the results behind an index while the job runs, in input order; a lost connection is taken up again."""
+        reader, retries = ResultReader(after), Retries(self._client.retry_for_s)
+        while not reader.complete:
+            try:
+                for line in self._client.stream_lines(requests.follow_results(job_id, reader.after)):
+                    if (item := reader.feed(line)) is not None:
+                        retries = Retries(self._client.retry_for_s)
+                        yield item
+            except (ServerUnreachable, ApiError) as error:
+                time.sleep(retries.pause_after(error))
+
     def download(self, job_id: str, form: Literal["ndjson", "npy", "arrow", "arrows", "parquet"]) -> bytes:
         """Return all results of an ended job as the bytes of one file."""
         return self._client.call(requests.download_results(job_id, form))
@@ -296,7 +308,7 @@ class Jobs:
                         yield job
                         if job.ended:
                             return
-            except ServerUnreachable as error:
+            except (ServerUnreachable, ApiError) as error:
                 time.sleep(retries.pause_after(error))
 
     def _change(self, job_id: str, verb: Literal["cancel", "pause", "resume", "retry"]) -> Job:

@@ -10,11 +10,11 @@ from typing import Any, TypeVar, cast
 import httpx
 import msgspec
 
-from twolane.answers import Job
-from twolane.errors import UnexpectedAnswer, read_error
+from twolane.answers import ItemError, Job, ResultItem
+from twolane.errors import ServerUnreachable, UnexpectedAnswer, read_error
 from twolane.requests import Call
 
-__all__ = ["DEFAULT_URL", "EventReader", "Target", "read_answer", "read_version"]
+__all__ = ["DEFAULT_URL", "EventReader", "ResultReader", "Target", "read_answer", "read_version"]
 
 T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -78,6 +78,44 @@ class EventReader:
             data, self._data = "\n".join(self._data), []
             return _decode(data.encode(), Job)
         return None
+
+
+class _LineKind(msgspec.Struct):
+    """What tells an item from the line that ends a stream."""
+
+    index: int | None = None
+    complete: bool = False
+    error: ItemError | None = None
+
+
+class ResultReader:
+    """Reads results that are followed, line by line, and knows where to go on.
+
+    Args:
+        after: the index behind which they begin.
+    """
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+        self.complete = False
+
+    def feed(self, line: str) -> ResultItem | None:
+        """Take one line; return the item in it, if there is one.
+
+        Raises:
+            ServerUnreachable: the server could not read on.
+        """
+        if not line.strip():
+            return None
+        data = line.encode()
+        kind = _decode(data, _LineKind)
+        if kind.index is None:
+            if kind.error is not None:
+                raise ServerUnreachable(kind.error.message)
+            self.complete = kind.complete
+            return None
+        self.after = kind.index
+        return _decode(data, ResultItem)
 
 
 def read_answer(call: Call[T], response: httpx.Response) -> T:

@@ -30,6 +30,7 @@ __all__ = [
     "encode_items",
     "estimate_job",
     "follow_events",
+    "follow_results",
     "get_job",
     "get_model",
     "list_jobs",
@@ -125,6 +126,8 @@ class JobOptions(msgspec.Struct, omit_defaults=True, kw_only=True, frozen=True, 
     max_tokens_per_doc: int | None = None
     max_chunks_per_doc: int | None = None
     overlap_tokens: int | None = None
+    name: str | None = None
+    metadata: Mapping[str, str] | None = None
 
     def as_query(self) -> dict[str, str]:
         """Return the query parameters."""
@@ -227,6 +230,12 @@ def download_results(job_id: str, form: Literal["ndjson", "npy", "arrow", "arrow
     return Call(method="GET", path=f"{_job_path(job_id)}/results", answer=bytes, params={"format": form})
 
 
+def follow_results(job_id: str, after: int = -1) -> Call[bytes]:
+    """Return the call for the results behind an index as NDJSON, each as soon as it and all before it are there."""
+    params = {"format": "ndjson", "encoding_format": "base64", "follow": "true", "after": str(after)}
+    return Call(method="GET", path=f"{_job_path(job_id)}/results", answer=bytes, params=params)
+
+
 def follow_events(job_id: str, last_event_id: str = "") -> Call[bytes]:
     """Return the call for a job's changes as server-sent events, behind the one that was seen last."""
     headers = {"Accept": "text/event-stream"}
@@ -247,4 +256,6 @@ def _job_path(job_id: str) -> str:
 def _as_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, dict):
+        return msgspec.json.encode(value).decode()
     return ",".join(value) if isinstance(value, list | tuple) else str(value)

@@ -44,6 +44,7 @@ def test_a_job_runs_to_its_results(address: str) -> None:
             states = [event.status async for event in twin.jobs.events(job.id)]
             await twin.jobs.wait(job.id)
             ids = [item.id async for item in twin.jobs.results(job.id)]
+            assert ids == [item.id async for item in twin.jobs.follow(job.id)]
             listed = [job async for job in twin.jobs.list(limit=1)]
             return states, ids, len(listed)
 

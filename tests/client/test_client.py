@@ -120,6 +120,19 @@ def test_progress_is_reported_until_the_end(client: Twolane) -> None:
     assert [job.counts.completed for job in seen] == sorted(job.counts.completed for job in seen)
 
 
+def test_results_are_followed_to_their_end_and_behind_an_index(client: Twolane) -> None:
+    job = client.jobs.create((f"followed {number}" for number in range(3000)), model="fake")
+    followed = list(client.jobs.follow(job.id))
+    assert [item.index for item in followed] == list(range(3000))
+    assert followed == list(client.jobs.results(job.id))
+    assert [item.index for item in client.jobs.follow(job.id, after=2997)] == [2998, 2999]
+
+
+def test_a_job_comes_back_with_its_name_and_metadata(client: Twolane) -> None:
+    job = client.jobs.create(["named"], model="fake", name="shelves", metadata={"source": "shelf 3"})
+    assert client.jobs.get(job.id).metadata == {"name": "shelves", "source": "shelf 3"}
+
+
 def test_events_end_with_the_job(client: Twolane) -> None:
     job = client.jobs.create((f"streamed {number}" for number in range(500)), model="fake")
     states = [event.status for event in client.jobs.events(job.id)]

@@ -85,6 +85,7 @@ CALLS: list[requests.Call[Any]] = [
     requests.list_jobs(status="running", after="j"),
     requests.page_results("j"),
     requests.download_results("j", "npy"),
+    requests.follow_results("j", 3),
     requests.follow_events("j", "3"),
     requests.delete_job("j"),
     *(requests.change_job("j", verb) for verb in ("cancel", "pause", "resume", "retry")),
