@@ -1,5 +1,6 @@
 """The commands around jobs, as a person and as a machine sees them."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,20 @@ def test_results_and_failed_ones_are_printed_a_line_each(service: OwnStack, clie
     assert (code, [line["index"] for line in lines], "error" in lines[0]) == (0, [1], True)
     code, lines, _ = run_program(service.url, tmp_path, "retry", job.id)
     assert (code, lines[0]["id"]) == (0, job.id)
+
+
+def test_jobs_that_have_not_ended_are_watched_and_their_results_followed(
+    service: OwnStack, client: Twolane, tmp_path: Path
+) -> None:
+    job = client.jobs.create(["a", "b"], model="fake", name="[night] run", not_before=time.time() + 3600)
+    code, output, _ = see(service, tmp_path, "top", "--once")
+    assert (code, "[night] run" in output, "0% of 2" in output) == (0, True, True)
+    code, lines, _ = run_program(service.url, tmp_path, "top", "--once")
+    assert (code, job.id in {line["id"] for line in lines[0]}) == (0, True)
+    client.jobs.cancel(job.id)
+    job = client.jobs.create([f"followed by command {number}" for number in range(3000)], model="fake")
+    code, lines, _ = run_program(service.url, tmp_path, "results", job.id, "--follow")
+    assert (code, [line["index"] for line in lines]) == (0, list(range(3000)))
 
 
 def test_models_are_listed(service: OwnStack, tmp_path: Path) -> None:

@@ -51,6 +51,7 @@ program.command("rerank")(rerank.rerank)
 program.command("search")(search.search)
 program.command("models")(models.models)
 program.command("jobs")(jobs.list_jobs)
+program.command("top")(jobs.watch_jobs)
 program.command("job")(jobs.show_job)
 program.command("results")(jobs.print_results)
 for _verb in ("cancel", "pause", "resume", "retry"):
