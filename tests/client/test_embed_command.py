@@ -152,9 +152,9 @@ def test_a_run_goes_on_through_a_restart_of_the_server(client: Twolane, service:
 
 
 def test_ctrl_c_says_how_to_come_back(client: Twolane, tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus.parquet", texts_of("interrupted"))
+    write_corpus(tmp_path / "corpus.parquet", texts_of("interrupted", 3 * ROWS))
     process = start_program(client_url(client), tmp_path, *command("vectors.parquet"))
-    errors = stop_after_parts(process, tmp_path / "vectors.parquet.partial", 2, signal.SIGINT)
+    errors = stop_after_parts(process, tmp_path / "vectors.parquet.partial", 1, signal.SIGINT)
     assert process.returncode == 130
     assert "The same command goes on from here" in errors
     assert "Traceback" not in errors

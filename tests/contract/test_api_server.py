@@ -24,7 +24,7 @@ from tests.support.web_process import Web, fresh_web
 ROOT = Path(__file__).parents[2]
 LINE = json.dumps({"id": "x", "text": "a passage of some length " * 12}).encode() + b"\n"
 BLOCK = LINE * 200
-HEAD = b"POST /v1/jobs?model=fake HTTP/1.1\r\nHost: test\r\nContent-Type: application/x-ndjson\r\n"
+HEAD = b"POST /v1/jobs?model=fake HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-ndjson\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_a_large_upload_is_never_whole_in_memory(web: Web) -> None:
 
 def test_a_body_over_the_limit_is_answered_while_it_is_still_being_sent(web: Web) -> None:
     with web.connect() as connection:
-        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: t\r\nContent-Length: 90000000\r\n\r\n" + b" " * 1000)
+        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000\r\n\r\n" + b" " * 1000)
         status, body = answer_of(connection)
     assert (status, body["error"]["code"]) == (413, "request_too_large")
 
@@ -137,7 +137,7 @@ def test_waiting_callers_leave_threads_for_everybody_else(server: EmbeddedServer
         connection = stack.enter_context(web.connect())
         connection.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % (2 * len(BLOCK)) + 2 * BLOCK)
         job_id = answer_of(connection)[1]["id"]
-        request = f"GET /v1/jobs/{job_id} HTTP/1.1\r\nHost: t\r\nPrefer: wait=30\r\n\r\n".encode()
+        request = f"GET /v1/jobs/{job_id} HTTP/1.1\r\nHost: localhost\r\nPrefer: wait=30\r\n\r\n".encode()
         for _ in range(20):
             stack.enter_context(web.connect()).sendall(request)
         assert web.get("/livez") == {"status": "ok"}

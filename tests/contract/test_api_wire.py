@@ -15,7 +15,7 @@ import pytest
 from stack.embedded_redis import EmbeddedServer
 from tests.support.web_process import Web, fresh_web
 
-HOST = b"Host: test\r\n"
+HOST = b"Host: localhost\r\n"
 POST = b"POST /v1/embeddings HTTP/1.1\r\n" + HOST
 UPLOAD = b"POST /v1/jobs?model=fake HTTP/1.1\r\n" + HOST + b"Content-Type: application/x-ndjson\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"

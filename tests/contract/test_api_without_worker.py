@@ -46,13 +46,14 @@ def test_a_job_waits_for_a_worker_can_be_paused_resumed_and_cancelled(app: Flask
     for _ in range(2):
         answer = client.post(f"/v1/jobs/{job_id}/cancel")
         assert (answer.status_code, answer.json["status"]) == (200, "cancelled")
-    assert client.delete(f"/v1/jobs/{job_id}").status_code == 200
     over = client.post(f"/v1/jobs/{job_id}/pause")
     assert (over.status_code, over.headers["x-should-retry"]) == (409, "false")
     assert client.get(f"/v1/jobs/{job_id}/results").json["data"] == []
     array = np.load(io.BytesIO(client.get(f"/v1/jobs/{job_id}/results?format=npy").data))
     assert array.shape == (700, 64)
     assert np.isnan(array).all()
+    assert client.delete(f"/v1/jobs/{job_id}").status_code == 200
+    assert client.get(f"/v1/jobs/{job_id}").status_code == 404
 
 
 @pytest.mark.parametrize("priority", ["low", "normal", "high"])

@@ -54,7 +54,7 @@ def test_a_claim_that_is_sent_twice_by_the_client_counts_one_attempt(store: JobS
     job = submit(store, blobs, ["a"])
     store.leases.dispatch(LANE)
     scripts, names = Scripts(store.redis), JobKeys.of(job, store.settings)
-    call = ClaimScript(names, 0, "w", "nonce", lease_ms=1000, max_attempts=30, fingerprint="")
+    call = ClaimScript(names, 0, "w", "nonce", lease_ms=1000, max_attempts=30, max_failures=3, fingerprint="")
     first, second = (read_claim(job.id, 0, scripts.call(call)) for _ in range(2))
     assert first == second
     assert store.chunk_table(job.id)[0].attempts == 1
