@@ -8,7 +8,7 @@ cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
 TORCH=${TORCH:-auto}
 LOCK=requirements.lock
-EXTRAS=web,worker,stack,s3,tracing,dev
+EXTRAS=web,worker,quantized,stack,s3,tracing,dev
 CLIENT_EXTRAS=numpy,parquet,postgres,qdrant,s3,where,lancedb,faiss,milvus
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 

@@ -23,7 +23,10 @@ from workers.models.tokenizing import token_tokenizer, tokenizer
 
 MODULES = sentence_modules()
 # FlagEmbedding's class of the layerwise one uses what transformers will not have for ever.
-pytestmark = pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.rope_scaling. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The attention mask API:FutureWarning"),
+]
 
 
 def examine(folder: Path, **fields: Any) -> dict[str, Check]:

@@ -70,7 +70,8 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen3": ("qwen3", "Qwen3Config", _DECODER),
     "llama": ("qwen3", "LlamaConfig", _DECODER),
     "mistral": ("qwen3", "MistralConfig", {**_DECODER, "sliding_window": 16}),
-    "granite": ("qwen3", "GraniteConfig", _DECODER),
+    # Not the usual quarter; with the class's default of 1, random weights magnify the steps of half precision.
+    "granite": ("qwen3", "GraniteConfig", {**_DECODER, "attention_multiplier": 0.2}),
     "gemma2": ("qwen3", "Gemma2Config", {**_DECODER, "sliding_window": 16, "query_pre_attn_scalar": 16}),
     "gemma3": ("qwen3", "Gemma3TextConfig", {**_DECODER, "sliding_window": 16, "query_pre_attn_scalar": 16}),
     "gemma3-bidirectional": (
