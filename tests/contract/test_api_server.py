@@ -86,7 +86,9 @@ def test_a_large_upload_is_never_whole_in_memory(web: Web) -> None:
 
 def test_a_body_over_the_limit_is_answered_while_it_is_still_being_sent(web: Web) -> None:
     with web.connect() as connection:
-        connection.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000\r\n\r\n" + b" " * 1000)
+        connection.sendall(
+            b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 90000000\r\n\r\n" + b" " * 1000
+        )
         status, body = answer_of(connection)
     assert (status, body["error"]["code"]) == (413, "request_too_large")
 
