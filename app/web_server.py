@@ -10,7 +10,9 @@ Owns the choice of granian's options and the stop. What was measured with grania
 import contextlib
 import ctypes
 import logging
+import os
 import resource
+import signal
 import socket
 import sys
 import threading
@@ -48,6 +50,7 @@ from tasks.storage.shared_places import EVERY_S
 __all__ = ["run_server"]
 
 _log = logging.getLogger(__name__)
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _BACKLOG = 2048
 # More connections than these wait in the kernel, and so would probes: idle ones count too.
 _CONNECTIONS = 16_384
@@ -115,7 +118,24 @@ def run_server(settings: Settings) -> None:
         respawn_interval=0.5,
         workers_kill_timeout=settings.web_stop_s,
     )
+    _end_new_processes_by_signals()
     server.serve(target_loader=partial(_load, settings, port), wrap_loader=False)
+
+
+def _end_new_processes_by_signals() -> None:
+    """Let a stop end processes that granian forks while they load: with their parent's handlers they would miss it.
+
+    Signals wait until the fork is over, so that none comes between it and the change of handlers.
+    """
+    release = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _STOP_SIGNALS)
+
+    def obey() -> None:
+        for wanted in _STOP_SIGNALS:
+            signal.signal(wanted, signal.SIG_DFL)
+        release()
+
+    hold = partial(signal.pthread_sigmask, signal.SIG_BLOCK, _STOP_SIGNALS)
+    os.register_at_fork(before=hold, after_in_parent=release, after_in_child=obey)
 
 
 def _load(settings: Settings, port: int) -> Any:

@@ -162,10 +162,23 @@ def test_it_stops_by_itself_and_leaves_no_process(server: EmbeddedServer, tmp_pa
 def test_without_keys_it_refuses_an_address_that_others_can_reach(server: EmbeddedServer, tmp_path: Path) -> None:
     environment = {**os.environ, "TWOLANE_HOST": "0.0.0.0", "REDIS_URL": server.url, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "-m", "app"], cwd=tmp_path, env=environment, capture_output=True, timeout=20, check=False
+        [sys.executable, "-m", "app"], cwd=tmp_path, env=environment, capture_output=True, timeout=60, check=False
     )
     assert done.returncode == 2
     assert b"TWOLANE_KEYS_FILE" in done.stderr
+
+
+def test_a_stop_while_the_app_is_being_built_is_obeyed_at_once(server: EmbeddedServer, tmp_path: Path) -> None:
+    environment = {**os.environ, "TWOLANE_PORT": "0", "REDIS_URL": server.url, "PYTHONPATH": str(ROOT)}
+    # Longer than the test waits: a process that has not heard of the stop would be killed after it.
+    environment |= {"TWOLANE_WEB_STOP_S": "300", "TWOLANE_MODELS": "fake"}
+    with subprocess.Popen([sys.executable, "-m", "app"], cwd=tmp_path, env=environment) as process:
+        _wait_until(lambda: psutil.Process(process.pid).children() != [])
+        process.terminate()
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def _wait_until(true: Callable[[], bool]) -> None:
