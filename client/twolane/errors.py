@@ -19,6 +19,7 @@ __all__ = [
     "TwolaneError",
     "UnexpectedAnswer",
     "WebhookError",
+    "first_line",
     "read_error",
 ]
 
@@ -110,6 +111,11 @@ class _Body(msgspec.Struct):
 
 # What a proxy in front answers while the server behind it is started again, and the server when it is busy.
 _RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+
+
+def first_line(error: BaseException) -> str:
+    """Return what a library's error says in its first line, for a sentence of ours; its class if it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def read_error(status: int, headers: Mapping[str, str], body: bytes) -> ApiError:

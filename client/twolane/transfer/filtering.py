@@ -6,7 +6,7 @@ Owns the condition. Batches are filtered one by one, so that the order of rows s
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from twolane.errors import InputError
+from twolane.errors import InputError, first_line
 from twolane.transfer.arrow import load
 
 __all__ = ["filter_rows"]
@@ -34,7 +34,7 @@ def filter_rows(batches: Iterable[Any], condition: str, columns: Sequence[str]) 
                 # Which rows, not the rows: values keep the types that they came with.
                 kept = database.execute(f"SELECT CAST(({condition}) AS BOOLEAN) FROM rows").fetchnumpy()  # noqa: S608 - the user's own
             except duckdb.Error as error:
-                raise InputError(f"--where: {str(error).strip().partition(chr(10))[0]}") from None
+                raise InputError(f"--where: {first_line(error)}") from None
             yield batch.select(list(columns)).filter(_mask(kept, batch.num_rows))
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from twolane.errors import InputError
+from twolane.errors import InputError, first_line
 from twolane.transfer import readers, remote, sql
 from twolane.transfer.arrow import load
 
@@ -55,7 +55,7 @@ class _File:
             try:
                 yield from FORMATS[self.form](path, columns)
             except (OSError, arrow.ArrowException) as error:
-                raise InputError(f"{name} cannot be read: {_first_line(error)}") from None
+                raise InputError(f"{name} cannot be read: {first_line(error)}") from None
 
     @property
     def rows(self) -> int | None:
@@ -143,10 +143,6 @@ def _format_of(path: str) -> str:
     if form is None:
         raise InputError(f"the name of {path} does not tell its format; say it with --format: {', '.join(FORMATS)}")
     return form
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 FORMATS["documents"] = readers.read_documents

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from twolane.errors import InputError
+from twolane.errors import InputError, first_line
 from twolane.transfer.arrow import load
+from twolane.transfer.remote import public_name
 
 __all__ = ["Query", "is_database"]
 
@@ -53,7 +54,7 @@ class Query:
         parts = urlsplit(address)
         self._address = parts._replace(fragment="").geturl()
         self._table, self._sql = unquote(parts.fragment), sql
-        place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        place = public_name(address)
         self.name = f"{place}#{self._table}" if sql is None else f"{place} {sql}"
         if (sql is None) == (not self._table):
             raise InputError("name a table behind the address, as postgresql://host/database#table, or give --sql")
@@ -74,7 +75,7 @@ class Query:
                 yield from self._read(connection, columns)
         except psycopg.Error as error:
             # libpq writes no password into its messages.
-            raise InputError(f"{self.name}: {str(error).strip().partition(chr(10))[0]}") from None
+            raise InputError(f"{self.name}: {first_line(error)}") from None
 
     def _read(self, connection: Any, columns: Sequence[str] | None) -> Iterator[Any]:
         sql, arrow = load("psycopg.sql", "postgres"), load("pyarrow")

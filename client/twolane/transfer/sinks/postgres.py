@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 import msgspec
 
-from twolane.errors import SinkError
+from twolane.errors import SinkError, first_line
 from twolane.transfer.arrow import load
 from twolane.transfer.checkpoint import Checkpoint, Plan
 from twolane.transfer.sinks.postgres_schema import Column, describe_columns, read_dimension, to_rows
@@ -169,11 +169,7 @@ class PostgresSink:
             except self._psycopg.Error as error:
                 away = isinstance(error, self._psycopg.OperationalError | self._psycopg.InterfaceError)
                 if not away or time.monotonic() > until_s:
-                    raise SinkError(f"{self.name}: {_sentence(error)}") from None
+                    # libpq writes no password into its messages.
+                    raise SinkError(f"{self.name}: {first_line(error)}") from None
                 self.close()
                 time.sleep(0.5)
-
-
-def _sentence(error: Exception) -> str:
-    """Return the first line of an error; libpq writes no password into it."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from twolane.errors import SinkError, TwolaneError
+from twolane.errors import SinkError, TwolaneError, first_line
 from twolane.transfer.arrow import load
 from twolane.transfer.checkpoint import Checkpoint, Plan
 
@@ -130,5 +130,4 @@ class StoreSink(abc.ABC):
         except TwolaneError:
             raise
         except Exception as error:  # noqa: BLE001 - the edge to clients, which raise what their transports raise
-            reason = str(error).strip().partition("\n")[0]
-            raise SinkError(f"{self.name}: {reason or type(error).__name__}") from None
+            raise SinkError(f"{self.name}: {first_line(error)}") from None
