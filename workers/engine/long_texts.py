@@ -67,8 +67,7 @@ class LongTexts:
         whole, most = [(0, len(text))], self._windows.most
         if len(tokens) <= size:
             return _Cut(whole)
-        spans = cut_windows(text, tokens, size, overlap)
-        spans = [part for span in spans for part in self._halve(text, span, size)]
+        spans = self._fit(text, cut_windows(text, tokens, size, overlap), size)
         if most is None or len(spans) <= most:
             return _Cut(spans)
         if work.params.truncate == "none":
@@ -76,14 +75,17 @@ class LongTexts:
             return _Cut([], refused=ItemError.of(ContextLengthExceeded(message)))
         return _Cut(spans[-most:] if work.params.truncate == "start" else spans[:most], left_out=True)
 
-    def _halve(self, text: str, span: Span, size: int) -> list[Span]:
-        """Cut a window in two, in the rare case that it has more tokens by itself than it had in its text."""
-        start, end = span
-        (tokens,) = self._tokenizer.locate([text[start:end]])
-        if len(tokens) <= size or end - start < 2:
-            return [span]
-        middle = start + min(max(1, int(tokens[len(tokens) // 2, 0])), end - start - 1)
-        return self._halve(text, (start, middle), size) + self._halve(text, (middle, end), size)
+    def _fit(self, text: str, spans: Sequence[Span], size: int) -> list[Span]:
+        """Cut in two the windows that, rarely, have more tokens by themselves than they had in their text."""
+        fitting: list[Span] = []
+        located = self._tokenizer.locate([text[start:end] for start, end in spans])
+        for (start, end), tokens in zip(spans, located, strict=True):
+            if len(tokens) <= size or end - start < 2:
+                fitting.append((start, end))
+            else:
+                middle = start + min(max(1, int(tokens[len(tokens) // 2, 0])), end - start - 1)
+                fitting += self._fit(text, [(start, middle), (middle, end)], size)
+        return fitting
 
     def _spread(self, work: Work) -> Work:
         texts = [text[start:end] for text, cut in zip(work.texts, self._cuts, strict=True) for start, end in cut.spans]
