@@ -34,11 +34,11 @@ class SettingFields(BaseSettings):
     )
     data_dir: Path = Field(Path("data"), description="Folder for the embedded server's data and for models.")
     host: str = Field("127.0.0.1", description="Address that the web server binds.")
-    cors_origins: str = Field(
-        "", description="Origins whose web pages may call (https://example.org), comma-separated; *: any. Empty: none."
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Origins whose web pages may call (https://example.org), comma-separated; *: any. Empty: none."
     )
-    allowed_hosts: str = Field(
-        "",
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
         description="Names besides those of loopback under which a server without keys is called, comma-separated, as "
         "behind a proxy that passes its own on; .example.org: with all below it; *: any.",
     )

@@ -80,8 +80,8 @@ class Settings(SettingFields):
 
     @model_validator(mode="before")
     @classmethod
-    def _split_models(cls, values: dict[str, object]) -> dict[str, object]:
-        for field in ("models", "pinned_models"):
+    def _split_lists(cls, values: dict[str, object]) -> dict[str, object]:
+        for field in ("models", "pinned_models", "cors_origins", "allowed_hosts"):
             names = values.get(field)
             if isinstance(names, str):
                 values[field] = tuple(name.strip() for name in names.split(",") if name.strip())

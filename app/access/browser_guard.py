@@ -30,8 +30,8 @@ class BrowserGuard:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._names = _split(settings.allowed_hosts)
-        self._origins = {origin.rstrip("/").lower() for origin in _split(settings.cors_origins)}
+        self._names = list(settings.allowed_hosts)
+        self._origins = {origin.rstrip("/").lower() for origin in settings.cors_origins}
 
     def check(self, environ: Mapping[str, Any]) -> None:
         """Look at a request's `Host` and `Origin`.
@@ -60,7 +60,3 @@ class BrowserGuard:
         place = urlsplit(origin).netloc.lower()
         # A proxy may have put another name into `Host` than the one that the page was loaded from.
         return bool(place) and (place == host.lower() or ("*" not in self._names and self._is_ours(place)))
-
-
-def _split(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
