@@ -30,13 +30,12 @@ from redis import RedisError
 from app import create_app
 from app.admin.worker_watch import WorkerWatch
 from app.batches.batch_scheduler import BatchScheduler
-from app.http.request_ids import RequestIdFilter
+from app.http.request_ids import configure_request_logging
 from app.http.slow_clients import limit_stalled_readers
 from app.http.spans import make_tracing, start_tracing
 from app.jobs.event_lines import EventLines
 from app.jobs.webhooks import WebhookDispatcher
 from config.keyring import check_exposure
-from config.logging import configure_logging
 from config.secrets import mask_secrets
 from config.settings import Settings
 from tasks.connections import check_redis
@@ -92,7 +91,7 @@ def run_server(settings: Settings) -> None:
     check_exposure(settings)
     if not settings.redis_url:
         raise ConfigError("REDIS_URL is empty: name a running server, or let `make serve` start one")
-    _configure_logging(settings)
+    configure_request_logging(settings, "web")
     _log.info("settings of the web server: %s", _list_settings(settings))
     check_redis(settings.redis_url)
     check_data_folder(settings)
@@ -140,7 +139,7 @@ def _end_new_processes_by_signals() -> None:
 
 def _load(settings: Settings, port: int) -> Any:
     """Build the app in the web process itself: threads and connections do not survive a fork."""
-    _configure_logging(settings)
+    configure_request_logging(settings, "web")
     _return_memory()
     if settings.tracing:
         tracing, provider = make_tracing()
@@ -204,13 +203,6 @@ def _list_settings(settings: Settings) -> str:
     changed = settings.model_dump(exclude_defaults=True)
     shown = {name: mask_secrets(str(value)) for name, value in sorted(changed.items())}
     return ", ".join(f"{name}={value}" for name, value in shown.items()) or "all by default"
-
-
-def _configure_logging(settings: Settings) -> None:
-    # One line a request.
-    configure_logging(settings, "web", batched=True)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(RequestIdFilter(in_text=settings.log_format == "text"))
 
 
 def _choose_address(settings: Settings) -> tuple[str, int]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 __all__ = [
     "DENSE_ONLY",
     "KINDS",
+    "MANY_VECTORS",
     "Extra",
     "ExtraParts",
     "Kind",
@@ -29,6 +30,8 @@ Kind = Literal["dense", "sparse", "colbert"]
 Extra = Literal["sparse", "colbert", "chunks", "tokens", "text"]
 KINDS: tuple[Kind, ...] = ("dense", "sparse", "colbert")
 DENSE_ONLY: tuple[Kind, ...] = ("dense",)
+# Of these an item has many vectors, so few items are large already.
+MANY_VECTORS: frozenset[Extra] = frozenset({"colbert", "chunks"})
 
 # What one item has of a kind. sparse: token ids (int32) and their weights (float32), both of shape (k,), ids ascending;
 # colbert: float32 or float16 of shape (tokens, d); chunks: int32 of shape (k, 2), where each begins and ends in the

@@ -46,13 +46,13 @@ class TokenizeRequest(VendorBody):
         Raises:
             InvalidRequest: there is nothing, or both shapes at once.
         """
-        if (self.prompt is None) == (self.inputs is None):
+        given = [one for one in (self.prompt, self.inputs) if one is not None]
+        if len(given) != 1:
             raise InvalidRequest("either `prompt` or `inputs` is needed", param="inputs")
-        if isinstance(self.inputs, list):
-            if not self.inputs:
-                raise InvalidRequest("must not be empty", param="inputs")
-            return self.inputs
-        return [self.prompt if self.inputs is None else self.inputs]  # type: ignore[list-item]  # one is there
+        texts = [given[0]] if isinstance(given[0], str) else given[0]
+        if not texts:
+            raise InvalidRequest("must not be empty", param="inputs")
+        return texts
 
 
 class DetokenizeRequest(VendorBody):

@@ -15,11 +15,14 @@ from types import MappingProxyType
 from flask import Flask, Response, g, request
 
 from app.http.spans import begin_span, finish_span
+from config.logging import configure_logging
+from config.settings import Settings
 
 __all__ = [
     "RequestIdFilter",
     "begin_request",
     "choose_request_id",
+    "configure_request_logging",
     "current_request_id",
     "finish_request",
     "install_tracing",
@@ -64,6 +67,13 @@ class RequestIdFilter(logging.Filter):
             if self._in_text:
                 record.msg = f"{record.msg} [{request_id}]"
         return True
+
+
+def configure_request_logging(settings: Settings, process: str) -> None:
+    """Set up the logging of a process that answers requests: one line each, and the request's ID on every line."""
+    configure_logging(settings, process, batched=True)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RequestIdFilter(in_text=settings.log_format == "text"))
 
 
 def install_tracing(app: Flask) -> None:

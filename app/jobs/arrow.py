@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from app.jobs.result_items import ResultChunk
 from app.jobs.results import Results
+from tasks.vectors import MANY_VECTORS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,10 +94,8 @@ def _write_table(results: Results, form: TableFormat, after: int) -> Iterator[by
         for chunk in results.chunks(after):
             waiting.append(_make_batch(chunk, schema))
             # Vectors of tokens or parts of texts make a chunk as large as a row group should be.
-            large = (
-                bool({"colbert", "chunks"} & chunk.extras.keys())
-                or sum(batch.num_rows for batch in waiting) >= _GROUP_ROWS
-            )
+            many_vectors = not MANY_VECTORS.isdisjoint(chunk.extras)
+            large = many_vectors or sum(batch.num_rows for batch in waiting) >= _GROUP_ROWS
             if form != "parquet" or large:
                 writer.write_table(pa.Table.from_batches(waiting, schema))
                 waiting.clear()

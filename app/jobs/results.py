@@ -18,6 +18,7 @@ from app.services import Services
 from app.vector_formats import Precision, VectorFormat, quantize, quantize_chunks
 from tasks.errors import Expired, NotFinished, StoreUnavailable, TwolaneError
 from tasks.jobs.job import ChunkState, Job
+from tasks.vectors import MANY_VECTORS
 
 __all__ = ["Results"]
 
@@ -163,7 +164,7 @@ class Results:
                     continue
                 chunk = self.read(state).behind(after)
                 lines = (encode_json(row) + b"\n" for row in shape.rows(chunk, failed=failed))
-                at_once = 1 if {"colbert", "chunks"} & chunk.extras.keys() else _LINES_AT_ONCE
+                at_once = _LINES_AT_ONCE if MANY_VECTORS.isdisjoint(chunk.extras) else 1
                 while piece := b"".join(itertools.islice(lines, at_once)):
                     yield piece
             yield self.last_line(last, complete=chunks == self.job.chunks)

@@ -21,6 +21,7 @@ from tasks.engine import Windows
 from tasks.jobs.forecast import JobShare
 from tasks.jobs.job import WEIGHTS, Job, JobProgress, WebhookState
 from tasks.lanes import Lane, Service
+from tasks.vectors import MANY_VECTORS
 
 __all__ = ["job_etag", "render_estimate", "render_job", "render_submission", "view_job"]
 
@@ -158,9 +159,8 @@ def _view_windows(windows: Windows | None) -> dict[str, Any]:
 
 def _is_short(live: Services, job: Job) -> bool:
     """Return whether the results may be part of the job object: of few items, and few tokens if each has a vector."""
-    few_tokens = (
-        not {"colbert", "chunks"} & set(job.params.extras) or job.tokens <= live.settings.interactive_max_tokens
-    )
+    one_vector = MANY_VECTORS.isdisjoint(job.params.extras)
+    few_tokens = one_vector or job.tokens <= live.settings.interactive_max_tokens
     return few_tokens and job.counts.total <= live.settings.interactive_max_items
 
 

@@ -10,9 +10,8 @@ from flask import Flask
 from pydantic import ValidationError
 
 from app import create_app
-from app.http.request_ids import RequestIdFilter
+from app.http.request_ids import configure_request_logging
 from config.keyring import KeyringError, check_exposure
-from config.logging import configure_logging
 from config.settings import Settings, SettingsError, load_settings
 from tasks.errors import ConfigError
 
@@ -45,9 +44,7 @@ def _serve(settings: Settings) -> None:
     check_exposure(settings)
     if not settings.redis_url:
         raise ConfigError("REDIS_URL is empty: name a running server, or let `make serve` start one")
-    configure_logging(settings, "protocols", batched=True)
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(RequestIdFilter(in_text=settings.log_format == "text"))
+    configure_request_logging(settings, "protocols")
     # It has a line for each connection.
     logging.getLogger("websockets").setLevel(logging.WARNING)
     stopping = threading.Event()

@@ -142,10 +142,7 @@ class _Session:
                 return
             call = self._read(value)
         except TwolaneError as error:
-            problem = {
-                "error": {"message": error.message, "type": "invalid_request_error", "param": None, "code": error.code}
-            }
-            self._send({"id": sent, "status": 400, "body": problem})
+            self._send({"id": sent, "status": 400, "body": _problem(error.message, error.code)})
             return
         self._room.acquire()
         self._running[orjson.dumps(call.id)] = call
@@ -186,10 +183,7 @@ class _Session:
             _log.debug("nobody reads an answer any more")
         except Exception:  # noqa: BLE001 - the edge of one request: its caller gets an answer
             _log.exception("a request over WebSocket failed")
-            problem = {
-                "error": {"message": "internal error", "type": "server_error", "param": None, "code": "internal_error"}
-            }
-            self._send({"id": call.id, "status": 500, "body": problem})
+            self._send({"id": call.id, "status": 500, "body": _problem("internal error", "internal_error")})
         finally:
             self._running.pop(orjson.dumps(call.id), None)
             self._room.release()
@@ -214,10 +208,6 @@ class _Session:
 
 def _shown(answer: InnerAnswer) -> dict[str, str]:
     return {name: answer.headers[name] for name in _SHOWN if name in answer.headers}
-
-
-def _is_header(value: Any) -> bool:
-    return isinstance(value, str) and value.isascii() and value.isprintable()
 
 
 def _problem(message: str, code: str) -> dict[str, Any]:

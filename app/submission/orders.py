@@ -11,10 +11,10 @@ import numpy as np
 import orjson
 from pydantic import BaseModel
 
-from app.submission.windows import WINDOW_FIELDS, Asked, choose_windows
+from app.submission.windows import choose_windows
 from config.catalog import ModelCard
 from config.settings import Settings
-from tasks.engine import JobParams, Operation, TokenOperation, Windows
+from tasks.engine import JobParams, Operation, TokenOperation
 from tasks.errors import InvalidRequest, WrongCapability
 from tasks.jobs.chunking import ChunkLimits
 from tasks.jobs.job import ChunkInput, Job, Webhook
@@ -148,17 +148,11 @@ def make_order(
         returns=_choose_kinds(card, asked("returns")),
         role=input_type if card.family == "colbert" else None,
         cutoff_layer=_choose_layer(card, operation, asked("cutoff_layers")),
-        long=_choose_windows(card, operation, asked),
+        long=choose_windows(card, operation, asked),
     )
     items_field = "input" if operation == "embeddings" else "documents"
     order = Order(card, operation, params, asked("priority") or "normal", extra or {}, items_field)
     return replace(order, expires_in_s=asked("expires_in"), not_before=asked("not_before")) if job else order
-
-
-def _choose_windows(card: ModelCard, operation: Operation, asked: Asked) -> Windows | None:
-    # Few requests speak of windows.
-    named = any(asked(name) is not None for name in WINDOW_FIELDS)
-    return choose_windows(card, operation, asked) if named else None
 
 
 def _choose_instruction(card: ModelCard, instruction: str | None, input_type: str | None) -> str | None:

@@ -11,13 +11,11 @@ from tasks.engine import Operation, Windows
 from tasks.errors import InvalidRequest
 from tasks.vectors import DENSE_ONLY
 
-__all__ = ["WINDOW_FIELDS", "Asked", "choose_windows"]
+__all__ = ["Asked", "choose_windows"]
 
 Asked = Callable[[str], Any]
 # Where a call says by how much windows overlap and not how many there may be.
 _MOST_WINDOWS = 1024
-# What a request may say; one that says nothing of it has no windows.
-WINDOW_FIELDS = ("long", "chunk_tokens", "overlap_tokens", "max_chunks_per_doc", "max_tokens_per_doc")
 _OF_RERANK = ("max_chunks_per_doc", "max_tokens_per_doc")
 
 

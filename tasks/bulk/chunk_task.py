@@ -79,9 +79,9 @@ def run_chunk(model: str) -> str | None:
             # Unloaded after this worker took the message; it may come back until the consumer has let the queue go.
             time.sleep(_BUSY_DELAY_S)
             publish_messages(context.leases, lane, 1)
-        elif told := _run_next(context, lane):
+        elif what_became := _run_next(context, lane):
             publish_messages(context.leases, lane, 1)
-            return told
+            return what_became
     except RedisError as error:
         _log.warning("a chunk of %s is left to the reaper: %s", model, error)
         return "failed: Redis does not answer"
